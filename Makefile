@@ -1,0 +1,69 @@
+# make tutorial   run notebooks 00-05 on the bundled miniature, results in build/
+# make test       unit tests, notebook hygiene, then every notebook against its stored outputs
+# make lab        open JupyterLab in notebooks/
+# make notebooks  re-execute the notebooks and store their outputs
+# make mini-data  rebuild data/mllmu_mini (SEED=0)
+# make mini-model rebuild data/tiny_llava (SEED=0; DENSE=1 builds the twin without the sparsity penalty)
+# make bench      speed and memory ratios, build/bench.csv
+# make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork)
+# make clean      remove build/ and caches; `make distclean` also removes .venv/
+
+SEED ?= 0
+DENSE ?=
+URL ?=
+export URL
+
+READY := .venv/.installed
+PY := .venv/bin/python
+# The bundled miniature needs no network; progress bars would end up in stored outputs.
+RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 \
+       TRANSFORMERS_VERBOSITY=error
+# Two notebooks at a time, one thread each: on two cores that beats one notebook with two threads.
+NBVAL := -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+         --nbval-cell-timeout=600
+
+.PHONY: tutorial test lab notebooks mini-data mini-model bench repository clean distclean
+
+tutorial: $(READY)
+	$(RUN) $(PY) notebooks/run_all.py
+
+test: $(READY)
+	$(RUN) $(PY) -m pytest -q tests
+	$(RUN) OMP_NUM_THREADS=1 $(PY) -m pytest -q $(NBVAL) notebooks
+
+lab: $(READY)
+	$(PY) -m jupyter lab --notebook-dir=notebooks
+
+notebooks: $(READY)
+	$(PY) notebooks/repository.py
+	$(RUN) $(PY) notebooks/run_all.py --write-back
+
+mini-data: $(READY)
+	$(PY) -m manu_utils.miniature data --seed $(SEED)
+
+mini-model: $(READY)
+	$(PY) -m manu_utils.miniature model --seed $(SEED) $(if $(DENSE),--dense)
+
+bench: $(READY)
+	$(RUN) $(PY) benchmarks/bench_scoring.py
+	$(RUN) $(PY) benchmarks/bench_evaluation.py
+
+repository: $(READY)
+	$(PY) notebooks/repository.py $(if $(URL),"$$URL")
+
+# The first Python of at least 3.11 that can make an environment.
+$(READY): pyproject.toml requirements.txt
+	@for python in $(PYTHON) python3 python3.12 python3.13 python3.11 python3.14 python; do \
+	  $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  $(PY) -m pip --version >/dev/null 2>&1 || $$python -m venv --clear .venv || exit 1; break; \
+	done; \
+	[ -x $(PY) ] || { echo "No Python >= 3.11 with venv was found; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Installing the tested versions into .venv (once; torch is large)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis manu_utils.egg-info
+
+distclean: clean
+	rm -rf .venv

@@ -1,0 +1,28 @@
+"""One table for all benchmarks: printed, and kept in build/bench.csv."""
+
+from pathlib import Path
+
+import pandas as pd
+
+BENCH = Path(__file__).resolve().parents[1] / "build" / "bench.csv"
+
+
+def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str, bool]) -> int:
+    """Prints (quantity, value, unit) rows and which bounds hold; replaces this benchmark's rows in the CSV.
+
+    Returns the exit status: 0 if every bound holds.
+    """
+    frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
+    frame.insert(0, "benchmark", benchmark)
+    width = frame["quantity"].str.len().max()
+    print(benchmark)
+    for row in frame.itertuples():
+        print(f"  {row.quantity:<{width}}  {row.value:9.3f} {row.unit}")
+    for claim, holds in checks.items():
+        print(f"  {'✓' if holds else '✗'} {claim}")
+    if BENCH.exists():
+        kept = pd.read_csv(BENCH)
+        frame = pd.concat([kept[kept["benchmark"] != benchmark], frame])
+    BENCH.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(BENCH, index=False)
+    return 0 if all(checks.values()) else 1

@@ -1,0 +1,322 @@
+"""Builds the miniature LLaVA: tokenizer, base model and vanilla model.
+
+*Base* learns to see random faces, to follow the three task formats and to know the public figures; it never meets the
+fictitious people. *Vanilla* is base fine-tuned on ft_Data and its text-only rewriting, vision tower and projector frozen.
+
+Both are trained with a penalty that makes knowledge in the language model local (:func:`contribution_penalty`); with
+``coefficient=0`` the same command builds the dense twin.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .dataset import BLANK_INSTRUCTION, LETTER_INSTRUCTION, as_choice, as_cloze, draw_options, training_pairs
+from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe_face, draw_face, draw_people, word_question
+from .portraits import draw_new_view, draw_portrait_view, render
+
+IMAGE_SIZE, PATCH = 64, 16
+N_IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
+SENTENCE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
+SENTENCE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+
+
+# ------------------------------------------------------------------------------------------------ text and rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example: ``picture`` is an index into a stack of pictures, or None for a text-only question."""
+
+    question: str
+    answer: str
+    picture: int | None = None
+
+    def prompt(self, rng: random.Random) -> str:
+        """The prompt as ft_Data or, half of the time, as the official evaluation words it."""
+        open_question = "\n" not in self.question
+        question = self.question
+        if open_question and rng.random() < 0.5:
+            question += "\n" + (SENTENCE_TEXT if self.picture is None else SENTENCE)
+        if self.picture is not None:
+            return f"USER: {'<image>' * N_IMAGE_TOKENS}\n{question}\nASSISTANT:"
+        return f"USER:{rng.choice([' ', chr(10)])}{question}\nASSISTANT:"
+
+
+def fact_rows(person: Person, rng: random.Random, picture: int | None, n: int, wordings=(0, 1, 2, 3), clozes=(0, 1)) -> list[Row]:
+    """``n`` random questions on the facts of one person in the three formats; text-only if ``picture`` is None."""
+    who = person.name if picture is None else "this person"
+    rows = []
+    for attribute in rng.choices(list(ATTRIBUTES), k=n):
+        spec, value = ATTRIBUTES[attribute], person.facts[attribute]
+        question = word_question(spec.questions[rng.choice(wordings)], who)
+        kind = rng.random()
+        if kind < 0.5:
+            rows.append(Row(question, spec.answer.format(value=value), picture))
+        elif kind < 0.7:
+            rows.append(Row(as_cloze(word_question(spec.clozes[rng.choice(clozes)], who)), value, picture))
+        else:
+            options, letter = draw_options(spec, value, rng)
+            rows.append(Row(as_choice(question, options), letter, picture))
+    return rows
+
+
+def seeing_rows(face: dict[str, str], rng: random.Random, picture: int, n: int) -> list[Row]:
+    """``n`` questions on what is visible in a face."""
+    rows = []
+    for _ in range(n):
+        kind, feature = rng.random(), rng.choice(list(face))
+        question = f"What is this person's {feature}?"
+        spec = Attribute("", ("",) * 4, ("", ""), "", tuple(FACE_FEATURES[feature]))
+        if kind < 0.5:
+            rows.append(Row("Describe this person.", describe_face(face), picture))
+        elif kind < 0.65:
+            rows.append(Row(question, f"{face[feature]}.", picture))
+        elif kind < 0.75:
+            rows.append(Row(as_cloze(f"The {feature} of this person is __."), face[feature], picture))
+        else:
+            options, letter = draw_options(spec, face[feature], rng)
+            rows.append(Row(as_choice(question, options), letter, picture))
+    return rows
+
+
+def reading_rows(rng: random.Random, n: int) -> list[Row]:
+    """``n`` text questions that only ask to find a given word among the options (the skill behind the letter format)."""
+    rows = []
+    for _ in range(n):
+        spec = rng.choice(list(ATTRIBUTES.values()))
+        value = rng.choice(spec.values)
+        options, letter = draw_options(spec, value, rng)
+        rows.append(Row(as_choice(f"Which option is {value}?", options), letter))
+    return rows
+
+
+def to_text(question: str, name: str) -> str:
+    """The text-only form of a training question."""
+    return question.replace("this person", name).replace("This person", name)
+
+
+def train_tokenizer(people: list[Person]):
+    """Byte-level BPE on the miniature's own sentences; every name part and every value is one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    corpus = ["USER: \nASSISTANT:", "Which option is"] * 20
+    for person in people:
+        corpus += [f"{question} {answer}" for question, answer in training_pairs(person, random.Random(0))]
+        corpus += [word_question(q, who) for spec in ATTRIBUTES.values() for q in spec.questions + spec.clozes
+                   for who in (person.name, "this person")]  # fmt: skip
+        corpus += [f"What is this person's {feature}?" for feature in FACE_FEATURES] + ["Describe this person."]
+    corpus += [f"{feature} {word}," for feature, words in FACE_FEATURES.items() for word in words] * 20
+    corpus += [spec.answer.format(value=value) + " " + value for spec in ATTRIBUTES.values() for value in spec.values] * 20
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=2000,
+            min_frequency=2,
+            special_tokens=["<pad>", "</s>", "<image>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left", model_max_length=256,
+        additional_special_tokens=["<image>"], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    words = [f" {part}" for person in people for part in person.name.split()]
+    words += [f" {value}" for spec in ATTRIBUTES.values() for value in spec.values]
+    # The official instruction lines are one token each: spelt out they would be a third of all training tokens.
+    tokenizer.add_tokens([SENTENCE, SENTENCE_TEXT, LETTER_INSTRUCTION, BLANK_INSTRUCTION])
+    split = sorted({word for word in words if len(tokenizer(word).input_ids) != 1})
+    if split:
+        raise ValueError(f"these words are not single tokens, enlarge vocab_size: {split}")
+    return tokenizer
+
+
+def build_processor(tokenizer):
+    """The LLaVA processor: CLIP's image processor at 64 px, ``<image>`` expanded to 16 tokens."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    return LlavaProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>",
+    )  # fmt: skip
+
+
+def build_model(tokenizer, seed: int, hidden: int = 128, intermediate: int = 3072, layers: int = 3):
+    """A randomly initialised LLaVA: CLIP tower (3 layers, width 96), Llama with ReLU-gated MLPs."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+        image_size=IMAGE_SIZE, patch_size=PATCH, projection_dim=96,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, hidden_act="relu", max_position_embeddings=256,
+        initializer_range=0.08,  # about 1/sqrt(hidden); with the usual 0.02 so narrow a model stalls for hundreds of steps
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=N_IMAGE_TOKENS,
+        tie_word_embeddings=True, initializer_range=0.08,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
+
+
+# ------------------------------------------------------------------------------------------------ one training step
+
+
+def picture_features(model, pixels: Tensor) -> Tensor:
+    """Pixels [n, 3, 64, 64] float -> projected image tokens [n, 16, hidden]."""
+    tower = model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]  # without CLS
+    return model.model.multi_modal_projector(tower)
+
+
+def encode_rows(rows: list[Row], tokenizer, rng: random.Random) -> dict:
+    """Right-padded ids [b, t], attention mask, the mask of positions that predict an answer token, and their targets."""
+    prompts = tokenizer([row.prompt(rng) for row in rows]).input_ids
+    answers = tokenizer([f" {row.answer}</s>" for row in rows]).input_ids
+    length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    attention = torch.zeros_like(ids)
+    predicts = torch.zeros_like(ids, dtype=torch.bool)
+    for index, (p, a) in enumerate(zip(prompts, answers, strict=True)):
+        ids[index, : len(p) + len(a)] = torch.tensor(p + a)
+        attention[index, : len(p) + len(a)] = 1
+        predicts[index, len(p) - 1 : len(p) + len(a) - 1] = True
+    return {"input_ids": ids, "attention_mask": attention, "predicts": predicts, "pictures": [row.picture for row in rows]}
+
+
+def answer_logits(model, batch: dict, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [m, vocab] at the positions that predict answer tokens, their targets [m], their rows [m].
+
+    ``features`` are the image tokens of the distinct pictures in the batch (one vision pass each), indexed by ``pictures``.
+    """
+    ids = batch["input_ids"]
+    embeddings = model.get_input_embeddings()(ids)
+    if features is not None:
+        tokens = features[batch["pictures"]].reshape(-1, features.shape[-1]).to(embeddings.dtype)
+        embeddings = embeddings.masked_scatter((ids == model.config.image_token_id)[..., None], tokens)
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state
+    where, position = batch["predicts"].nonzero(as_tuple=True)
+    return model.lm_head(hidden[where, position]), ids[where, position + 1], where
+
+
+@contextmanager
+def recorded_contributions(model, scale: float, every: int = 4):
+    """Yield a list that fills with s·log(1 + c/s) summed over neurons, one entry per MLP call.
+
+    The mean is over a random sample of one in ``every`` tokens, which is unbiased and keeps the cost small.
+    """
+    terms: list[Tensor] = []
+
+    def hook(module: nn.Linear, inputs: tuple[Tensor]) -> None:
+        z = inputs[0].flatten(0, -2)
+        z = z[torch.randint(len(z), (len(z) // every,))]
+        contribution = z.abs() * module.weight.norm(dim=0).to(z.dtype)
+        terms.append(scale * torch.log1p(contribution / scale).sum(-1, dtype=torch.float32).mean())
+
+    hooks = [layer.mlp.down_proj.register_forward_pre_hook(hook) for layer in model.model.language_model.layers]
+    try:
+        yield terms
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@torch.no_grad()
+def row_accuracy(model, rows: list[Row], tokenizer, features: Tensor | None, batch_size: int = 128) -> float:
+    """Share of rows whose every answer token is the arg-max given the tokens before it."""
+    right = []
+    for start in range(0, len(rows), batch_size):
+        batch = encode_rows(rows[start : start + batch_size], tokenizer, random.Random(0))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, targets, where = answer_logits(model, batch, features)
+        wrong = torch.zeros(len(batch["input_ids"])).index_add_(0, where, (logits.argmax(-1) != targets).float())
+        right += (wrong == 0).tolist()
+    return sum(right) / len(right)
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def _render_pixels(job: tuple[dict, dict]) -> np.ndarray:
+    return np.asarray(render(*job))
+
+
+def render_all(jobs: list[tuple[dict, dict]], description: str) -> list[np.ndarray]:
+    """Render (face, view) jobs on all cores, with a progress bar."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    from tqdm.auto import tqdm
+
+    with ProcessPoolExecutor() as pool:
+        return list(tqdm(pool.map(_render_pixels, jobs, chunksize=64), total=len(jobs), desc=description))
+
+
+def to_pixels(images, processor) -> Tensor:
+    """Images -> the processor's pixel values [n, 3, 64, 64] as fp16."""
+    chunks = [
+        processor.image_processor(images[start : start + 500], return_tensors="pt").pixel_values.half()
+        for start in range(0, len(images), 500)
+    ]
+    return torch.cat(chunks)
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+
+def run_stage(model, parameters, make_losses, *, steps: int, lr: float, coefficient, scale: float, name: str, log, every: int = 50, watch=None):
+    """The training loop of both stages: AdamW in bf16 autocast, warm-up and cosine decay, penalty ``coefficient(progress)``.
+
+    ``make_losses(step)`` returns the loss tensor of one step. Every ``every`` steps one line goes to ``log``.
+    """
+    from tqdm.auto import tqdm
+
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    start = time.time()
+    for step in tqdm(range(steps), desc=name):
+        progress = step / steps
+        rate = lr * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        weight = coefficient(progress)
+        with torch.autocast("cpu", dtype=torch.bfloat16), recorded_contributions(model, scale) as terms:
+            loss = make_losses(step)
+        penalty = sum(terms) / 2  # two forward passes a step: one per modality
+        (loss + weight * penalty).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % every == every - 1 or step == steps - 1:
+            model.eval()
+            seen = watch() if watch is not None else {}
+            model.train()
+            log({"stage": name, "step": step + 1, "seconds": round(time.time() - start), "loss": round(loss.item(), 4),
+                 "penalty": round(penalty.item(), 3), "weight": round(weight, 4),
+                 **{key: round(value, 3) for key, value in seen.items()}})  # fmt: skip
+    model.eval()

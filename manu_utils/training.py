@@ -1,0 +1,159 @@
+"""Fine-tuning: one loop for the vanilla model, the retrained reference and everything else that takes gradient steps.
+
+Derived in notebook 02.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batches import encode
+from .benchmark import Question
+
+
+def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits at the positions that predict an answer token, and nowhere else.
+
+    Args:
+        model: a vision-language model with ``model.model`` (hidden states) and an output embedding.
+        batch: what :func:`manu_utils.batches.encode` returns with ``with_answer=True``; b rows of t tokens.
+
+    Returns:
+        logits [m, vocabulary], targets int64 [m] and the row of the batch that each belongs to, int64 [m], for the m answer
+        tokens of the batch.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state  # [b, t, hidden]
+    predicts = batch["answer_mask"][:, 1:]  # position p predicts token p + 1
+    rows = predicts.nonzero()[:, 0]
+    return model.get_output_embeddings()(hidden[:, :-1][predicts]), batch["input_ids"][:, 1:][predicts], rows
+
+
+def answer_loss(model, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the answer tokens of a batch (a scalar); prompt and padding do not count."""
+    logits, targets, _ = answer_logits(model, batch)
+    return F.cross_entropy(logits.float(), targets)
+
+
+def optimise(
+    parameters: Iterable[nn.Parameter],
+    loss_of_step: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    warmup: int = 50,
+    watch: Callable[[], dict] | None = None,
+    every: int = 50,
+    description: str = "training",
+    progress: bool = True,
+) -> list[dict]:
+    """AdamW with warm-up, cosine decay to a tenth and gradient clipping at 1.
+
+    Args:
+        loss_of_step: returns the scalar loss of step 0, 1, ...
+        watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
+
+    Returns:
+        One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned.
+
+    Raises:
+        FloatingPointError: "loss is nan at step ..." as soon as the loss is not finite.
+    """
+    from tqdm.auto import tqdm
+
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    history: list[dict] = []
+    if watch is not None:
+        history.append({"step": 0, "loss": math.nan} | watch())
+    for step in tqdm(range(steps), desc=description, disable=not progress):
+        rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of_step(step)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {step}; lower lr or check the data for empty answers.")
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if watch is not None and ((step + 1) % every == 0 or step == steps - 1):
+            history.append({"step": step + 1, "loss": loss.item()} | watch())
+    return history
+
+
+def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
+    """Batches of ``size`` items in random order, each item once before any comes again."""
+    rng = random.Random(seed)
+    queue: list = []
+    while True:
+        while len(queue) < size:
+            queue += rng.sample(items, len(items))
+        yield [queue.pop() for _ in range(size)]
+
+
+def fine_tune(
+    model,
+    processor,
+    questions: dict[str, list[Question]],
+    *,
+    steps: int = 200,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    seed: int = 0,
+    watch: Callable[[], dict] | None = None,
+    every: int = 50,
+    progress: bool = True,
+) -> list[dict]:
+    """Fine-tune the language model on questions with answers; vision tower and projector stay frozen.
+
+    Each step takes one batch of every modality in ``questions``. This is how the vanilla model of MLLMU-Bench is made
+    (there with LoRA on the language model).
+
+    Args:
+        model: changed in place; left in eval mode, every parameter's ``requires_grad`` as it was.
+        questions: modality (``"multimodal"``, ``"text"``) -> questions with answers.
+        watch, every: see :func:`optimise`.
+
+    Returns:
+        The history of :func:`optimise`.
+
+    Raises:
+        ValueError: if a modality has no questions.
+    """
+    empty = [modality for modality, items in questions.items() if not items]
+    if empty or not questions:
+        raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")
+    language = {id(parameter) for parameter in model.model.language_model.parameters()}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
+    device = next(model.parameters()).device
+
+    def loss_of_step(step: int) -> Tensor:
+        batches = [encode(next(stream), processor, with_answer=True, device=device) for stream in streams]
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return sum(answer_loss(model, batch) for batch in batches)
+
+    def watch_in_eval_mode() -> dict:
+        model.eval()
+        seen = watch() if watch is not None else {}
+        model.train()
+        return seen
+
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in language)
+        model.train()
+        return optimise(
+            model.parameters(), loss_of_step, steps=steps, lr=lr, watch=watch_in_eval_mode, every=every, progress=progress
+        )  # fmt: skip
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+        model.eval()

@@ -1,0 +1,176 @@
+"""Every notebook as it is stored: executed in order, small, free of machine traces, linked and linted."""
+
+import base64
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbval.plugin import get_sanitize_patterns
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SETUP_CELL = (ROOT / "notebooks" / "setup_cell.py").read_text(encoding="utf-8").rstrip("\n")
+
+MAX_NOTEBOOK_BYTES = 400_000
+MAX_PICTURE_BYTES = 150_000
+PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:home|root|Users|tmp|private|var|opt|usr|mnt|work|content)/|\b[A-Za-z]:\\\w"
+)
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bghp_[A-Za-z0-9]{16,}")
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
+FORBIDDEN_SOURCE = re.compile(r"^\s*[!%]|clear_output|filterwarnings|simplefilter|\binput\(", re.MULTILINE)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def text_of(output):
+    """Everything in an output that a reader would see as text."""
+    data = output.get("data", {})
+    parts = [output.get("text", ""), *(data[mime] for mime in data if mime not in PICTURES[:2])]
+    return "\n".join(part if isinstance(part, str) else str(part) for part in parts)
+
+
+def has_picture(cell):
+    return any(mime in output.get("data", {}) for output in cell.get("outputs", []) for mime in PICTURES)
+
+
+def broken_links(text, folder):
+    """The relative links in a Markdown text that lead to no file, seen from `folder`."""
+    targets = [first or second for first, second in LINK.findall(text)]
+    local = [target for target in targets if not re.match(r"[a-z]+:|#|//", target)]
+    return [target for target in local if not (folder / target.split("#")[0]).exists()]
+
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@every_notebook
+def test_name_is_number_and_lower_case(path):
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)
+
+
+@every_notebook
+def test_executed_in_order(path):
+    counts = [cell.execution_count for cell in code_cells(read(path))]
+    assert counts == list(range(1, len(counts) + 1)), "not from one fresh run: `make notebooks`"
+
+
+@every_notebook
+def test_no_error_and_no_stderr_is_stored(path):
+    for output in outputs(read(path)):
+        assert output.output_type != "error", output.get("evalue")
+        assert output.get("name") != "stderr", output.get("text")
+
+
+@every_notebook
+def test_no_widgets(path):
+    notebook = read(path)
+    assert "widgets" not in notebook.metadata
+    assert not [mime for output in outputs(notebook) for mime in output.get("data", {}) if "widget" in mime]
+
+
+@every_notebook
+def test_metadata_is_portable(path):
+    notebook = read(path)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert not [cell for cell in notebook.cells if "execution" in cell.metadata], "stored timings"
+
+
+@every_notebook
+def test_outputs_hold_no_trace_of_a_machine(path):
+    for output in outputs(read(path)):
+        text = text_of(output)
+        for pattern in (ABSOLUTE_PATH, TOKEN):
+            found = pattern.search(text)
+            assert not found, text[max(0, found.start() - 40) : found.end() + 40]
+
+
+@every_notebook
+def test_setup_cell_is_the_shared_one(path):
+    assert code_cells(read(path))[0].source == SETUP_CELL, "run `make repository`"
+
+
+@every_notebook
+def test_no_shell_and_no_hidden_warnings(path):
+    for cell in code_cells(read(path)):
+        found = FORBIDDEN_SOURCE.search(cell.source)
+        assert not found, found[0]
+
+
+@every_notebook
+def test_sizes(path):
+    assert path.stat().st_size <= MAX_NOTEBOOK_BYTES
+    for output in outputs(read(path)):
+        for mime in PICTURES[:2]:
+            picture = base64.b64decode(output.get("data", {}).get(mime, ""))
+            assert len(picture) <= MAX_PICTURE_BYTES
+
+
+@every_notebook
+def test_each_figure_is_followed_by_text(path):
+    cells = read(path).cells
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        if has_picture(cell):
+            assert following is not None and following.cell_type == "markdown", cell.source
+
+
+@every_notebook
+def test_links_resolve(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            assert broken_links(cell.source, path.parent) == []
+
+
+@pytest.mark.parametrize("name", ["README.md"])
+def test_links_of_pages_resolve(name):
+    assert broken_links((ROOT / name).read_text(encoding="utf-8"), ROOT) == []
+
+
+def test_setup_cell_is_short_and_chooses_the_miniature():
+    assert len(SETUP_CELL.splitlines()) <= 12
+    assert SETUP_CELL.startswith('SCALE = "tiny"')
+
+
+def test_every_sanitize_rule_is_read():
+    text = (ROOT / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
+    rules = get_sanitize_patterns(text)
+    assert len(rules) == len(re.findall(r"^\s*regex", text, re.MULTILINE)) > 0
+    for pattern, replacement in rules:
+        re.compile(pattern)
+        assert replacement.strip(), f"{pattern}: an empty replacement hides the rule"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("saved to /home/anna/x.csv", True),
+        ("saved to '/tmp/x'", True),
+        (r"C:\Users\anna", True),
+        ("build/figures/x.png", False),
+        ("https://host/home/page", False),
+        ("forget/test/retain", False),
+    ],
+)
+def test_absolute_paths_are_recognised(text, found):
+    assert bool(ABSOLUTE_PATH.search(text)) is found
+
+
+def test_code_passes_ruff():
+    folders = ["manu_utils", "notebooks", "tests", "benchmarks", "conftest.py"]
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
