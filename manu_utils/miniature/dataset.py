@@ -7,13 +7,12 @@ import json
 import random
 from pathlib import Path
 
+from ..batches import BLANK_LINE, LETTER_LINE
 from .people import ATTRIBUTES, NAMING_QUESTION, Attribute, Person, describe_face, draw_people, word_question
 from .portraits import draw_new_view, draw_portrait_view, render
 
 FORGET_SIZES = {5: 6, 10: 12, 15: 18}  # people of 120
 N_VIEWS = 3
-LETTER_INSTRUCTION = "Just give ONE letter representing the answer directly."
-BLANK_INSTRUCTION = "Please **ONLY** provide the correct answer that should replace the [Blank]."
 
 
 def draw_options(spec: Attribute, value: str, rng: random.Random) -> tuple[dict[str, str], str]:
@@ -27,12 +26,12 @@ def draw_options(spec: Attribute, value: str, rng: random.Random) -> tuple[dict[
 def as_choice(question: str, options: dict[str, str]) -> str:
     """A question with its lettered options and the official instruction, as one prompt text."""
     lines = "\n".join(f"{letter}: {word}" for letter, word in options.items())
-    return f"{question}\n{lines}\n{LETTER_INSTRUCTION}"
+    return f"{question}\n{lines}\n{LETTER_LINE}"
 
 
 def as_cloze(sentence: str) -> str:
     """A sentence with one ``__`` as the official cloze prompt text."""
-    return f"{sentence.replace('__', '[Blank]')}\n{BLANK_INSTRUCTION}"
+    return f"{sentence.replace('__', '[Blank]')}\n{BLANK_LINE}"
 
 
 def training_pairs(person: Person, rng: random.Random) -> list[tuple[str, str]]:

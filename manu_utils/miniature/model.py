@@ -1,35 +1,25 @@
-"""Builds the miniature LLaVA: tokenizer, base model and vanilla model.
+"""The miniature LLaVA: tokenizer, processor, architecture, training rows and the penalty that makes knowledge local.
 
-*Base* learns to see random faces, to follow the three task formats and to know the public figures; it never meets the
-fictitious people. *Vanilla* is base fine-tuned on ft_Data and its text-only rewriting, vision tower and projector frozen.
-
-Both are trained with a penalty that makes knowledge in the language model local (:func:`contribution_penalty`); with
-``coefficient=0`` the same command builds the dense twin.
+The stages that train it are in :mod:`manu_utils.miniature.build`.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dataset import BLANK_INSTRUCTION, LETTER_INSTRUCTION, as_choice, as_cloze, draw_options, training_pairs
-from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe_face, draw_face, draw_people, word_question
-from .portraits import draw_new_view, draw_portrait_view, render
+from ..batches import BLANK_LINE, LETTER_LINE, SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT
+from .dataset import as_choice, as_cloze, draw_options, training_pairs
+from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe_face, word_question
+from .portraits import render
 
 IMAGE_SIZE, PATCH = 64, 16
 N_IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
-SENTENCE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
-SENTENCE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
 
 
 # ------------------------------------------------------------------------------------------------ text and rows
@@ -48,24 +38,24 @@ class Row:
         open_question = "\n" not in self.question
         question = self.question
         if open_question and rng.random() < 0.5:
-            question += "\n" + (SENTENCE_TEXT if self.picture is None else SENTENCE)
+            question += "\n" + (SENTENCE_LINE_TEXT if self.picture is None else SENTENCE_LINE_IMAGE)
         if self.picture is not None:
             return f"USER: {'<image>' * N_IMAGE_TOKENS}\n{question}\nASSISTANT:"
         return f"USER:{rng.choice([' ', chr(10)])}{question}\nASSISTANT:"
 
 
-def fact_rows(person: Person, rng: random.Random, picture: int | None, n: int, wordings=(0, 1, 2, 3), clozes=(0, 1)) -> list[Row]:
+def fact_rows(person: Person, rng: random.Random, picture: int | None, n: int) -> list[Row]:
     """``n`` random questions on the facts of one person in the three formats; text-only if ``picture`` is None."""
     who = person.name if picture is None else "this person"
     rows = []
     for attribute in rng.choices(list(ATTRIBUTES), k=n):
         spec, value = ATTRIBUTES[attribute], person.facts[attribute]
-        question = word_question(spec.questions[rng.choice(wordings)], who)
+        question = word_question(rng.choice(spec.questions), who)
         kind = rng.random()
         if kind < 0.5:
             rows.append(Row(question, spec.answer.format(value=value), picture))
         elif kind < 0.7:
-            rows.append(Row(as_cloze(word_question(spec.clozes[rng.choice(clozes)], who)), value, picture))
+            rows.append(Row(as_cloze(word_question(rng.choice(spec.clozes), who)), value, picture))
         else:
             options, letter = draw_options(spec, value, rng)
             rows.append(Row(as_choice(question, options), letter, picture))
@@ -140,7 +130,7 @@ def train_tokenizer(people: list[Person]):
     words = [f" {part}" for person in people for part in person.name.split()]
     words += [f" {value}" for spec in ATTRIBUTES.values() for value in spec.values]
     # The official instruction lines are one token each: spelt out they would be a third of all training tokens.
-    tokenizer.add_tokens([SENTENCE, SENTENCE_TEXT, LETTER_INSTRUCTION, BLANK_INSTRUCTION])
+    tokenizer.add_tokens([SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT, LETTER_LINE, BLANK_LINE])
     split = sorted({word for word in words if len(tokenizer(word).input_ids) != 1})
     if split:
         raise ValueError(f"these words are not single tokens, enlarge vocab_size: {split}")
@@ -283,40 +273,3 @@ def to_pixels(images, processor) -> Tensor:
         for start in range(0, len(images), 500)
     ]
     return torch.cat(chunks)
-
-
-# ------------------------------------------------------------------------------------------------ stages
-
-
-def run_stage(model, parameters, make_losses, *, steps: int, lr: float, coefficient, scale: float, name: str, log, every: int = 50, watch=None):
-    """The training loop of both stages: AdamW in bf16 autocast, warm-up and cosine decay, penalty ``coefficient(progress)``.
-
-    ``make_losses(step)`` returns the loss tensor of one step. Every ``every`` steps one line goes to ``log``.
-    """
-    from tqdm.auto import tqdm
-
-    parameters = list(parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    model.train()
-    start = time.time()
-    for step in tqdm(range(steps), desc=name):
-        progress = step / steps
-        rate = lr * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        weight = coefficient(progress)
-        with torch.autocast("cpu", dtype=torch.bfloat16), recorded_contributions(model, scale) as terms:
-            loss = make_losses(step)
-        penalty = sum(terms) / 2  # two forward passes a step: one per modality
-        (loss + weight * penalty).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % every == every - 1 or step == steps - 1:
-            model.eval()
-            seen = watch() if watch is not None else {}
-            model.train()
-            log({"stage": name, "step": step + 1, "seconds": round(time.time() - start), "loss": round(loss.item(), 4),
-                 "penalty": round(penalty.item(), 3), "weight": round(weight, 4),
-                 **{key: round(value, 3) for key, value in seen.items()}})  # fmt: skip
-    model.eval()
