@@ -1,0 +1,200 @@
+"""Our score: which neurons *write* the facts, and a choice of neurons that takes its share of every fact.
+
+MANU's importance functions ask how loud a neuron is. Here we ask what it contributes to one answer: gradient × activation of
+the margin by which the right token beats the runner-up, from one backward pass and no training step. Neurons are then chosen
+jointly (greedy coverage), so that each fact of each modality loses its share before any loses it twice; that is what
+balances the modalities. Derived in notebook 04.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .batches import batches
+from .benchmark import Question
+from .neurons import find_neurons
+from .training import answer_logits
+
+
+def token_rarity(questions: Sequence[Question], tokenizer) -> Tensor:
+    """How much each token tells an answer from the other answers: its inverse document frequency.
+
+    The tokens that all answers share ("Works as a", end of sequence) get about 0, a name of a town much more.
+
+    Returns:
+        float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get the largest value.
+
+    Raises:
+        ValueError: no questions.
+    """
+    if not questions:
+        raise ValueError("token_rarity needs at least one question.")
+    answers = tokenizer([f" {question.answer}{tokenizer.eos_token}" for question in questions])["input_ids"]
+    counts = Counter(token for ids in answers for token in set(ids))
+    rarity = torch.full((len(tokenizer),), math.log(len(answers)))
+    for token, count in counts.items():
+        rarity[token] = math.log(len(answers) / count)
+    return rarity
+
+
+def collect_attribution(
+    model,
+    processor,
+    questions: Sequence[Question],
+    *,
+    rarity: Tensor | None = None,
+    reduce: bool = False,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Tensor:
+    """What every neuron contributes to every answer: the positive part of Σ_tokens z · ∂margin/∂z.
+
+    The margin is the logit of the right token minus the best other one, summed over the answer's tokens with the weights
+    ``rarity``. One forward and one backward pass; the weights of the model are not touched.
+
+    Args:
+        questions: of one modality, with answers.
+        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity among ``questions``).
+        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per question.
+
+    Returns:
+        float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with ``reduce``.
+
+    Raises:
+        ValueError: no questions, mixed modalities, or a gradient that is not finite.
+    """
+    from tqdm.auto import tqdm
+
+    if not questions:
+        raise ValueError("collect_attribution needs at least one question.")
+    if len({question.modality for question in questions}) > 1:
+        raise ValueError("one call takes one modality; split the questions with and without an image.")
+    mlps = find_neurons(model)
+    rarity = (token_rarity(questions, processor.tokenizer) if rarity is None else rarity).to(model.device)
+    n_neurons = sum(mlp.size for mlp in mlps)
+    result = torch.zeros(n_neurons) if reduce else torch.zeros(len(questions), n_neurons)
+    inputs_of: dict[str, Tensor] = {}
+
+    def keep(path: str):
+        def hook(module, arguments):
+            z = arguments[0] if arguments[0].requires_grad else arguments[0].detach().requires_grad_()
+            inputs_of[path] = z
+            return (z,)
+
+        return hook
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
+        total = math.ceil(len(questions) / batch_size)
+        for indices, batch in tqdm(work, total=total, desc="attribution", disable=not progress):
+            inputs_of.clear()
+            with torch.enable_grad():
+                logits, targets, _ = answer_logits(model, batch)
+                right = logits.gather(1, targets[:, None])[:, 0]
+                others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+                margin = ((right - others) * rarity[targets]).sum()
+                paths = list(inputs_of)
+                gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
+            gradient_of = dict(zip(paths, gradients, strict=True))
+            parts = []
+            for mlp in mlps:
+                gradient = gradient_of.get(mlp.path)
+                if gradient is None:  # not on the way to the answer: no image, or after the feature layer
+                    parts.append(torch.zeros(len(indices), mlp.size))
+                    continue
+                product = (inputs_of[mlp.path] * gradient).detach().float().cpu()
+                parts.append(product.reshape(len(indices), -1, mlp.size).sum(1).clamp(min=0))
+            rows = torch.cat(parts, dim=1)
+            if not torch.isfinite(rows).all():
+                raise ValueError("the attribution is not finite; load the model in float32 or bfloat16.")
+            if reduce:
+                result += _normalise(rows).sum(0) / len(questions)
+            else:
+                result[indices] = rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    return result
+
+
+def effective_neurons(attribution: Tensor) -> Tensor:
+    """How many neurons share each fact: (Σ a)² / Σ a², between 1 and the number of neurons.
+
+    Args:
+        attribution: [n_facts, n_neurons], not negative.
+
+    Returns:
+        [n_facts]; 0 for a fact to which nothing contributes.
+    """
+    return attribution.sum(1) ** 2 / (attribution**2).sum(1).clamp(min=torch.finfo(attribution.dtype).tiny)
+
+
+def select_by_coverage(
+    forget: dict[str, Tensor],
+    retain: dict[str, Tensor],
+    *,
+    alpha: float,
+    share: float = 0.8,
+    floor: float = 0.5,
+) -> Tensor:
+    """Choose α % of all neurons so that every forget fact, of either modality, loses its share of attribution.
+
+    Greedy: the next neurons are those with the most attribution that is still to be taken, over what the retain set would
+    lose, ``Σ_f min(a_fn, still needed_f) / (R_n / mean R + floor)``. When every fact has lost ``share``, the rest is shared
+    out the same way. Neurons are taken a hundredth of the budget at a time.
+
+    Args:
+        forget: modality -> [n_facts, n_neurons], from :func:`collect_attribution`.
+        retain: modality -> [n_neurons] (``reduce=True``) or [n_facts, n_neurons].
+        alpha: percentage of all neurons, in (0, 100).
+
+    Returns:
+        bool [n_neurons] with exactly max(1, round(α / 100 · n_neurons)) chosen.
+
+    Raises:
+        ValueError: α or share out of range, different modalities, or values that are not finite.
+    """
+    if not 0 < alpha < 100:
+        raise ValueError(f"alpha={alpha} is a percentage and must lie between 0 and 100.")
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must lie in (0, 1].")
+    if set(forget) != set(retain):
+        raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
+    # Each modality counts alike, whatever the number of its facts.
+    facts = torch.cat([_normalise(forget[modality]) / len(forget[modality]) for modality in forget])
+    cost = sum(_normalise(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget) / len(forget)
+    if not (torch.isfinite(facts).all() and torch.isfinite(cost).all()):
+        raise ValueError("the attribution holds NaN or infinity; collect it again in float32.")
+    weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
+    n = facts.shape[1]
+    budget = max(1, round(alpha / 100 * n))
+    size = facts.sum(1)
+    needed = share * size
+    selected = torch.zeros(n, dtype=torch.bool)
+    at_once = max(1, budget // 100)
+    while (left := budget - int(selected.sum())) > 0:
+        gain = torch.minimum(facts, needed[:, None]).sum(0) * weight
+        gain[selected] = -1.0
+        if gain.max() <= 0 and bool((needed < size).any()):
+            needed = (size - facts[:, selected].sum(1)).clamp(min=0)
+            size = needed  # a second time there is nothing left to raise
+            continue
+        chosen = gain.topk(min(at_once, left)).indices
+        selected[chosen] = True
+        needed = (needed - facts[:, chosen].sum(1)).clamp(min=0)
+    return selected
+
+
+def _normalise(rows: Tensor) -> Tensor:
+    return rows / rows.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
