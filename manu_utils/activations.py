@@ -1,0 +1,141 @@
+"""One streaming pass over a set: running sums per neuron, never the activations themselves. Derived in notebook 03."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batches import batches
+from .benchmark import Question
+from .neurons import MLP, find_neurons
+
+POSITIONS = ("answer", "last", "all")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Five numbers per neuron, from which every score follows; sums, so two passes add up.
+
+    Attributes:
+        tokens: positions counted, int64 [n_mlps].
+        sizes: neurons of each MLP.
+        total, total_abs, total_squares, n_active: Σz, Σ|z|, Σz² and the count of |z| > τ, float64 [n_neurons].
+        tau: the threshold τ.
+        modality: ``"multimodal"`` or ``"text"``.
+    """
+
+    tokens: Tensor
+    sizes: tuple[int, ...]
+    total: Tensor
+    total_abs: Tensor
+    total_squares: Tensor
+    n_active: Tensor
+    tau: float
+    modality: str
+
+    def counts(self) -> Tensor:
+        """Positions counted for each neuron, float64 [n_neurons]; 1 where there were none, so that means are 0."""
+        return self.tokens.clamp(min=1).double().repeat_interleave(torch.tensor(self.sizes))
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """The statistics of both passes together; raises ValueError if τ, modality or model differ."""
+        if (self.tau, self.modality, self.sizes) != (other.tau, other.modality, other.sizes):
+            raise ValueError("only statistics of one model, one modality and one tau can be added.")
+        sums = (
+            getattr(self, name) + getattr(other, name) for name in ("total", "total_abs", "total_squares", "n_active")
+        )
+        return Statistics(self.tokens + other.tokens, self.sizes, *sums, self.tau, self.modality)
+
+
+@torch.no_grad()
+def collect_activations(
+    model,
+    processor,
+    questions: Sequence[Question],
+    *,
+    tau: float = 0.1,
+    positions: str = "answer",
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Statistics:
+    """The statistics of every MLP neuron over questions of one modality.
+
+    One forward pass without logits; memory does not grow with the number of questions. Padding never counts. In the vision
+    tower all patches of every image count (the class token does not), in a text-only pass nothing does.
+
+    Args:
+        questions: all with an image or all without, with answers.
+        tau: a neuron is active where |z| > τ.
+        positions: tokens that count in the language model: those that predict the ``"answer"``, the ``"last"`` of the
+            prompt, or ``"all"``.
+
+    Raises:
+        ValueError: no questions, mixed modalities, unknown positions, negative tau, or activations that are not finite.
+    """
+    from tqdm.auto import tqdm
+
+    if not questions:
+        raise ValueError("collect_activations needs at least one question.")
+    modalities = {question.modality for question in questions}
+    if len(modalities) > 1:
+        raise ValueError("statistics are of one modality; pass the questions with and without an image separately.")
+    if positions not in POSITIONS:
+        raise ValueError(f"positions={positions!r} is unknown; use one of {', '.join(POSITIONS)}.")
+    if tau < 0:
+        raise ValueError(f"tau={tau} is negative; it is compared with |z|.")
+    mlps = find_neurons(model)
+    sums = [torch.zeros(4, mlp.size, dtype=torch.float64) for mlp in mlps]
+    tokens = torch.zeros(len(mlps), dtype=torch.int64)
+    rows = torch.empty(0)  # flat indices of the language positions of the current batch
+
+    def count(index: int, mlp: MLP):
+        def hook(module, arguments):
+            z = arguments[0]
+            z = z.flatten(0, -2).index_select(0, rows) if mlp.tower == "language" else _patches(z, model).flatten(0, -2)
+            z = z.float()
+            magnitude = z.abs()
+            sums[index] += torch.stack(
+                [z.sum(0), magnitude.sum(0), (z * z).sum(0), (magnitude > tau).sum(0, dtype=torch.float32)]
+            ).cpu()
+            tokens[index] += len(z)
+
+        return hook
+
+    hooks = [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
+    try:
+        work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
+        for _, batch in tqdm(work, total=math.ceil(len(questions) / batch_size), desc="statistics", disable=not progress):
+            rows = _positions(batch, positions).flatten().nonzero()[:, 0]
+            inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+            model.model(**inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for mlp, total in zip(mlps, sums, strict=True):
+        if not torch.isfinite(total).all():
+            raise ValueError(f"activations of {mlp.path} are not finite; load the model in float32 or bfloat16.")
+    parts = torch.cat(sums, dim=1)
+    return Statistics(tokens, tuple(mlp.size for mlp in mlps), *parts, tau=tau, modality=modalities.pop())
+
+
+def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
+    """Bool [b, t]: the language positions that count."""
+    if positions == "all":
+        return batch["attention_mask"].bool()
+    predicts = torch.zeros_like(batch["answer_mask"])
+    predicts[:, :-1] = batch["answer_mask"][:, 1:]
+    if positions == "last":
+        predicts &= ~batch["answer_mask"]
+    return predicts
+
+
+def _patches(z: Tensor, model) -> Tensor:
+    """Drop the class token of CLIP-like towers (one position more than a whole number of patches)."""
+    vision = getattr(model.config, "vision_config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    has_class_token = isinstance(size, int) and isinstance(patch, int) and z.shape[-2] == (size // patch) ** 2 + 1
+    return z[..., 1:, :] if has_class_token else z

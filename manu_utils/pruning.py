@@ -1,0 +1,189 @@
+"""Select neurons, zero them, undo it, save the model; and all of it in one call. Derived in notebook 04."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .activations import collect_activations
+from .attribution import collect_attribution, select_by_coverage
+from .benchmark import MODALITIES, Question
+from .importance import VARIANTS, score
+from .neurons import MLP, find_neurons
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises ValueError unless ``alpha`` is a percentage in (0, 100)."""
+    if not math.isfinite(alpha) or not 0 < alpha < 100:
+        raise ValueError(f"alpha={alpha} is a percentage of all neurons and must lie between 0 and 100.")
+    if alpha < 0.3:
+        raise ValueError(f"alpha={alpha} looks like a fraction; alpha is a percentage: did you mean {100 * alpha:g}?")
+
+
+def select_neurons(scores: Tensor, mlps: Sequence[MLP], alpha: float, per: str = "model") -> Tensor:
+    """The α % of neurons with the highest scores; of two equal ones the first.
+
+    Args:
+        scores: [n_neurons] in the order of ``mlps``; −inf is never selected.
+        alpha: percentage, in (0, 100).
+        per: α % of the whole ``"model"``, of each ``"layer"`` or of each ``"tower"``.
+
+    Returns:
+        bool [n_neurons]; exactly max(1, round(α / 100 · n)) of each group, fewer only where a group (layer or tower) has
+        fewer scores above −inf.
+
+    Raises:
+        ValueError: α not a percentage, unknown ``per``, wrong length, NaN, or too few neurons that may be selected.
+    """
+    check_alpha(alpha)
+    sizes = [mlp.size for mlp in mlps]
+    if scores.shape != (sum(sizes),):
+        raise ValueError(f"{tuple(scores.shape)} scores for a model with {sum(sizes)} neurons; score this model.")
+    if scores.isnan().any():
+        raise ValueError("the scores hold NaN; collect the statistics again in float32 or bfloat16.")
+    if per == "model":
+        groups = [0] * len(sizes)
+    elif per == "layer":
+        groups = list(range(len(sizes)))
+    elif per == "tower":
+        groups = [int(mlp.tower == "language") for mlp in mlps]
+    else:
+        raise ValueError(f"per={per!r} is unknown; use model, layer or tower.")
+    group_of = torch.tensor(groups).repeat_interleave(torch.tensor(sizes))
+    selected = torch.zeros(len(scores), dtype=torch.bool)
+    for group in sorted(set(groups)):
+        members = (group_of == group).nonzero()[:, 0]
+        wanted = max(1, round(alpha / 100 * len(members)))
+        order = torch.sort(scores[members], descending=True, stable=True)
+        order = order.indices[order.values > -torch.inf][:wanted]
+        if per == "model" and len(order) < wanted:
+            raise ValueError(f"only {len(order)} neurons may be selected but alpha={alpha} asks for {wanted}; lower alpha.")
+        selected[members[order]] = True
+    return selected
+
+
+class Pruned:
+    """What :func:`prune_neurons` zeroed. ``undo()`` restores every bit; as a context manager it does so on leaving."""
+
+    def __init__(self, saved: list[tuple[Tensor, int, Tensor, Tensor]]):
+        self._saved = saved
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Write the zeroed weights back (a second call does nothing)."""
+        for parameter, dim, index, values in self._saved:
+            parameter.index_copy_(dim, index, values)
+        self._saved = []
+
+    def __enter__(self) -> Pruned:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.undo()
+
+
+@torch.no_grad()
+def prune_neurons(model, selected: Tensor) -> Pruned:
+    """Zero the selected neurons in the weights: column n of the last layer, row n (and bias) of the layers before it.
+
+    Args:
+        selected: bool [n_neurons] in the order of :func:`find_neurons`.
+
+    Returns:
+        A :class:`Pruned` that remembers just the zeroed weights.
+
+    Raises:
+        ValueError: not boolean, wrong length, or nothing selected; the model is untouched.
+    """
+    mlps = find_neurons(model)
+    n = sum(mlp.size for mlp in mlps)
+    if selected.dtype != torch.bool or selected.shape != (n,):
+        raise ValueError(f"selected must be bool [{n}] for this model, not {selected.dtype} {list(selected.shape)}.")
+    if not selected.any():
+        raise ValueError("no neuron is selected; nothing would be pruned.")
+    places = []
+    for mlp, chosen in zip(mlps, selected.split([mlp.size for mlp in mlps]), strict=True):
+        index = chosen.nonzero()[:, 0].to(mlp.output.weight.device)
+        if len(index) == 0:
+            continue
+        places.append((mlp.output.weight, 1, index))
+        for linear in mlp.inputs:
+            places += [(tensor, 0, index) for tensor in (linear.weight, linear.bias) if tensor is not None]
+    saved = [(tensor, dim, index, tensor.index_select(dim, index)) for tensor, dim, index in places]
+    for tensor, dim, index in places:
+        tensor.index_fill_(dim, index, 0)
+    return Pruned(saved)
+
+
+def save_pruned(model, processor, folder: str | Path) -> None:
+    """Save model and processor as a plain checkpoint; written aside and renamed, so it is whole or absent.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty; choose another name or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+        part.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def unlearn(
+    model,
+    processor,
+    forget: dict[str, list[Question]],
+    retain: dict[str, list[Question]],
+    *,
+    variant: str = "coverage",
+    alpha: float = 5.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Pruned:
+    """Score, select and prune in one call.
+
+    Args:
+        forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
+        variant: one of :data:`manu_utils.importance.VARIANTS`; ``"coverage"`` is ours, ``"paper"`` the printed equations.
+        alpha: percentage of all MLP neurons.
+
+    Returns:
+        What was pruned, with ``undo()``.
+
+    Raises:
+        ValueError: unknown variant, α not a percentage, a missing or empty modality, or a person in both sets; the model is
+            untouched.
+    """
+    check_alpha(alpha)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+    for name, questions in (("forget", forget), ("retain", retain)):
+        if missing := [modality for modality in MODALITIES if not questions.get(modality)]:
+            raise ValueError(f"{name} has no {missing[0]} questions; MANU needs both modalities of both sets.")
+    people = [{q.person_id for part in questions.values() for q in part} for questions in (forget, retain)]
+    if both := sorted(people[0] & people[1]):
+        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
+    options = {"batch_size": batch_size, "progress": progress}
+    if variant == "coverage":
+        forget_facts = {m: collect_attribution(model, processor, forget[m], **options) for m in MODALITIES}
+        retain_facts = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in MODALITIES}
+        return prune_neurons(model, select_by_coverage(forget_facts, retain_facts, alpha=alpha))
+    forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in MODALITIES}
+    retain_sums = {m: collect_activations(model, processor, retain[m], **options) for m in MODALITIES}
+    mlps = find_neurons(model)
+    return prune_neurons(model, select_neurons(score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed), mlps, alpha))
