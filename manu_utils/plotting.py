@@ -93,7 +93,7 @@ def person_card(image: Image, name: str, facts: dict[str, str], people: str, *, 
     text = figure.add_axes((0.38, 0.0, 0.62, 1.0))
     text.axis("off")
     text.text(0, 0.93, name, fontsize=13, fontweight="bold", va="top")
-    text.text(1, 0.93, f"{SET_NAMES[people]} set", fontsize=10, va="top", ha="right", color=COLOURS[people])
+    text.text(0.96, 0.93, f"{SET_NAMES[people]} set", fontsize=10, va="top", ha="right", color=COLOURS[people])
     lines = [f"{label}: {words}" for label, words in facts.items()]
     wrapped = [part for line in lines for part in textwrap.wrap(line, 46, subsequent_indent="   ")]
     text.text(0, 0.74, "\n".join(wrapped), fontsize=9.5, va="top", linespacing=1.45)
@@ -138,7 +138,7 @@ def sharing(counts: pd.DataFrame, *, title: str) -> Axes:
         people = counts.loc[counts["kind"] == kind, "people"]
         axes.scatter(people, [row] * len(people), s=36, color=COLOURS["vanilla"], alpha=0.6, edgecolor="none", zorder=3)
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
-    axes.text(1.04, len(kinds) - 0.45, "1 person: would identify", fontsize=9, va="bottom")
+    axes.text(1.04, len(kinds) - 0.7, "1 person: would identify", fontsize=9, va="center")
     axes.set(xscale="log", xlim=(0.9, None), ylim=(len(kinds) - 0.4, -0.6), xlabel="people who share the value (log scale)")
     axes.set_yticks(range(len(kinds)), kinds)
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= counts["people"].max()]
