@@ -1,0 +1,329 @@
+"""What a model still knows: the three tasks of MLLMU-Bench on every set and modality, as one tidy table.
+
+The protocol is that of the official ``eval.py``, zero-shot, with every image of the test set. Derived in notebook 05.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .batches import batches
+from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
+from .training import answer_logits
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+
+SETS = ("forget", "test", "retain", "celebrity")  # in the order of the official evaluation
+METRICS = {"classification": ("accuracy", "likelihood"), "cloze": ("accuracy",), "generation": ("accuracy", "rougeL")}
+COLUMNS = ("set", "task", "modality", "metric", "person_id", "question", "answer", "truth", "value")
+LEADERBOARD = ("scale", "seed", "method", "alpha", "set", "task", "modality", "metric", "value", "n")
+LETTER_TOKENS = 5  # enough for a letter and what a tokenizer may put before it; only the first character counts
+
+
+# ------------------------------------------------------------------------------------------------ asking a model
+
+
+def generate_answers(
+    model,
+    processor,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int = 50,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[str]:
+    """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
+
+    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory.
+
+    Raises:
+        ValueError: no questions, or max_new_tokens or batch_size below 1.
+    """
+    return _generate(model, processor, questions, max_new_tokens, batch_size, progress)[0]
+
+
+@torch.no_grad()
+def known(model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True) -> Tensor:
+    """Whether the greedy answer is the truth, word for word, without generating it.
+
+    Greedy decoding writes the truth exactly if the arg-max at every token of it, end of sequence included, is that token, so
+    one forward pass decides. For classification the truth is the letter.
+
+    Returns:
+        bool [n_questions], on the CPU.
+
+    Raises:
+        ValueError: no questions, or batch_size below 1.
+    """
+    _need(questions)
+    questions = [replace(question, answer=truth_of(question)) for question in questions]
+    right = torch.zeros(len(questions), dtype=torch.bool)
+
+    def missed(batch: dict[str, Tensor]) -> Tensor:
+        logits, targets, rows = answer_logits(model, batch)
+        wrong = (logits.argmax(-1) != targets).float()
+        return torch.zeros(len(batch["input_ids"]), device=rows.device).index_add_(0, rows, wrong)
+
+    for indices, wrong in _in_batches(missed, model, processor, questions, batch_size, True, progress, "known"):
+        right[indices] = (wrong == 0).cpu()
+    return right
+
+
+def truth_of(question: Question) -> str:
+    """What the model should write: the right letter for classification, else the answer."""
+    if question.task != "classification":
+        return question.answer
+    return next(letter for letter, words in question.options.items() if words == question.answer)
+
+
+def _generate(
+    model, processor, questions, max_new_tokens: int, batch_size: int, progress: bool, choose: bool = False
+) -> tuple[list[str], list[str]]:
+    """Greedy answers and, with ``choose``, the likeliest option letter of each, from the same forward pass."""
+    from transformers import GenerationConfig
+
+    _need(questions)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
+    tokenizer = processor.tokenizer
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
+        eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True, output_logits=choose,
+    )  # fmt: skip
+    answers, letters = [""] * len(questions), [""] * len(questions)
+
+    @torch.no_grad()
+    def write(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        out = model.generate(**batch, generation_config=greedy)
+        return out.sequences[:, batch["input_ids"].shape[1] :], out.logits[0].float().cpu() if choose else None
+
+    for indices, (new, logits) in _in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        for row, (index, text) in enumerate(zip(indices, texts, strict=True)):
+            answers[index] = text.strip()
+            if choose:
+                options = list(questions[index].options)
+                letters[index] = options[logits[row, letter_tokens(options, tokenizer)].argmax().item()]
+    return answers, letters
+
+
+def letter_tokens(options: Sequence[str], tokenizer) -> list[int]:
+    """The token that each option letter has after ``ASSISTANT:``.
+
+    Raises:
+        ValueError: the tokenizer spells letters so that they share their first token.
+    """
+    start = len(tokenizer("ASSISTANT:")["input_ids"])
+    tokens = [tokenizer(f"ASSISTANT: {letter}")["input_ids"][start] for letter in options]
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"the tokenizer gives the options {', '.join(options)} the same first token; use task accuracy only.")
+    return tokens
+
+
+def _in_batches(
+    work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence[Question],
+    batch_size: int, with_answer: bool, progress: bool, name: str,
+) -> Iterator[tuple[list[int], object]]:  # fmt: skip
+    """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size."""
+    from tqdm.auto import tqdm
+
+    todo = list(range(len(questions)))
+    shown = {} if progress else {"disable": True}  # so that TQDM_DISABLE counts
+    with tqdm(total=len(questions), desc=name, **shown) as bar:
+        while todo:
+            done: set[int] = set()
+            try:
+                chosen = [questions[index] for index in todo]
+                for positions, batch in batches(chosen, processor, batch_size, with_answer, model.device):
+                    result = work(batch)
+                    indices = [todo[position] for position in positions]
+                    done.update(indices)
+                    bar.update(len(indices))
+                    yield indices, result
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                print(f"out of memory; going on with batches of {batch_size}")
+            else:
+                return
+            torch.cuda.empty_cache()  # not in the handler, where the traceback still holds the tensors
+            todo = [index for index in todo if index not in done]
+
+
+def _need(questions: Sequence[Question]) -> None:
+    if not questions:
+        raise ValueError("there is no question to ask; pass at least one.")
+
+
+# ------------------------------------------------------------------------------------------------ judging an answer
+
+
+def parse_letter(response: str) -> str | None:
+    """The official parser: the first character, upper-cased, if it is A, B, C or D, else None.
+
+    >>> parse_letter("b"), parse_letter("Answer: B"), parse_letter("The answer is B"), parse_letter("Both")
+    ('B', 'A', None, 'B')
+    """
+    first = response.strip()[:1].upper()
+    return first if first in tuple("ABCD") else None
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, single spaces: what two statements of one fact have in common.
+
+    >>> normalise(" Works as a  Nurse.")
+    'works as a nurse'
+    """
+    return " ".join(re.sub(f"[{re.escape(string.punctuation)}]", " ", text.lower()).split())
+
+
+def judge(question: Question, response: str, likeliest: str, scorer) -> dict[str, tuple[str, float]]:
+    """metric -> (answer, value in 0..1) for one response.
+
+    Args:
+        likeliest: the likeliest option letter (classification).
+        scorer: a ``rouge_score`` scorer of ``rougeL`` (generation).
+    """
+    if question.task == "classification":
+        letter = parse_letter(response)
+        return {
+            "accuracy": (response, float(question.options.get(letter) == question.answer)),
+            "likelihood": (likeliest, float(question.options[likeliest] == question.answer)),
+        }
+    if question.task == "cloze":
+        return {"accuracy": (response, float(question.answer.lower() in response.lower()))}
+    same = normalise(response) == normalise(question.answer)
+    rouge = scorer.score(question.answer, response)["rougeL"].fmeasure
+    return {"accuracy": (response, float(same)), "rougeL": (response, rouge)}
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def evaluate(
+    model,
+    processor,
+    sets: dict[str, Dataset],
+    *,
+    tasks: Sequence[str] = TASKS,
+    modalities: Sequence[str] = MODALITIES,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask every question of some sets and judge the answers: one row per question and metric.
+
+    ``accuracy`` of classification reads the generated letter, ``likelihood`` takes the likeliest of the option letters; cloze
+    asks whether the response contains the truth; generation compares the whole statement (``accuracy``) and by ``rougeL``.
+    All three read one greedy answer.
+
+    Args:
+        sets: name -> dataset, such as :meth:`manu_utils.benchmark.Benchmark.sets`.
+
+    Returns:
+        Columns :data:`COLUMNS`: set, task, modality, metric, person_id, question, answer (the model's), truth, value (0 to 1);
+        in the order of ``sets``, tasks and modalities.
+
+    Raises:
+        ValueError: no sets, tasks or modalities, an unknown one, or a set without questions of a task and modality.
+    """
+    import pandas as pd
+    from rouge_score import rouge_scorer
+
+    for name, given in (("sets", sets), ("tasks", tasks), ("modalities", modalities)):
+        if not given:
+            raise ValueError(f"{name} is empty; name at least one.")
+    asked: dict[str, list[tuple[str, Question]]] = {task: [] for task in tasks}
+    for name, dataset in sets.items():
+        for task in tasks:
+            for modality in modalities:
+                try:
+                    questions = evaluation_questions(dataset, task, modality)
+                except ValueError as error:
+                    raise ValueError(f"set {name!r}: {error}") from error
+                if blank := next((q for q in questions if not q.answer.strip()), None):
+                    raise ValueError(f"set {name!r}: person {blank.person_id} has an empty truth for {blank.question!r}.")
+                asked[task] += [(name, question) for question in questions]
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    rows = []
+    for task, pairs in asked.items():
+        letters_only = task == "classification"
+        length = LETTER_TOKENS if letters_only else 50
+        questions = [question for _, question in pairs]
+        responses, letters = _generate(model, processor, questions, length, batch_size, progress, choose=letters_only)
+        for (name, question), response, letter in zip(pairs, responses, letters, strict=True):
+            for metric, (answer, value) in judge(question, response, letter, scorer).items():
+                rows.append((name, task, question.modality, metric, question.person_id, question.question,
+                             answer, truth_of(question), value))  # fmt: skip
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    order = {name: index for index, name in enumerate(sets)}
+    return frame.sort_values("set", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean of each set, task, modality and metric, and the number n of questions it is over.
+
+    Returns:
+        Columns set, task, modality, metric, value, n; in the official order of sets and tasks, other sets after them.
+    """
+    keys = ["set", "task", "modality", "metric"]
+    table = frame.groupby(keys, sort=False)["value"].agg(value="mean", n="size").reset_index()
+    metrics = tuple(dict.fromkeys(metric for names in METRICS.values() for metric in names))
+    order = {"set": SETS, "task": TASKS, "modality": MODALITIES, "metric": metrics}
+
+    def rank(column):
+        known = {name: index for index, name in enumerate(order[column.name])}
+        return column.map(lambda name: known.get(name, len(known)))
+
+    return table.sort_values(keys, key=rank, kind="stable", ignore_index=True)
+
+
+def append_leaderboard(
+    path: str | Path, summary: pd.DataFrame, *, scale: str, seed: int, method: str, alpha: float | None
+) -> None:
+    """Write a summary to the leaderboard CSV, in place of any rows of the same scale, seed, method and alpha.
+
+    The file is replaced as a whole and two notebooks that write at once wait for each other.
+
+    Args:
+        path: made if it is not there, with its folder.
+        alpha: percentage of neurons pruned; None for what prunes none (the vanilla model, baselines).
+
+    Raises:
+        ValueError: the file there is not a leaderboard.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = [str(scale), str(int(seed)), str(method), "" if alpha is None or math.isnan(alpha) else str(float(alpha))]
+    measured = summary[list(LEADERBOARD[4:])].astype(object).values.tolist()
+    with FileLock(f"{path}.lock"):
+        kept: list[list[str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                header, *kept = list(csv.reader(file)) or [[]]
+            if tuple(header) != LEADERBOARD:
+                raise ValueError(f"{path} is not a leaderboard (columns {', '.join(LEADERBOARD)}); move it away.")
+        rows = [row for row in kept if row[:4] != key] + [[*key, *values] for values in measured]
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([LEADERBOARD, *rows])
+        os.replace(part, path)
