@@ -1,0 +1,25 @@
+"""A LLaVA with random weights and the bundled benchmark: what most tests need, made once."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def benchmark():
+    """The miniature benchmark, forget ratio 10 %."""
+    from manu_utils.benchmark import load_benchmark
+
+    return load_benchmark("tiny", 10)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """(model, processor): a small LLaVA with random weights and a tokenizer of its own; no trained weights, no network.
+
+    Shared by all tests: whoever changes it has to undo the change.
+    """
+    from manu_utils.miniature.model import build_model, build_processor, train_tokenizer
+    from manu_utils.miniature.people import draw_people
+
+    fictitious, public = draw_people(seed=0)
+    tokenizer = train_tokenizer([*fictitious, *public])
+    return build_model(tokenizer, seed=0, hidden=32, intermediate=64, layers=2).eval(), build_processor(tokenizer)
