@@ -14,6 +14,7 @@ from .benchmark import Question
 from .neurons import MLP, find_neurons
 
 POSITIONS = ("answer", "last", "all")
+_CLASS_TOKENS = ("class_embedding", "cls_token")  # parameters of CLIP-like towers, whose position 0 is no patch
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def collect_activations(
             prompt, or ``"all"``.
 
     Raises:
-        ValueError: no questions, mixed modalities, unknown positions, negative tau, or activations that are not finite.
+        ValueError: no questions, mixed modalities, unknown positions, negative tau, padded images, or activations that are
+            not finite.
     """
     from tqdm.auto import tqdm
 
@@ -88,27 +90,31 @@ def collect_activations(
     if tau < 0:
         raise ValueError(f"tau={tau} is negative; it is compared with |z|.")
     mlps = find_neurons(model)
-    sums = [torch.zeros(4, mlp.size, dtype=torch.float64) for mlp in mlps]
+    # On the device of each layer: no copy, and no waiting for the GPU, until the end.
+    sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=mlp.output.weight.device) for mlp in mlps]
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
+    has_class_token = any(name.endswith(_CLASS_TOKENS) for name, _ in model.named_parameters())
     rows = torch.empty(0)  # flat indices of the language positions of the current batch
 
     def count(index: int, mlp: MLP):
         def hook(module, arguments):
             z = arguments[0]
-            z = z.flatten(0, -2).index_select(0, rows) if mlp.tower == "language" else _patches(z, model).flatten(0, -2)
-            z = z.float()
-            magnitude = z.abs()
-            sums[index] += torch.stack(
-                [z.sum(0), magnitude.sum(0), (z * z).sum(0), (magnitude > tau).sum(0, dtype=torch.float32)]
-            ).cpu()
+            if mlp.tower == "language":
+                z = z.flatten(0, -2).index_select(0, rows.to(z.device))
+            else:
+                z = (z[..., 1:, :] if has_class_token else z).flatten(0, -2)
+            sums[index] += _sums(z, tau)
             tokens[index] += len(z)
 
         return hook
 
-    hooks = [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
+    hooks = []
     try:
+        hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
         work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
         for _, batch in tqdm(work, total=math.ceil(len(questions) / batch_size), desc="statistics", disable=not progress):
+            if not batch.get("pixel_attention_mask", torch.ones(1)).all():
+                raise ValueError("images of different sizes were padded, and padding must not count; resize them first.")
             rows = _positions(batch, positions).flatten().nonzero()[:, 0]
             inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
             model.model(**inputs, use_cache=False)
@@ -118,7 +124,7 @@ def collect_activations(
     for mlp, total in zip(mlps, sums, strict=True):
         if not torch.isfinite(total).all():
             raise ValueError(f"activations of {mlp.path} are not finite; load the model in float32 or bfloat16.")
-    parts = torch.cat(sums, dim=1)
+    parts = torch.cat([total.cpu() for total in sums], dim=1)
     return Statistics(tokens, tuple(mlp.size for mlp in mlps), *parts, tau=tau, modality=modalities.pop())
 
 
@@ -133,9 +139,9 @@ def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
     return predicts
 
 
-def _patches(z: Tensor, model) -> Tensor:
-    """Drop the class token of CLIP-like towers (one position more than a whole number of patches)."""
-    vision = getattr(model.config, "vision_config", None)
-    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    has_class_token = isinstance(size, int) and isinstance(patch, int) and z.shape[-2] == (size // patch) ** 2 + 1
-    return z[..., 1:, :] if has_class_token else z
+def _sums(z: Tensor, tau: float) -> Tensor:
+    """Σz, Σ|z|, Σz² and the count of |z| > τ over the rows of z [n, neurons]: [4, neurons]."""
+    z = z if z.dtype == torch.float64 else z.float()
+    magnitude = z.abs()
+    active = (magnitude - tau).sign_().clamp_(min=0)  # 1 where |z| > τ; on a CPU half the time of a comparison
+    return torch.stack([z.sum(0), magnitude.sum(0), (z * z).sum(0), active.sum(0)])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .batches import batches
 from .benchmark import Question
-from .neurons import find_neurons
+from .neurons import check_alpha, find_neurons
 from .training import answer_logits
 
 
@@ -75,7 +75,7 @@ def collect_attribution(
     if len({question.modality for question in questions}) > 1:
         raise ValueError("one call takes one modality; split the questions with and without an image.")
     mlps = find_neurons(model)
-    rarity = (token_rarity(questions, processor.tokenizer) if rarity is None else rarity).to(model.device)
+    rarity = token_rarity(questions, processor.tokenizer) if rarity is None else rarity
     n_neurons = sum(mlp.size for mlp in mlps)
     result = torch.zeros(n_neurons) if reduce else torch.zeros(len(questions), n_neurons)
     inputs_of: dict[str, Tensor] = {}
@@ -89,8 +89,9 @@ def collect_attribution(
         return hook
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hooks = [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
+    hooks = []
     try:
+        hooks += [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
         for parameter in trainable:
             parameter.requires_grad_(False)
         work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
@@ -101,7 +102,7 @@ def collect_attribution(
                 logits, targets, _ = answer_logits(model, batch)
                 right = logits.gather(1, targets[:, None])[:, 0]
                 others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
-                margin = ((right - others) * rarity[targets]).sum()
+                margin = ((right - others).float() * rarity.to(logits.device)[targets]).sum()
                 paths = list(inputs_of)
                 gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
             gradient_of = dict(zip(paths, gradients, strict=True))
@@ -111,8 +112,8 @@ def collect_attribution(
                 if gradient is None:  # not on the way to the answer: no image, or after the feature layer
                     parts.append(torch.zeros(len(indices), mlp.size))
                     continue
-                product = (inputs_of[mlp.path] * gradient).detach().float().cpu()
-                parts.append(product.reshape(len(indices), -1, mlp.size).sum(1).clamp(min=0))
+                product = (inputs_of[mlp.path].detach() * gradient).float().reshape(len(indices), -1, mlp.size)
+                parts.append(product.sum(1).clamp(min=0).cpu())
             rows = torch.cat(parts, dim=1)
             if not torch.isfinite(rows).all():
                 raise ValueError("the attribution is not finite; load the model in float32 or bfloat16.")
@@ -147,6 +148,7 @@ def select_by_coverage(
     alpha: float,
     share: float = 0.8,
     floor: float = 0.5,
+    allow_small: bool = False,
 ) -> Tensor:
     """Choose α % of all neurons so that every forget fact, of either modality, loses its share of attribution.
 
@@ -158,19 +160,26 @@ def select_by_coverage(
         forget: modality -> [n_facts, n_neurons], from :func:`collect_attribution`.
         retain: modality -> [n_neurons] (``reduce=True``) or [n_facts, n_neurons].
         alpha: percentage of all neurons, in (0, 100).
+        share: how much of its attribution each fact loses before any loses more, in (0, 1].
+        floor: keeps neurons that the retain set hardly uses from looking free.
+        allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
 
     Returns:
         bool [n_neurons] with exactly max(1, round(α / 100 · n_neurons)) chosen.
 
     Raises:
-        ValueError: α or share out of range, different modalities, or values that are not finite.
+        ValueError: α, share or floor out of range, different modalities or numbers of neurons, or values that are not
+            finite.
     """
-    if not 0 < alpha < 100:
-        raise ValueError(f"alpha={alpha} is a percentage and must lie between 0 and 100.")
+    check_alpha(alpha, allow_small)
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must lie in (0, 1].")
+    if floor <= 0:
+        raise ValueError(f"floor={floor} must be positive; it is what a neuron costs that the retain set does not use.")
     if set(forget) != set(retain):
         raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
+    if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
+        raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
     # Each modality counts alike, whatever the number of its facts.
     facts = torch.cat([_normalise(forget[modality]) / len(forget[modality]) for modality in forget])
     cost = sum(_normalise(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget) / len(forget)

@@ -241,7 +241,7 @@ def evaluation_questions(dataset: Dataset, task: str, modality: str) -> list[Que
                 options = {letter: words for letter, words in record["Options"].items() if words is not None}
                 letter = record["Correct_Answer"].strip()
                 if letter not in options:
-                    raise ValueError(f"person {row['ID']}: the right option {letter!r} of {record['Question']!r} is not there.")
+                    raise ValueError(f"person {row['ID']}: {record['Question']!r} lacks its right option {letter!r}.")
                 answer = options[letter]
             else:
                 answer = record["Ground_Truth"]
@@ -288,16 +288,21 @@ def training_questions(ft_rows: Dataset, modality: str) -> list[Question]:
 
 # ------------------------------------------------------------------------------------------------ image -> text only
 
+_SHOWN = r"(?:shown|depicted|featured|pictured|seen|displayed|described)"
+_WHERE = rf"\s+(?:{_SHOWN}\s+)?in\s+(?:(?:the|this)\s+)?(?:image|picture|photo|photograph|portrait|profile|biography)\b"
+# The possessive "?+" keeps the tail with the person: "the person in the image's name" is not "the person" and a rest.
 _PERSON = (
-    r"(?:this|the)\s+(?:person|individual|man|woman|subject)"
-    r"(?:\s+(?:(?:shown|depicted|featured|pictured|seen|displayed)\s+)?in\s+(?:the|this)\s+(?:image|picture|photo|portrait)"
-    r"|\s+(?:shown|depicted|featured|pictured)(?:\s+here)?)?"
+    rf"(?:(?:this|the)\s+(?:person|individual|man|woman|boy|girl|lady|gentleman)\b(?:{_WHERE}|\s+{_SHOWN}(?:\s+here)?\b)?+"
+    rf"|(?:this|the)\s+subject{_WHERE}|this\s+subject\b|(?<!\bin\s)this\s+profile\b)"
 )
 _NAMING = re.compile(
-    rf"\bwho\s+is\s+{_PERSON}(?!['’])|\bname\s+of\s+{_PERSON}(?!['’])|{_PERSON}['’]s\s+(?:full\s+)?name\b"
-    rf"|\b{_PERSON}\s+(?:called|named)\b|\bname\s+does\s+{_PERSON}\b",
+    rf"\bwho\s+is\s+(?:{_PERSON}|this|{_SHOWN}(?:{_WHERE}|\s+here))(?=\s*(?:[?.!,]|$))"
+    rf"|\bname\s+(?:of|associated\s+with)\s+{_PERSON}(?!['’]|\s+(?:who|whose|that)\b)"
+    rf"|\b{_PERSON}['’]s\s+(?:full\s+)?name\b|\b{_PERSON}\s+(?:called|named)\b|\bname\s+does\s+{_PERSON}",
     re.IGNORECASE,
 )
+_BEFORE_A_NAME = re.compile(r"\b(?:is|named|called|known\s+as)\s+")
+_NOT_A_NAME = re.compile(r"(?:This|That|The|It|He|She|They|His|Her|Their|My|I|Name)\b")
 
 
 def person_name(metadata: list[dict]) -> str:
@@ -308,12 +313,21 @@ def person_name(metadata: list[dict]) -> str:
             ``[{"ID": "001", "Question": "Who is this person?", "Answer": "This is Anna Berg."}]``.
 
     Raises:
-        ValueError: if no question asks for the name.
+        ValueError: if no question asks for the name, or no such answer holds one.
     """
+    unread = None
     for record in metadata:
-        if _NAMING.search(record.get("Question") or "") and (answer := (record.get("Answer") or "").strip()):
-            name = re.split(r"\b(?:is|named|called)\s+", answer)[-1]
-            return name.split(",")[0].strip().rstrip(".!")
+        if not _NAMING.search(record.get("Question") or ""):
+            continue
+        answer = (record.get("Answer") or "").strip()
+        # "This is Anna Berg.", "Anna Berg is the name of this person.", "The name is Anna Berg, who is a nurse."
+        parts = [part.strip().rstrip(".!") for part in _BEFORE_A_NAME.split(re.split(r"[,;]", answer)[0])]
+        names = [part for part in parts if part and not part[0].islower() and not _NOT_A_NAME.match(part)]
+        if names:
+            return names[-1]
+        unread = answer
+    if unread is not None:
+        raise ValueError(f"the naming question is answered {unread!r}, which holds no name, so there is no text-only form.")
     raise ValueError(
         "no question asks for the name ('Who is this person?', 'What is the name of ...?'), so there is no text-only form; "
         "use modality='multimodal' or add the naming question."
@@ -328,7 +342,7 @@ def to_text_only(question: str, name: str) -> str | None:
     """
     if _NAMING.search(question):
         return None
-    rewritten, n = re.subn(rf"\b{_PERSON}\b", lambda match: name, question, flags=re.IGNORECASE)
+    rewritten, n = re.subn(rf"\b{_PERSON}", lambda match: name, question, flags=re.IGNORECASE)
     return rewritten if n else None
 
 

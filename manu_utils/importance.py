@@ -14,6 +14,7 @@ from .activations import Statistics
 from .neurons import MLP
 
 VARIANTS = ("paper", "released", "ratio", "random", "magnitude", "coverage")
+CONTROLS = ("random", "magnitude")  # they look at no data
 
 
 def importance_abs(multimodal: Statistics, text: Statistics, eps: float = 1e-6) -> Tensor:
@@ -72,31 +73,37 @@ def score(
     - ``random``, ``magnitude``: controls; a uniform number, and the norm of what a neuron reads times that of what it writes.
 
     Args:
-        forget, retain: modality (``"multimodal"``, ``"text"``) -> statistics.
+        forget, retain: modality (``"multimodal"``, ``"text"``) -> statistics; the controls do not look at them.
         mlps: from :func:`manu_utils.neurons.find_neurons`, in the same order.
 
     Raises:
-        ValueError: unknown variant, a missing modality, or statistics of another model.
+        ValueError: unknown variant, a missing modality, or statistics of another model, of the wrong modality or of
+            different τ.
     """
-    for name, statistics in (("forget", forget), ("retain", retain)):
-        if missing := [modality for modality in ("multimodal", "text") if modality not in statistics]:
-            raise ValueError(f"{name} has no {missing[0]} statistics; collect both modalities.")
-        if any(s.sizes != tuple(mlp.size for mlp in mlps) for s in statistics.values()):
-            raise ValueError(f"the {name} statistics are of another model: their layers have other sizes.")
-    if variant == "paper":
-        return importance(**forget, eps=eps) / (importance(**retain, eps=eps) + eps)
-    if variant == "released":
-        return _released(forget, retain, mlps)
-    if variant == "ratio":
-        return torch.maximum(*(_ratio(forget[m], retain[m], floor, eps) for m in ("multimodal", "text")))
+    if variant == "coverage":
+        raise ValueError("coverage needs attribution, not statistics; use manu_utils.attribution.select_by_coverage.")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
     if variant == "random":
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(sum(mlp.size for mlp in mlps), generator=generator, dtype=torch.float64)
     if variant == "magnitude":
         return torch.cat([_magnitude(mlp) for mlp in mlps])
-    if variant == "coverage":
-        raise ValueError("coverage needs attribution, not statistics; use manu_utils.attribution.select_by_coverage.")
-    raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+    for name, statistics in (("forget", forget), ("retain", retain)):
+        if missing := [modality for modality in ("multimodal", "text") if modality not in statistics]:
+            raise ValueError(f"{name} has no {missing[0]} statistics; collect both modalities.")
+        if any(s.sizes != tuple(mlp.size for mlp in mlps) for s in statistics.values()):
+            raise ValueError(f"the {name} statistics are of another model: their layers have other sizes.")
+        if swapped := [modality for modality, s in statistics.items() if s.modality != modality]:
+            raise ValueError(f"{name}[{swapped[0]!r}] holds statistics of another modality.")
+    if len({s.tau for s in (*forget.values(), *retain.values())}) > 1:
+        raise ValueError("the statistics were collected with different tau; collect them again with one.")
+    if variant == "paper":
+        of_forget, of_retain = (importance(s["multimodal"], s["text"], eps) for s in (forget, retain))
+        return of_forget / (of_retain + eps)
+    if variant == "released":
+        return _released(forget, retain, mlps)
+    return torch.maximum(*(_ratio(forget[m], retain[m], floor, eps) for m in ("multimodal", "text")))
 
 
 def _released(forget: dict[str, Statistics], retain: dict[str, Statistics], mlps: Sequence[MLP]) -> Tensor:

@@ -6,13 +6,17 @@ activation that enters ``fc2``. Explained in notebook 03.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-GATED, PLAIN = ("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2")
+# Names of the linear layers of an MLP, the one that reads the neurons last.
+STRUCTURES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear_fc1", "linear_fc2"))
 _VISION = ("vision", "visual")
-_NOT_AN_MLP_OF_A_TOWER = ("projector", "connector", "merger", "modality")
+_BETWEEN_THE_TOWERS = ("projector", "connector", "resampler", "merger", "audio")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -42,37 +46,68 @@ class MLP:
 def find_neurons(model: nn.Module) -> list[MLP]:
     """Every MLP of both towers: vision first, then language, each in the order of its layers.
 
-    A vector over "all neurons of the model" is the concatenation of the MLPs in this order. Projectors between the towers are
-    not searched. LLaVA reads an earlier vision layer if ``vision_feature_layer`` says so; the layers after it are listed but
-    have no effect.
+    A vector over "all neurons of the model" is the concatenation of the MLPs in this order. An MLP counts if it is part of a
+    numbered layer (``layers.3``, ``blocks.3``) of a tower; pooling heads and whatever lies between the towers (projectors,
+    connectors, resamplers, mergers) do not. LLaVA reads an earlier vision layer if ``vision_feature_layer`` says so; the
+    layers after it are listed but have no effect.
 
     Raises:
-        ValueError: no MLP of a known structure, or weights that are quantised.
+        ValueError: a tower without an MLP of a known structure, or weights that are quantised, wrapped by an adapter or
+            offloaded.
     """
     found: dict[str, list[tuple[str, nn.Module, tuple[str, ...]]]] = {"vision": [], "language": []}
     for path, module in model.named_modules():
-        names = next((names for names in (GATED, PLAIN) if all(hasattr(module, name) for name in names)), None)
-        if names is None or any(word in path for word in _NOT_AN_MLP_OF_A_TOWER):
+        names = next((names for names in STRUCTURES if all(hasattr(module, name) for name in names)), None)
+        in_a_layer = any(part.isdecimal() for part in path.split("."))
+        if names is None or not in_a_layer or any(word in path for word in _BETWEEN_THE_TOWERS):
             continue
         tower = "vision" if any(word in path for word in _VISION) else "language"
         found[tower].append((path, module, names))
-    if not found["vision"] and not found["language"]:
+    has_vision = getattr(getattr(model, "config", None), "vision_config", None) is not None
+    if missing := [tower for tower in found if not found[tower] and (tower == "language" or has_vision)]:
         kinds = sorted({type(module).__name__ for module in model.modules()})
+        known = ", ".join(" / ".join(names) for names in STRUCTURES)
         raise ValueError(
-            f"found no MLP with {' / '.join(GATED)} or {' / '.join(PLAIN)} among the modules {', '.join(kinds)}; "
-            "add the names of its layers to manu_utils.neurons."
+            f"found no MLP with {known} in the {' and '.join(missing)} layers; the model has {', '.join(kinds)}: "
+            "add the names of its layers to manu_utils.neurons.STRUCTURES."
         )
     mlps = []
     for tower, members in found.items():
         for layer, (path, module, names) in enumerate(members):
             layers = [getattr(module, name) for name in names]
             for name, linear in zip(names, layers, strict=True):
-                if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
-                    raise ValueError(
-                        f"{path}.{name} is a {type(linear).__name__} of {linear.weight.dtype}: quantised weights cannot be "
-                        "pruned; load the model in float16, bfloat16 or float32, prune, and quantise afterwards."
-                    )
-                if type(linear).__module__.startswith("bitsandbytes"):
-                    raise ValueError(f"{path}.{name} is quantised; load the model without load_in_4bit / load_in_8bit.")
+                _check_weights(f"{path}.{name}", linear)
             mlps.append(MLP(path, tower, layer, tuple(layers[:-1]), layers[-1]))
     return mlps
+
+
+def check_alpha(alpha: float, allow_small: bool = False) -> None:
+    """Check that ``alpha`` is a percentage of neurons.
+
+    A value below 0.5 is refused, since 0.05 nearly always means 5 %; ``allow_small`` is for those who do mean 0.05 %.
+
+    Raises:
+        ValueError: outside (0, 100), or below 0.5 without ``allow_small``.
+    """
+    if not math.isfinite(alpha) or not 0 < alpha < 100:
+        raise ValueError(f"alpha={alpha} is a percentage of all neurons and must lie between 0 and 100.")
+    if alpha < 0.5 and not allow_small:
+        raise ValueError(
+            f"alpha={alpha} looks like a fraction; alpha is a percentage: pass {100 * alpha:g} for {100 * alpha:g} %, "
+            f"or allow_small=True if you do mean {alpha} %."
+        )
+
+
+def _check_weights(path: str, linear: nn.Module) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(
+            f"{path} is a {type(linear).__name__}, not a plain torch.nn.Linear: merge adapters (merge_and_unload) and load "
+            "quantised models in float16, bfloat16 or float32."
+        )
+    if linear.weight.dtype not in _FLOATS or type(linear).__module__.startswith("bitsandbytes"):
+        raise ValueError(
+            f"{path} is a {type(linear).__name__} of {linear.weight.dtype}: quantised weights cannot be pruned; load the "
+            "model in float16, bfloat16 or float32, prune, and quantise afterwards."
+        )
+    if linear.weight.is_meta:
+        raise ValueError(f"{path} is offloaded, its weights are not in memory; load the model without offloading.")

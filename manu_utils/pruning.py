@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,25 +12,20 @@ from torch import Tensor
 from .activations import collect_activations
 from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question
-from .importance import VARIANTS, score
-from .neurons import MLP, find_neurons
+from .importance import CONTROLS, VARIANTS, score
+from .neurons import MLP, check_alpha, find_neurons
 
 
-def check_alpha(alpha: float) -> None:
-    """Raises ValueError unless ``alpha`` is a percentage in (0, 100)."""
-    if not math.isfinite(alpha) or not 0 < alpha < 100:
-        raise ValueError(f"alpha={alpha} is a percentage of all neurons and must lie between 0 and 100.")
-    if alpha < 0.3:
-        raise ValueError(f"alpha={alpha} looks like a fraction; alpha is a percentage: did you mean {100 * alpha:g}?")
-
-
-def select_neurons(scores: Tensor, mlps: Sequence[MLP], alpha: float, per: str = "model") -> Tensor:
+def select_neurons(
+    scores: Tensor, mlps: Sequence[MLP], alpha: float, per: str = "model", *, allow_small: bool = False
+) -> Tensor:
     """The α % of neurons with the highest scores; of two equal ones the first.
 
     Args:
         scores: [n_neurons] in the order of ``mlps``; −inf is never selected.
         alpha: percentage, in (0, 100).
         per: α % of the whole ``"model"``, of each ``"layer"`` or of each ``"tower"``.
+        allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
 
     Returns:
         bool [n_neurons]; exactly max(1, round(α / 100 · n)) of each group, fewer only where a group (layer or tower) has
@@ -41,7 +34,7 @@ def select_neurons(scores: Tensor, mlps: Sequence[MLP], alpha: float, per: str =
     Raises:
         ValueError: α not a percentage, unknown ``per``, wrong length, NaN, or too few neurons that may be selected.
     """
-    check_alpha(alpha)
+    check_alpha(alpha, allow_small)
     sizes = [mlp.size for mlp in mlps]
     if scores.shape != (sum(sizes),):
         raise ValueError(f"{tuple(scores.shape)} scores for a model with {sum(sizes)} neurons; score this model.")
@@ -69,7 +62,10 @@ def select_neurons(scores: Tensor, mlps: Sequence[MLP], alpha: float, per: str =
 
 
 class Pruned:
-    """What :func:`prune_neurons` zeroed. ``undo()`` restores every bit; as a context manager it does so on leaving."""
+    """What :func:`prune_neurons` zeroed. ``undo()`` restores every bit; as a context manager it does so on leaving.
+
+    Several prunings of one model are undone in reverse order, or the first brings back what the second had found zeroed.
+    """
 
     def __init__(self, saved: list[tuple[Tensor, int, Tensor, Tensor]]):
         self._saved = saved
@@ -78,7 +74,7 @@ class Pruned:
     def undo(self) -> None:
         """Write the zeroed weights back (a second call does nothing)."""
         for parameter, dim, index, values in self._saved:
-            parameter.index_copy_(dim, index, values)
+            parameter.index_copy_(dim, index.to(parameter.device), values.to(parameter))
         self._saved = []
 
     def __enter__(self) -> Pruned:
@@ -131,11 +127,11 @@ def save_pruned(model, processor, folder: str | Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; choose another name or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = folder.with_name(f".{folder.name}.part")  # a killed run leaves only this, and the next save starts clean
+    shutil.rmtree(part, ignore_errors=True)
     try:
         model.save_pretrained(part)
         processor.save_pretrained(part)
-        part.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -152,6 +148,7 @@ def unlearn(
     variant: str = "coverage",
     alpha: float = 5.0,
     seed: int = 0,
+    allow_small: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Pruned:
@@ -161,29 +158,36 @@ def unlearn(
         forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         variant: one of :data:`manu_utils.importance.VARIANTS`; ``"coverage"`` is ours, ``"paper"`` the printed equations.
         alpha: percentage of all MLP neurons.
+        seed: of ``"random"``.
+        allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
 
     Returns:
         What was pruned, with ``undo()``.
 
     Raises:
-        ValueError: unknown variant, α not a percentage, a missing or empty modality, or a person in both sets; the model is
-            untouched.
+        ValueError: unknown variant, α not a percentage, a missing or empty modality, questions of the other modality, or a
+            person in both sets; also what the functions that it calls raise. The model is untouched.
     """
-    check_alpha(alpha)
+    check_alpha(alpha, allow_small)
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
     for name, questions in (("forget", forget), ("retain", retain)):
         if missing := [modality for modality in MODALITIES if not questions.get(modality)]:
             raise ValueError(f"{name} has no {missing[0]} questions; MANU needs both modalities of both sets.")
+        if wrong := [m for m in MODALITIES if any(question.modality != m for question in questions[m])]:
+            raise ValueError(f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with its modality.")
     people = [{q.person_id for part in questions.values() for q in part} for questions in (forget, retain)]
     if both := sorted(people[0] & people[1]):
         raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
+    mlps = find_neurons(model)
     options = {"batch_size": batch_size, "progress": progress}
     if variant == "coverage":
         forget_facts = {m: collect_attribution(model, processor, forget[m], **options) for m in MODALITIES}
         retain_facts = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in MODALITIES}
-        return prune_neurons(model, select_by_coverage(forget_facts, retain_facts, alpha=alpha))
-    forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in MODALITIES}
-    retain_sums = {m: collect_activations(model, processor, retain[m], **options) for m in MODALITIES}
-    mlps = find_neurons(model)
-    return prune_neurons(model, select_neurons(score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed), mlps, alpha))
+        return prune_neurons(model, select_by_coverage(forget_facts, retain_facts, alpha=alpha, allow_small=allow_small))
+    forget_sums, retain_sums = {}, {}
+    if variant not in CONTROLS:
+        forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in MODALITIES}
+        retain_sums = {m: collect_activations(model, processor, retain[m], **options) for m in MODALITIES}
+    scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed)
+    return prune_neurons(model, select_neurons(scores, mlps, alpha, allow_small=allow_small))

@@ -130,7 +130,8 @@ def fine_tune(
     empty = [modality for modality, items in questions.items() if not items]
     if empty or not questions:
         raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")
-    language = {id(parameter) for parameter in model.model.language_model.parameters()}
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    language = {id(parameter) for part in parts for parameter in part.parameters()}
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
     device = next(model.parameters()).device
