@@ -168,3 +168,389 @@ def chance_levels(frame: pd.DataFrame, *, title: str) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=11)
     return axes
+
+
+# ------------------------------------------------------------------------------------------------ neurons (notebooks 03-04)
+
+
+def layer_name(tower: str, layer: int) -> str:
+    """How figures and tables call a layer: ``"language 2"``."""
+    return f"{tower} {layer}"
+
+
+def layer_map(
+    table: pd.DataFrame, *, title: str, label: str, limits: tuple[float, float] | None = None, sizes: Sequence[int] = ()
+) -> Axes:
+    """A heat map with one row per layer; every cell is written out, empty ones (NaN) stay grey.
+
+    Args:
+        table: index the layers (from the first of the vision tower to the last of the language model), any columns.
+        label: what the colour means, with its unit.
+        limits: ends of the colour scale (default: 0 and the largest value).
+        sizes: neurons per layer, written beside its name.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn
+
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(table) + 1.5), layout="constrained")
+    low, high = limits or (0.0, float(table.max(axis=None)))
+    axes.set_facecolor("#DDDDDD")
+    seaborn.heatmap(
+        table, ax=axes, cmap="viridis", vmin=low, vmax=high, annot=True, fmt=".2f", linewidths=1,
+        annot_kws={"fontsize": 9}, cbar_kws={"label": label},
+    )  # fmt: skip
+    names = [f"{name} ({size})" for name, size in zip(table.index, sizes, strict=True)] if sizes else list(table.index)
+    axes.set_yticks([row + 0.5 for row in range(len(table))], names, rotation=0)
+    axes.tick_params(length=0)
+    axes.set_xticks(axes.get_xticks(), [str(column) for column in table.columns], rotation=0)
+    axes.set(ylabel="layer (neurons)" if sizes else "layer", xlabel="")
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def percentile_curves(frame: pd.DataFrame, *, title: str, label: str) -> list[Axes]:
+    """How a quantity is spread over the neurons of each layer: the median, and bands up to the 5th and 95th percentile.
+
+    Args:
+        frame: one row per layer and modality: ``layer``, ``modality``, ``p5``, ``p25``, ``p50``, ``p75``, ``p95``.
+        label: the quantity, with its unit.
+
+    Returns:
+        One Axes per modality, with a shared y axis.
+    """
+    import matplotlib.pyplot as plt
+
+    layers = list(dict.fromkeys(frame["layer"]))
+    figure, grid = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    for axes, (modality, name) in zip(grid, MODALITY_NAMES.items(), strict=True):
+        rows = frame[frame["modality"] == modality].set_index("layer").reindex(layers)
+        for tower in ("vision", "language"):
+            part = rows[[layer.startswith(tower) for layer in layers]].dropna()
+            x = [layers.index(layer) for layer in part.index]
+            axes.fill_between(x, part["p5"], part["p95"], color=COLOURS[tower], alpha=0.25, linewidth=0)
+            axes.fill_between(x, part["p25"], part["p75"], color=COLOURS[tower], alpha=0.45, linewidth=0)
+            axes.plot(x, part["p50"], "o-", color=COLOURS[tower], markeredgecolor="black", label=tower)
+        axes.set_xticks(range(len(layers)), [layer.replace(" ", "\n") for layer in layers], fontsize=9)
+        axes.set_xlim(-0.4, len(layers) - 0.6)
+        axes.set_title(name, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set(ylabel=label)
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+def one_neuron(values: pd.DataFrame, *, tau: float, title: str) -> list[Axes]:
+    """The activations of one neuron: step histograms of the forget and the retain set, one panel per modality.
+
+    Args:
+        values: one row per position: ``set`` (``"forget"`` or ``"retain"``), ``modality`` and ``z``.
+        tau: drawn as dashed lines at ±τ; the legend says what share lies beyond.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    bins = np.linspace(min(values["z"].min(), -2 * tau), max(values["z"].max(), 2 * tau), 41)
+    figure, grid = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    for axes, (modality, name) in zip(grid, MODALITY_NAMES.items(), strict=True):
+        for people, style in (("forget", "-"), ("retain", "--")):
+            z = values.loc[(values["set"] == people) & (values["modality"] == modality), "z"]
+            share = (z.abs() > tau).mean()
+            axes.hist(
+                z, bins=bins, histtype="step", color=COLOURS[people], linestyle=style, linewidth=1.8,
+                label=f"{people}: {100 * share:.0f} % beyond τ",
+            )  # fmt: skip
+        for x in (-tau, tau):
+            axes.axvline(x, color="black", linewidth=0.8, linestyle=":")
+        axes.set(yscale="log", xlabel="z (no unit)")
+        axes.set_title(f"{name}, n = {len(values[values['modality'] == modality])}", fontsize=10)
+        axes.legend(fontsize=9, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set(ylabel="positions (log scale)")
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+def _plane(axes: Axes, x, y, *, floor: float, gridsize: int = 38):
+    """Log-log hexbin with a shared range and the diagonal; values below ``floor`` are drawn at it."""
+    import numpy as np
+
+    x, y = (np.log10(np.maximum(np.asarray(values, dtype=float), floor)) for values in (x, y))
+    low, high = np.log10(floor), max(x.max(), y.max()) + 0.1
+    picture = axes.hexbin(x, y, gridsize=gridsize, extent=(low, high, low, high), bins="log", mincnt=1, cmap="Greys")
+    axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":")
+    ticks = np.arange(np.ceil(low), np.floor(high) + 1)
+    labels = [f"{10**tick:g}" for tick in ticks]
+    if ticks[0] == low:
+        labels[0] = f"≤ {labels[0]}"
+    axes.set_xticks(ticks, labels, fontsize=9)
+    axes.set_yticks(ticks, labels, fontsize=9)
+    axes.set(xlim=(low - 0.05, high), ylim=(low - 0.05, high), aspect="equal")
+    return picture
+
+
+def modality_plane(frame: pd.DataFrame, *, title: str, label: str, floor: float) -> list[Axes]:
+    """Which neurons are one-sided: image + text against text alone, both logarithmic, one panel per set.
+
+    Args:
+        frame: one row per neuron and set: ``set``, ``multimodal`` and ``text``, not negative.
+        label: the quantity, with its unit.
+        floor: smaller values are drawn at it.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(1, 2, figsize=(8, 4.3), sharey=True, layout="constrained")
+    for axes, people in zip(grid, ("forget", "retain"), strict=True):
+        rows = frame[frame["set"] == people]
+        picture = _plane(axes, rows["multimodal"], rows["text"], floor=floor)
+        below, above = (rows["multimodal"] > rows["text"]).mean(), (rows["multimodal"] < rows["text"]).mean()
+        axes.text(0.97, 0.03, f"{100 * below:.0f} % below", transform=axes.transAxes, ha="right", fontsize=9)
+        axes.text(0.03, 0.97, f"{100 * above:.0f} % above", transform=axes.transAxes, va="top", fontsize=9)
+        axes.set_title(f"{people} set", color=COLOURS[people], fontsize=10)
+        axes.set(xlabel=f"{label}, image + text")
+    grid[0].set(ylabel=f"{label}, text alone")
+    figure.colorbar(picture, ax=list(grid), label="neurons (log scale)", shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+def locality(frame: pd.DataFrame, *, title: str) -> Axes:
+    """How many neurons share a fact: median (dot) and 10th to 90th percentile (bar) over facts, by part and modality.
+
+    Args:
+        frame: one row per fact, part and modality: ``part`` (such as ``"language 1"``), ``modality``, ``effective``.
+    """
+    import matplotlib.pyplot as plt
+
+    parts = list(dict.fromkeys(frame["part"]))
+    _, axes = plt.subplots(figsize=(8, 0.42 * len(parts) + 1.5), layout="constrained")
+    for row, part in enumerate(parts):
+        for offset, modality in ((-0.13, "multimodal"), (0.13, "text")):
+            values = frame.loc[(frame["part"] == part) & (frame["modality"] == modality), "effective"]
+            if values.empty:
+                continue
+            low, middle, high = values.quantile([0.1, 0.5, 0.9])
+            solid = modality == "multimodal"
+            colour = COLOURS["vision" if part.startswith("vision") else "language"] if " " in part else COLOURS["forget"]
+            axes.plot([low, high], [row + offset] * 2, color=colour, linewidth=4, alpha=0.6 if solid else 0.3)
+            axes.plot(
+                middle, row + offset, "o", color=colour, markerfacecolor=colour if solid else "white", markeredgecolor="black",
+                label=MODALITY_NAMES[modality] if row == 0 else None, zorder=3,
+            )  # fmt: skip
+            axes.text(high * 1.05, row + offset, f"{middle:.0f}", fontsize=9, va="center")
+    axes.set(xscale="log", xlabel="effective neurons per fact (log scale)", ylim=(len(parts) - 0.5, -0.6))
+    axes.set_yticks(range(len(parts)), parts)
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if tick < axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(fontsize=9, frameon=False, loc="best")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def score_plane(forget, retain, selections: dict[str, object], *, title: str, label: str, floor: float) -> list[Axes]:
+    """Why these neurons: forget against retain importance of every neuron, one panel per selection, the chosen ones coloured.
+
+    Args:
+        forget, retain: one number per neuron, not negative.
+        selections: name of the score -> bool per neuron.
+        label: the quantity, with its unit.
+        floor: smaller values are drawn at it.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    forget, retain = (np.asarray(values, dtype=float) for values in (forget, retain))
+    figure, grid = plt.subplots(1, len(selections), figsize=(8, 4.2), sharey=True, squeeze=False, layout="constrained")
+    for axes, (name, selected) in zip(grid[0], selections.items(), strict=True):
+        selected = np.asarray(selected, dtype=bool)
+        _plane(axes, retain, forget, floor=floor)
+        points = (np.log10(np.maximum(values[selected], floor)) for values in (retain, forget))
+        axes.plot(*points, ".", color=COLOURS["forget"], markersize=3, alpha=0.5)
+        axes.set_title(f"{name}: {selected.sum()} chosen", fontsize=10)
+        axes.set(xlabel=f"{label}, retain set")
+    grid[0, 0].set(ylabel=f"{label}, forget set")
+    figure.suptitle(title, fontsize=11)
+    return list(grid[0])
+
+
+def where_it_cut(frame: pd.DataFrame, *, alpha: float, title: str) -> list[Axes]:
+    """Which share of each layer every variant prunes; the grey band is what a random choice would do.
+
+    Args:
+        frame: one row per variant and layer: ``variant``, ``layer``, ``percent``, and ``low`` and ``high``, the band.
+        alpha: percent of the whole model, drawn as a dashed line.
+    """
+    import matplotlib.pyplot as plt
+
+    variants, layers = (list(dict.fromkeys(frame[column])) for column in ("variant", "layer"))
+    figure, grid = plt.subplots(
+        1, len(variants), figsize=(8, 0.36 * len(layers) + 1.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, variant in zip(grid[0], variants, strict=True):
+        rows = frame[frame["variant"] == variant].set_index("layer").loc[layers]
+        for y, (layer, row) in enumerate(rows.iterrows()):
+            axes.plot(
+                [row["low"], row["high"]], [y, y], color=COLOURS["vanilla"], alpha=0.5, linewidth=7, solid_capstyle="butt"
+            )
+            colour = COLOURS["vision" if layer.startswith("vision") else "language"]
+            axes.plot([0, row["percent"]], [y, y], color=colour, linewidth=1.5)
+            axes.plot(row["percent"], y, "o", color=colour, markeredgecolor="black")
+        axes.axvline(alpha, color="black", linewidth=0.8, linestyle="--")
+        axes.set_title(variant, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set_yticks(range(len(layers)), layers)
+    grid[0, 0].set(ylim=(len(layers) - 0.5, -0.5), xlim=(-0.5, None))
+    figure.supxlabel(f"neurons pruned in % of the layer (dashed: α = {alpha:g} %)", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return list(grid[0])
+
+
+def agreement(table: pd.DataFrame, *, chance: float, title: str) -> Axes:
+    """Jaccard overlap of selections as a square of numbers, colours fixed to 0..1.
+
+    Args:
+        table: symmetric, index and columns the selections.
+        chance: expected overlap of two random selections of this size, written into the title.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn
+
+    _, axes = plt.subplots(figsize=(6.4, 0.45 * len(table) + 1.6), layout="constrained")
+    seaborn.heatmap(
+        table, ax=axes, cmap="viridis", vmin=0, vmax=1, annot=True, fmt=".2f", linewidths=1, annot_kws={"fontsize": 9},
+        cbar_kws={"label": "Jaccard overlap (0 to 1)"},
+    )  # fmt: skip
+    axes.tick_params(length=0)
+    axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
+    axes.set_xticks(axes.get_xticks(), list(table.columns), rotation=0, fontsize=9)
+    axes.set(xlabel="", ylabel="")
+    axes.set_title(f"{title}\n(two random choices: {chance:.2f})", fontsize=11)
+    return axes
+
+
+# ------------------------------------------------------------------------------------------------ results (notebook 05)
+
+
+def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, chance: float, title: str) -> list[Axes]:
+    """What forgetting costs: forget accuracy (left is better) against retain accuracy, a line per method over α.
+
+    Args:
+        frame: one row per method, alpha and modality: ``method``, ``alpha``, ``modality``, ``forget``, ``retain`` (0..1).
+        vanilla: one row per modality: ``modality``, ``forget``, ``retain`` of the model before unlearning.
+        chance: forget accuracy of a guesser (0..1).
+    """
+    import matplotlib.pyplot as plt
+
+    methods = list(dict.fromkeys(frame["method"]))
+    figure, grid = plt.subplots(1, 2, figsize=(8, 4.4), sharex=True, sharey=True, layout="constrained")
+    for axes, (modality, name) in zip(grid, MODALITY_NAMES.items(), strict=True):
+        start = vanilla[vanilla["modality"] == modality].iloc[0]
+        solid = modality == "multimodal"
+        axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
+        for method in methods:
+            rows = frame[(frame["method"] == method) & (frame["modality"] == modality)].sort_values("alpha")
+            colour, marker = _METHOD_STYLE.get(method, ("#000000", "x"))
+            x, y = ([100 * start[key], *(100 * rows[key])] for key in ("forget", "retain"))
+            axes.plot(x, y, color=colour, linewidth=1.6, linestyle="-" if solid else "--", zorder=2)
+            axes.scatter(
+                x[1:], y[1:], s=[18 + 9 * alpha for alpha in rows["alpha"]], color=colour if solid else "white",
+                edgecolor=colour, marker=marker, label=method, zorder=3,
+            )  # fmt: skip
+        axes.plot(100 * start["forget"], 100 * start["retain"], "s", color=COLOURS["vanilla"], markersize=9, zorder=4)
+        axes.annotate(
+            "vanilla", (100 * start["forget"], 100 * start["retain"]), xytext=(0, -14), textcoords="offset points",
+            ha="right", fontsize=9,
+        )  # fmt: skip
+        axes.set(xlim=(-3, 103), ylim=(-3, 105), xlabel="forget accuracy in % (left is better)")
+        axes.text(100 * chance + 1.5, 2, "chance", fontsize=9, rotation=90)
+        axes.set_title(name, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set(ylabel="retain accuracy in % (up is better)")
+    figure.legend(
+        *grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), fontsize=9, frameon=False
+    )
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+# Ours in the colour of what is forgotten, controls grey, the others apart from each other also in greyscale and by marker.
+_METHOD_STYLE = {
+    "coverage": (COLOURS["forget"], "o"), "ratio": ("#009E73", "D"), "released": ("#56B4E9", "^"), "paper": ("#0072B2", "v"),
+    "random": ("#7F7F7F", "P"), "magnitude": ("#333333", "X"),
+}  # fmt: skip
+
+
+def balance(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
+    """Does text forget as the image does? A dumbbell per method: image + text (filled) to text alone (hollow).
+
+    Args:
+        frame: one row per method: ``method``, ``multimodal`` and ``text`` (forget accuracy, 0..1), best balance first.
+        chance: accuracy of a guesser, a dotted line.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(8, 0.42 * len(frame) + 1.5), layout="constrained")
+    for y, row in enumerate(frame.itertuples()):
+        colour = COLOURS["vanilla" if row.method == "vanilla" else "forget"]
+        image, text = 100 * row.multimodal, 100 * row.text
+        axes.plot([image, text], [y, y], color=colour, linewidth=2.5)
+        axes.plot(text, y, "o", color=colour, markerfacecolor="white", markersize=9, label="text alone" if y == 0 else None)
+        axes.plot(image, y, "o", color=colour, markersize=6, label="image + text" if y == 0 else None)
+        axes.text(105, y, f"{abs(image - text):.0f}", va="center", ha="right", fontsize=9)
+    axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
+    axes.text(100 * chance, -0.75, "chance", fontsize=9, ha="center")
+    axes.text(105, -0.75, "gap", fontsize=9, ha="right")
+    axes.set_yticks(range(len(frame)), list(frame["method"]))
+    axes.set(xlim=(-2, 106), ylim=(len(frame) - 0.5, -1.0), xlabel="forget accuracy in %")
+    axes.set_xticks(range(0, 101, 20))
+    axes.legend(fontsize=9, frameon=False, loc="best")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def task_grid(frame: pd.DataFrame, *, title: str) -> list[Axes]:
+    """Which skill went: a row of panels per modality, a panel per set, vanilla (grey) and pruned (colour of the set) by task.
+
+    Args:
+        frame: one row per set, task, modality and model: ``set``, ``task``, ``modality``, ``model`` (``"vanilla"`` or another
+            name), ``value`` (0..1) and ``n``; the bars get their 95 % Wilson interval.
+    """
+    import matplotlib.pyplot as plt
+
+    sets, tasks = (list(dict.fromkeys(frame[column])) for column in ("set", "task"))
+    models = ["vanilla", *(name for name in dict.fromkeys(frame["model"]) if name != "vanilla")]
+    figure, grid = plt.subplots(2, len(sets), figsize=(8, 4.5), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for line, (modality, name) in enumerate(MODALITY_NAMES.items()):
+        for axes, people in zip(grid[line], sets, strict=True):
+            for offset, model in zip((-0.2, 0.2), models, strict=True):
+                colour = COLOURS["vanilla" if model == "vanilla" else people]
+                for x, task in enumerate(tasks):
+                    row = frame[
+                        (frame["set"] == people) & (frame["task"] == task) & (frame["modality"] == modality)
+                        & (frame["model"] == model)
+                    ].iloc[0]  # fmt: skip
+                    low, high = wilson(row["value"], row["n"])
+                    solid = modality == "multimodal"
+                    axes.bar(
+                        x + offset, 100 * row["value"], width=0.36, color=colour if solid else "white", edgecolor=colour,
+                        hatch=None if solid else "////",
+                    )  # fmt: skip
+                    axes.plot([x + offset] * 2, [100 * low, 100 * high], color="black", linewidth=1)
+            counts = frame[(frame["set"] == people) & (frame["modality"] == modality) & (frame["model"] == models[1])]
+            numbers = " / ".join(str(n) for n in counts.set_index("task").loc[tasks, "n"])
+            axes.set_title(f"{people}, n = {numbers}", fontsize=9)
+            axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", fontsize=9)
+            axes.spines[["top", "right"]].set_visible(False)
+        grid[line, 0].set(ylabel=f"{name}\naccuracy in %", ylim=(0, 105))
+    figure.suptitle(title, fontsize=11)
+    return list(grid.flat)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share of n questions, both ends in 0..1."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return interval.low, interval.high
