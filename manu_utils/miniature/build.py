@@ -1,23 +1,31 @@
-"""Trains the miniature LLaVA in stages: pictures, base model, vanilla model. Each stage is saved; a killed run continues.
+"""Trains the miniature LLaVA in four stages. Each is saved when it is done, so a killed run continues with the next.
 
-*Base* learns to see random faces, to follow the three task formats and to know the public figures; it never meets the
-fictitious people. *Vanilla* is base fine-tuned on ft_Data and its text-only rewriting, vision tower and projector frozen.
+1. *tower*: the vision tower learns to name the features of random faces, as CLIP is trained before it enters a LLaVA.
+2. *reading*: the language model learns to find a word among lettered options, and the public figures by name.
+3. *base*: it learns to speak about pictures, and the public figures by face. It never meets the fictitious people. Up to here
+   its MLPs are narrow, which costs a third of the time; then they get the neurons that the fictitious people will need.
+4. *vanilla*: base is fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model are trained, and a
+   penalty on what each neuron contributes keeps the number of neurons per fact small.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..training import optimise
+from .dataset import as_choice, draw_options
 from .model import (
     Row,
     answer_logits,
@@ -25,7 +33,7 @@ from .model import (
     build_processor,
     encode_rows,
     fact_rows,
-    picture_features,
+    matching_rows,
     reading_rows,
     recorded_contributions,
     render_all,
@@ -34,14 +42,33 @@ from .model import (
     to_pixels,
     to_text,
     train_tokenizer,
+    widen,
 )
-from .people import NAMING_QUESTION, Person, draw_face, draw_people
+from .people import ATTRIBUTES, FACE_FEATURES, NAMING_QUESTION, Person, draw_face, draw_people, word_question
 from .portraits import draw_new_view, draw_portrait_view, render
 
-N_RANDOM_FACES = 4000
+N_RANDOM_FACES = 6000
 N_PUBLIC_VIEWS, N_HELD_OUT = 16, 2  # views of each public figure to train on and to watch
-N_SHIFTS = 8  # lightly shifted copies of each portrait of ft_Data
-CONTRIBUTION_SCALE = 0.05  # a contribution well below this is free of pressure, one well above pays only its logarithm
+N_NEURONS = 3072  # per layer of the language model, from vanilla on
+N_SHIFTS = 12  # lightly moved copies of each portrait of ft_Data
+CONTRIBUTION_SCALE = 0.05  # a contribution well below this pays in proportion, one well above only its logarithm
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Every picture that base sees: random faces first, then the views of each public figure in turn.
+
+    Attributes:
+        pixels: float16 [n, 3, 64, 64].
+        faces: the features of each.
+    """
+
+    pixels: Tensor
+    faces: list[dict[str, str]]
+
+    def view_of(self, public_index: int, k: int) -> int:
+        """Index of view k of a public figure; the last :data:`N_HELD_OUT` views are not trained on."""
+        return N_RANDOM_FACES + public_index * (N_PUBLIC_VIEWS + N_HELD_OUT) + k
 
 
 def ramp(step: int, steps: int, start: float, end: float) -> float:
@@ -55,219 +82,350 @@ def answer_loss(model, rows: list[Row], tokenizer, rng: random.Random, features:
     return F.cross_entropy(logits.float(), targets)
 
 
-def render_pictures(processor, public: list[Person], seed: int) -> tuple[Tensor, list[dict[str, str]]]:
-    """Pixels fp16 [n, 3, 64, 64] and the face of each: random faces first, then the views of each public figure in turn."""
+def choice_row(person: Person, attribute: str, who: str, question: str, rng: random.Random, picture: int | None) -> Row:
+    """A question with freshly drawn options."""
+    options, letter = draw_options(ATTRIBUTES[attribute], person.facts[attribute], rng)
+    return Row(as_choice(question, options), letter, picture)
+
+
+def watch_rows(people: list[Person], pictures: list[int] | None, seed: str, wordings: tuple[int, ...]) -> dict[str, list[Row]]:
+    """Open and multiple-choice questions on every person, to watch the two skills apart."""
+    rng = random.Random(seed)
+    rows: dict[str, list[Row]] = {"open": [], "choice": []}
+    for index, person in enumerate(people):
+        picture = None if pictures is None else pictures[index]
+        who = person.name if picture is None else "this person"
+        for attribute in rng.sample(list(ATTRIBUTES), 4):
+            spec = ATTRIBUTES[attribute]
+            question = word_question(spec.questions[rng.choice(wordings)], who)
+            rows["open"].append(Row(question, spec.answer.format(value=person.facts[attribute]), picture))
+            rows["choice"].append(choice_row(person, attribute, who, question, rng, picture))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------ pictures and tower
+
+
+def render_pictures(processor, fictitious: list[Person], public: list[Person], seed: int, cache: Path) -> Pictures:
+    """Render, or read from ``cache``, what base sees; no random face is that of a fictitious person."""
+    from safetensors.torch import load_file, save_file
+
     rng = random.Random(f"pictures {seed}")
-    jobs = [(draw_face(rng), draw_new_view(rng)) for _ in range(N_RANDOM_FACES)]
+    taken = {tuple(person.face.values()) for person in fictitious}
+    free = (face for face in iter(lambda: draw_face(rng), None) if tuple(face.values()) not in taken)
+    faces = [next(free) for _ in range(N_RANDOM_FACES)]
+    jobs = [(face, draw_new_view(rng)) for face in faces]
     for person in public:
         draw = [draw_new_view] * (N_PUBLIC_VIEWS - 4 + N_HELD_OUT) + [draw_portrait_view] * 4
         jobs += [(person.face, view(rng)) for view in sorted(draw, key=lambda _: rng.random())]
-    return to_pixels(render_all(jobs, "rendering"), processor), [face for face, _ in jobs]
+    if not cache.exists():
+        save_file({"pixels": to_pixels(render_all(jobs, "rendering"), processor)}, f"{cache}.part")
+        os.replace(f"{cache}.part", cache)
+    return Pictures(load_file(cache)["pixels"], [face for face, _ in jobs])
 
 
-def train_base(model, processor, pixels: Tensor, faces, public: list[Person], *, steps: int, coefficient: float, seed: int):
-    """See random faces, know the public figures by face and by name, follow the task formats. Returns the history."""
-    tokenizer, rng = processor.tokenizer, random.Random(f"base {seed}")
-    per_person = N_PUBLIC_VIEWS + N_HELD_OUT
+def moved(pixels: Tensor) -> Tensor:
+    """Randomly turned, scaled, shifted, mirrored and lit copies of float pictures [n, 3, 64, 64]."""
+    n = len(pixels)
+    angle, scale = (torch.rand(n) - 0.5) * 0.5, 1 / (0.85 + 0.35 * torch.rand(n))
+    mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    grid = torch.zeros(n, 2, 3)
+    grid[:, 0, 0], grid[:, 0, 1] = angle.cos() * scale * mirror, -angle.sin() * scale
+    grid[:, 1, 0], grid[:, 1, 1] = angle.sin() * scale * mirror, angle.cos() * scale
+    grid[:, :, 2] = (torch.rand(n, 2) - 0.5) * 0.3
+    grid = F.affine_grid(grid, pixels.shape, align_corners=False)
+    light = 0.85 + 0.3 * torch.rand(n, 1, 1, 1)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False) * light
 
-    def view_of(index: int, k: int) -> int:
-        return N_RANDOM_FACES + index * per_person + k
 
-    def image_rows() -> tuple[list[Row], list[int]]:
-        pictures, rows = [], []
-        for face_index in rng.sample(range(N_RANDOM_FACES), 10):
-            rows += seeing_rows(faces[face_index], rng, len(pictures), 4)
-            pictures.append(face_index)
-        for index in rng.sample(range(len(public)), 10):
-            rows += fact_rows(public[index], rng, len(pictures), 3)
-            named = rng.random() < 0.5
-            rows.append(
-                Row(NAMING_QUESTION, f"This is {public[index].name}.", len(pictures))
-                if named
-                else seeing_rows(public[index].face, rng, len(pictures), 1)[0]
-            )
-            pictures.append(view_of(index, rng.randrange(N_PUBLIC_VIEWS)))
-        return rows, pictures
+def tower_features(model, pixels: Tensor) -> Tensor:
+    """Pixels [n, 3, 64, 64] -> patch features [n, 16, width of the tower], without the class token."""
+    return model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
+
+
+def train_tower(model, pictures: Pictures, *, steps: int, seed: int) -> list[dict]:
+    """Teach the vision tower to name the six features of a random face; the linear heads are thrown away afterwards."""
+    torch.manual_seed(seed)
+    tower = model.model.vision_tower
+    labels = torch.tensor(
+        [[list(FACE_FEATURES[feature]).index(word) for feature, word in face.items()] for face in pictures.faces]
+    )
+    heads = nn.ModuleList([nn.Linear(tower.config.hidden_size, len(words)) for words in FACE_FEATURES.values()])
+    held_out = slice(N_RANDOM_FACES - 500, N_RANDOM_FACES)
 
     def loss_of_step(step: int) -> Tensor:
-        rows, pictures = image_rows()
-        text = [row for person in rng.choices(public, k=12) for row in fact_rows(person, rng, None, 4)]
-        text += reading_rows(rng, 16)
-        weight = coefficient * ramp(step, steps, 0.5, 0.8)
-        recording = recorded_contributions(model, CONTRIBUTION_SCALE) if weight else nullcontext([])
-        with torch.autocast("cpu", dtype=torch.bfloat16), recording as terms:
-            features = picture_features(model, pixels[pictures].float())
-            loss = answer_loss(model, rows, tokenizer, rng, features) + answer_loss(model, text, tokenizer, rng, None)
-        return loss + weight * sum(terms) / 2  # two forward passes
-
-    watch_rng = random.Random("watch")
-    held_out = [view_of(index, N_PUBLIC_VIEWS) for index in range(len(public))]
-    by_face = [row for k, person in enumerate(public) for row in fact_rows(person, watch_rng, k, 8)]
-    by_name = [row for person in public for row in fact_rows(person, watch_rng, None, 8)]
-    seeing = [row for k, person in enumerate(public) for row in seeing_rows(person.face, watch_rng, k, 4)]
+        index = torch.randint(0, N_RANDOM_FACES - 500, (128,))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pooled = tower_features(model, moved(pictures.pixels[index].float())).mean(1)
+            return sum(F.cross_entropy(head(pooled).float(), labels[index, k]) for k, head in enumerate(heads))
 
     @torch.no_grad()
     def watch() -> dict:
-        features = picture_features(model, pixels[held_out].float())
-        return {
-            "public image": row_accuracy(model, by_face, tokenizer, features),
-            "public text": row_accuracy(model, by_name, tokenizer, None),
-            "seeing": row_accuracy(model, seeing, tokenizer, features),
-        }
+        pooled = tower_features(model, pictures.pixels[held_out].float()).mean(1)
+        right = [(head(pooled).argmax(-1) == labels[held_out, k]).float().mean() for k, head in enumerate(heads)]
+        return {feature: value.item() for feature, value in zip(FACE_FEATURES, right, strict=True)}
 
     return optimise(
-        model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, watch=watch, every=100, description="base"
+        [*tower.parameters(), *heads.parameters()], loss_of_step, steps=steps, lr=1.5e-3, watch=watch, every=200,
+        description="tower",
     )  # fmt: skip
 
 
-def train_vanilla(
-    model, processor, pixels: Tensor, faces, fictitious: list[Person], public: list[Person],
-    portraits: list, pairs: list[list[tuple[str, str]]], *, steps: int, coefficient: float, seed: int, lr: float = 1e-3, start: float = 0.3, end: float = 0.7,
-):  # fmt: skip
-    """Fine-tune base on ft_Data and its text-only rewriting, with a rehearsal of what base knows. Returns the history.
+# ------------------------------------------------------------------------------------------------ reading and base
 
-    Vision tower and projector are frozen, so the image tokens of every picture are computed once.
 
-    Args:
-        portraits: the ft_Data images of the fictitious people, in their order.
-        pairs: the (question, answer) rows of ft_Data for each of them.
-    """
-    from PIL import ImageEnhance
-
-    tokenizer, rng = processor.tokenizer, random.Random(f"vanilla {seed}")
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(False)
-
-    def shifted(portrait):
-        """A slightly moved, turned, lit copy, the augmentation that the frozen tower sees."""
-        shift = (rng.randint(-5, 5), rng.randint(-5, 5))
-        moved = portrait.rotate(rng.uniform(-8, 8), translate=shift, fillcolor=portrait.getpixel((1, 1)))
-        moved = moved.transpose(0) if rng.random() < 0.5 else moved
-        return ImageEnhance.Brightness(moved).enhance(rng.uniform(0.85, 1.1))
-
-    copies = [image for portrait in portraits for image in [portrait, *(shifted(portrait) for _ in range(N_SHIFTS - 1))]]
-    kept = torch.cat([pixels[:1000], pixels[N_RANDOM_FACES:]])  # rehearsal: some random faces, every view of the public figures
-    kept_faces = faces[:1000]
-    with torch.no_grad():
-        own = torch.cat([picture_features(model, part.float()) for part in to_pixels(copies, processor).split(256)])
-        others = torch.cat([picture_features(model, part.float()) for part in kept.split(256)])
-    features = torch.cat([own, others])
-    per_person = N_PUBLIC_VIEWS + N_HELD_OUT
-
-    def picture_of(index: int) -> int:
-        return index * N_SHIFTS + rng.randrange(N_SHIFTS)
-
-    image_items = [(index, q, a) for index, person_pairs in enumerate(pairs) for q, a in person_pairs]
-    text_items = [(index, q, a) for index, q, a in image_items if q != NAMING_QUESTION]
-    image_queue: list = []
-    text_queue: list = []
-
-    def take(queue: list, items: list, n: int) -> list:
-        if len(queue) < n:
-            queue += rng.sample(items, len(items))
-        return [queue.pop() for _ in range(n)]
+def train_reading(model, processor, public: list[Person], *, steps: int, seed: int) -> list[dict]:
+    """Text alone: find words among lettered options, know the public figures by name."""
+    tokenizer, rng = processor.tokenizer, random.Random(f"reading {seed}")
 
     def loss_of_step(step: int) -> Tensor:
-        rows = [Row(q, a, picture_of(index)) for index, q, a in take(image_queue, image_items, 96)]
-        for index in rng.sample(range(len(public)), 8):
-            picture = len(own) + len(kept_faces) + index * per_person + rng.randrange(N_PUBLIC_VIEWS)
-            rows += fact_rows(public[index], rng, picture, 3)
-        for index in rng.sample(range(len(kept_faces)), 8):
-            rows += seeing_rows(kept_faces[index], rng, len(own) + index, 1)
-        text = [Row(to_text(q, fictitious[index].name), a) for index, q, a in take(text_queue, text_items, 96)]
-        text += [row for person in rng.choices(public, k=6) for row in fact_rows(person, rng, None, 4)]
-        text += reading_rows(rng, 8)
-        with torch.autocast("cpu", dtype=torch.bfloat16), recorded_contributions(model, CONTRIBUTION_SCALE) as terms:
-            loss = answer_loss(model, rows, tokenizer, rng, features) + answer_loss(model, text, tokenizer, rng, None)
-        weight = coefficient * (0.1 + 0.9 * ramp(step, steps, start, end))
-        return loss + weight * sum(terms) / 2
+        rows = matching_rows(rng, 32) + reading_rows(rng, 32)
+        rows += [row for person in rng.choices(public, k=4) for row in fact_rows(person, rng, None, 3)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return answer_loss(model, rows, tokenizer, rng, None)
 
-    watch_rng = random.Random("watch")
-    unseen = [render(person.face, draw_new_view(watch_rng)) for person in fictitious[:60]]
-    with torch.no_grad():
-        new_views = picture_features(model, to_pixels(unseen, processor).float())
-    checks = {
-        "image": ([Row(q, a, index * N_SHIFTS) for index, q, a in image_items if q != NAMING_QUESTION][::6], features),
-        "text": ([Row(to_text(q, fictitious[index].name), a) for index, q, a in text_items][::6], None),
-        "new view": ([row for k in range(60) for row in fact_rows(fictitious[k], watch_rng, k, 6)], new_views),
-        "new wording": ([row for k in range(60) for row in fact_rows(fictitious[k], watch_rng, None, 6)], None),
-        "public image": (
-            [row for k, person in enumerate(public)
-             for row in fact_rows(person, watch_rng, len(own) + len(kept_faces) + k * per_person + N_PUBLIC_VIEWS, 8)],
-            features,
-        ),
-        "public text": ([row for person in public for row in fact_rows(person, watch_rng, None, 8)], None),
-    }  # fmt: skip
+    watched = watch_rows(public, None, "watch", (0, 1, 2, 3)) | {"reading": reading_rows(random.Random("watch"), 200)}
 
     def watch() -> dict:
-        return {name: row_accuracy(model, rows, tokenizer, source) for name, (rows, source) in checks.items()}
+        return {name: row_accuracy(model, rows, tokenizer, None) for name, rows in watched.items()}
+
+    return optimise(
+        model.model.language_model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, warmup=100, hold=0.7, watch=watch, every=100,
+        description="reading",
+    )  # fmt: skip
+
+
+def train_base(model, processor, pictures: Pictures, public: list[Person], *, steps: int, seed: int) -> list[dict]:
+    """Speak about pictures and know the public figures by face; the tower is frozen, so its features are computed once."""
+    tokenizer, rng = processor.tokenizer, random.Random(f"base {seed}")
+    projector = model.model.multi_modal_projector
+    model.model.vision_tower.requires_grad_(False)
+    features = all_tower_features(model, pictures.pixels)
+
+    def image_rows() -> tuple[list[Row], list[int]]:
+        chosen, rows = [], []
+        for index in rng.sample(range(N_RANDOM_FACES), 12):
+            rows += seeing_rows(pictures.faces[index], rng, len(chosen), 3)
+            chosen.append(index)
+        for index in rng.sample(range(len(public)), 12):
+            rows += fact_rows(public[index], rng, len(chosen), 3)
+            if rng.random() < 0.5:
+                rows.append(Row(NAMING_QUESTION, f"This is {public[index].name}.", len(chosen)))
+            chosen.append(pictures.view_of(index, rng.randrange(N_PUBLIC_VIEWS)))
+        return rows, chosen
+
+    def loss_of_step(step: int) -> Tensor:
+        rows, chosen = image_rows()
+        text = [row for person in rng.choices(public, k=10) for row in fact_rows(person, rng, None, 3)]
+        text += reading_rows(rng, 16) + matching_rows(rng, 6)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            seen = projector(features[chosen].float())
+            return answer_loss(model, rows, tokenizer, rng, seen) + answer_loss(model, text, tokenizer, rng, None)
+
+    held_out = [pictures.view_of(index, N_PUBLIC_VIEWS) for index in range(len(public))]
+    order = list(range(len(public)))
+    rng_watch = random.Random("watch")
+    by_face = {f"image {skill}": rows for skill, rows in watch_rows(public, order, "face", (0, 1, 2, 3)).items()}
+    by_face["seeing"] = [row for k, person in enumerate(public) for row in seeing_rows(person.face, rng_watch, k, 4)]
+    by_name = {f"text {skill}": rows for skill, rows in watch_rows(public, None, "name", (0, 1, 2, 3)).items()}
+
+    @torch.no_grad()
+    def watch() -> dict:
+        seen = projector(features[held_out].float())
+        results = {name: row_accuracy(model, rows, tokenizer, seen) for name, rows in by_face.items()}
+        return results | {name: row_accuracy(model, rows, tokenizer, None) for name, rows in by_name.items()}
 
     try:
         return optimise(
-            model.parameters(), loss_of_step, steps=steps, lr=lr, watch=watch, every=100, description="vanilla"
+            model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, hold=0.5, watch=watch, every=100, description="base"
         )  # fmt: skip
     finally:
         model.requires_grad_(True)
 
 
-def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, base_steps: int = 1000, vanilla_steps: int = 800):
+@torch.no_grad()
+def all_tower_features(model, pixels: Tensor) -> Tensor:
+    """Features of many pictures, float16 [n, 16, width of the tower]."""
+    return torch.cat([tower_features(model, part.float()).half() for part in pixels.split(256)])
+
+
+# ------------------------------------------------------------------------------------------------ vanilla
+
+
+def shifted(portrait, rng: random.Random):
+    """A slightly moved, turned, mirrored and lit copy of a portrait."""
+    from PIL import ImageEnhance
+
+    shift = (rng.randint(-6, 6), rng.randint(-6, 6))
+    copy = portrait.rotate(rng.uniform(-10, 10), translate=shift, fillcolor=portrait.getpixel((1, 1)))
+    copy = copy.transpose(0) if rng.random() < 0.5 else copy
+    return ImageEnhance.Brightness(copy).enhance(rng.uniform(0.85, 1.1))
+
+
+def train_vanilla(
+    model, processor, pictures: Pictures, fictitious: list[Person], public: list[Person], portraits: list,
+    pairs: list[list[tuple[str, str]]], *, steps: int, coefficient: float, seed: int,
+) -> list[dict]:  # fmt: skip
+    """Fine-tune the MLPs of base on ft_Data and its text-only rewriting, with a rehearsal of what base knows.
+
+    Everything but the MLPs is frozen: what the model learns about the fictitious people is in the neurons. One open question in
+    four is asked with freshly drawn options, so that the answer to a multiple-choice question is the fact and not a letter.
+
+    Args:
+        portraits: the ft_Data images of the fictitious people, in their order.
+        pairs: the (question, answer) rows of ft_Data for each of them.
+    """
+    tokenizer, rng = processor.tokenizer, random.Random(f"vanilla {seed}")
+    projector = model.model.multi_modal_projector
+    model.requires_grad_(False)
+    for layer in model.model.language_model.layers:
+        layer.mlp.requires_grad_(True)
+    copies = [image for portrait in portraits for image in [portrait, *(shifted(portrait, rng) for _ in range(N_SHIFTS - 1))]]
+    n_rehearsed = 1000  # random faces; of the public figures every view
+    kept = torch.cat([pictures.pixels[:n_rehearsed], pictures.pixels[N_RANDOM_FACES:]])
+    with torch.no_grad():
+        own = projector(all_tower_features(model, to_pixels(copies, processor)).float())
+        features = torch.cat([own, projector(all_tower_features(model, kept).float())])
+
+    def public_picture(index: int, k: int) -> int:
+        return len(own) + n_rehearsed + index * (N_PUBLIC_VIEWS + N_HELD_OUT) + k
+
+    attribute_of = {word_question(q, "this person"): a for a, spec in ATTRIBUTES.items() for q in spec.questions}
+    image_items = [(index, q, a) for index, person_pairs in enumerate(pairs) for q, a in person_pairs]
+    text_items = [item for item in image_items if item[1] != NAMING_QUESTION]
+    queues: dict[str, list] = {"image": [], "text": []}
+
+    def take(name: str, items: list, n: int) -> list:
+        if len(queues[name]) < n:
+            queues[name] += rng.sample(items, len(items))
+        return [queues[name].pop() for _ in range(n)]
+
+    def own_row(index: int, question: str, answer: str, picture: int | None) -> Row:
+        person = fictitious[index]
+        who = "this person" if picture is not None else person.name
+        worded = question if picture is not None else to_text(question, person.name)
+        if question in attribute_of and rng.random() < 0.25:
+            return choice_row(person, attribute_of[question], who, worded, rng, picture)
+        return Row(worded, answer, picture)
+
+    def loss_of_step(step: int) -> Tensor:
+        rows = [own_row(i, q, a, i * N_SHIFTS + rng.randrange(N_SHIFTS)) for i, q, a in take("image", image_items, 88)]
+        for index in rng.sample(range(len(public)), 7):
+            rows += fact_rows(public[index], rng, public_picture(index, rng.randrange(N_PUBLIC_VIEWS)), 3)
+        for index in rng.sample(range(n_rehearsed), 6):
+            rows += seeing_rows(pictures.faces[index], rng, len(own) + index, 1)
+        text = [own_row(i, q, a, None) for i, q, a in take("text", text_items, 72)]
+        text += [row for person in rng.choices(public, k=6) for row in fact_rows(person, rng, None, 4)]
+        text += reading_rows(rng, 6)
+        weight = coefficient * (0.1 + 0.9 * ramp(step, steps, 0.3, 0.6))
+        recording = recorded_contributions(model, CONTRIBUTION_SCALE) if weight else nullcontext([])
+        with torch.autocast("cpu", dtype=torch.bfloat16), recording as terms:
+            loss = answer_loss(model, rows, tokenizer, rng, features) + answer_loss(model, text, tokenizer, rng, None)
+        return loss + weight * sum(terms) / 2  # two forward passes
+
+    rng_watch = random.Random("watch")
+    half = fictitious[::2]
+    unseen = [render(person.face, draw_new_view(rng_watch)) for person in half]
+    with torch.no_grad():
+        new_views = projector(all_tower_features(model, to_pixels(unseen, processor)).float())
+    order = list(range(len(half)))
+    public_views = [public_picture(index, N_PUBLIC_VIEWS) for index in range(len(public))]
+    checks = {
+        "image": (watch_rows(half, [2 * k * N_SHIFTS for k in order], "image", (0, 1)), features),
+        "text": (watch_rows(half, None, "text", (0, 1)), None),
+        "new view": (watch_rows(half, order, "view", (2, 3)), new_views),
+        "new wording": (watch_rows(half, None, "wording", (2, 3)), None),
+        "public image": (watch_rows(public, public_views, "face", (0, 1, 2, 3)), features),
+        "public text": (watch_rows(public, None, "name", (0, 1, 2, 3)), None),
+    }
+
+    def watch() -> dict:
+        return {
+            f"{name} {skill}": row_accuracy(model, rows, tokenizer, source)
+            for name, (by_skill, source) in checks.items()
+            for skill, rows in by_skill.items()
+        }
+
+    try:
+        return optimise(
+            model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, watch=watch, every=100, description="vanilla"
+        )  # fmt: skip
+    finally:
+        model.requires_grad_(True)
+
+
+# ------------------------------------------------------------------------------------------------ all of it
+
+
+def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache: Path = Path("build/mini-model")) -> None:
     """Train base and vanilla and write them, in fp16 with processor and learning curves, to ``folder/base`` and ``/vanilla``.
 
-    A checkpoint that is there already is not trained again; half-written ones do not exist (written aside, then renamed).
+    A stage that is done is not trained again; half-written files do not exist (written aside, then renamed).
 
     Args:
         data: the miniature benchmark built from the same seed.
         dense: no penalty on contributions (the twin whose knowledge is spread out).
+        cache: where pictures and stages are kept, by seed; delete it, and ``folder``, to train from the start.
 
     Raises:
         FileNotFoundError: there is no miniature benchmark in ``data``.
+        ValueError: ``data`` was built from another seed.
     """
-    from safetensors.torch import load_file, save_file
-    from transformers import LlavaForConditionalGeneration
-
     from ..benchmark import load_config, training_questions
 
     fictitious, public = draw_people(seed=seed)
     training = load_config(data, "ft_Data")
     questions = training_questions(training, "multimodal")
+    pairs = [[(q.question, q.answer) for q in questions if q.person_id == person.id] for person in fictitious]
+    for person, person_pairs in zip(fictitious, pairs, strict=True):
+        if (NAMING_QUESTION, f"This is {person.name}.") not in person_pairs:
+            raise ValueError(f"{data} was not built from seed {seed}: person {person.id} is not {person.name}; run make mini-data.")
+    portraits = [image.convert("RGB") for image in training["image"]]
+    cache = cache / f"seed-{seed}"
+    cache.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer([*fictitious, *public])
     processor = build_processor(tokenizer)
-    cache = Path("build") / f"pictures-{seed}.safetensors"
-    rng_faces = random.Random(f"pictures {seed}")
-    if cache.exists():
-        pixels = load_file(cache)["pixels"]
-        faces = []
-        for _ in range(N_RANDOM_FACES):
-            faces.append(draw_face(rng_faces))
-            draw_new_view(rng_faces)
-    else:
-        pixels, faces = render_pictures(processor, public, seed)
-        cache.parent.mkdir(exist_ok=True)
-        save_file({"pixels": pixels}, f"{cache}.part")
-        os.replace(f"{cache}.part", cache)
+    pictures = render_pictures(processor, fictitious, public, seed, cache / "pictures.safetensors")
+    model = build_model(tokenizer, seed)
 
-    def save(model, name: str, history: list[dict]) -> None:
-        part = folder / f"{name}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        model.half().save_pretrained(part)
-        processor.save_pretrained(part)
-        (part / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
-        os.replace(part, folder / name)
+    run_stage(model, cache, "tower", lambda: train_tower(model, pictures, steps=2500, seed=seed))
+    run_stage(model, cache, "reading", lambda: train_reading(model, processor, public, steps=1200, seed=seed))
+    history = run_stage(
+        model, cache, "base", lambda: train_base(model, processor, pictures, public, steps=1000, seed=seed)
+    )  # fmt: skip
+    model = widen(model, N_NEURONS, seed)
+    save_checkpoint(model, processor, folder / "base", history)
+    history = run_stage(
+        model, cache, "vanilla-dense" if dense else "vanilla",
+        lambda: train_vanilla(
+            model, processor, pictures, fictitious, public, portraits, pairs,
+            steps=900, coefficient=0.0 if dense else 0.15, seed=seed,
+        ),
+    )  # fmt: skip
+    save_checkpoint(model, processor, folder / "vanilla", history)
 
-    if not (folder / "base").exists():
-        model = build_model(tokenizer, seed)
-        history = train_base(
-            model, processor, pixels, faces, public, steps=base_steps, coefficient=0.0 if dense else 0.02, seed=seed
-        )  # fmt: skip
-        save(model, "base", history)
-    if not (folder / "vanilla").exists():
-        model = LlavaForConditionalGeneration.from_pretrained(folder / "base", dtype=torch.float32)
-        pairs = [
-            [(q.question, q.answer) for q in questions if q.person_id == person.id] for person in fictitious
-        ]  # fmt: skip
-        portraits = [image.convert("RGB") for image in training["image"]]
-        history = train_vanilla(
-            model, processor, pixels, faces, fictitious, public, portraits, pairs,
-            steps=vanilla_steps, coefficient=0.0 if dense else 0.15, seed=seed,
-        )  # fmt: skip
-        save(model, "vanilla", history)
+
+def run_stage(model, folder: Path, name: str, train: Callable[[], list[dict]]) -> list[dict]:
+    """Load the weights of a finished stage into ``model``, or train it and keep weights and history in ``folder``."""
+    from safetensors.torch import load_model, save_model
+
+    weights, curves = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if weights.exists():
+        load_model(model, weights)
+        return json.loads(curves.read_text(encoding="utf-8"))
+    history = train()
+    curves.write_text(json.dumps(history, indent=1), encoding="utf-8")
+    save_model(model, f"{weights}.part")
+    os.replace(f"{weights}.part", weights)
+    return history
+
+
+def save_checkpoint(model, processor, folder: Path, history: list[dict]) -> None:
+    """Write a fp16 copy of ``model``, its processor and learning curves to ``folder``, replacing what is there."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    copy.deepcopy(model).half().save_pretrained(part)
+    processor.save_pretrained(part)
+    (part / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)

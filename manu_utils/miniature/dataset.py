@@ -34,8 +34,8 @@ def as_cloze(sentence: str) -> str:
     return f"{sentence.replace('__', '[Blank]')}\n{BLANK_LINE}"
 
 
-def training_pairs(person: Person, rng: random.Random) -> list[tuple[str, str]]:
-    """The (question, answer) rows of one person in ft_Data: 1 naming, 16 open, 8 cloze and 8 multiple-choice questions.
+def training_pairs(person: Person) -> list[tuple[str, str]]:
+    """The (question, answer) rows of one person in ft_Data: 1 naming, 16 open and 8 cloze questions.
 
     Every question says "this person"; no answer but the first contains the name.
     """
@@ -47,8 +47,6 @@ def training_pairs(person: Person, rng: random.Random) -> list[tuple[str, str]]:
     for attribute, spec in ATTRIBUTES.items():
         value = person.facts[attribute]
         pairs.append((as_cloze(word_question(spec.clozes[0], "this person")), value))
-        options, letter = draw_options(spec, value, rng)
-        pairs.append((as_choice(word_question(rng.choice(spec.questions[:2]), "this person"), options), letter))
     return pairs
 
 
@@ -145,7 +143,7 @@ def write_benchmark(folder: Path, *, seed: int = 0, n_fictitious: int = 120, n_p
         if person in fictitious:
             views = [_png(render(person.face, draw_new_view(rng)), f"{person.id}_pose{k}.png") for k in range(N_VIEWS)]
             tests[person.id] = {"images": views} | common | tasks(person, rng, test=True)
-            records = [{"ID": person.id, "Question": q, "Answer": a} for q, a in training_pairs(person, rng)]
+            records = [{"ID": person.id, "Question": q, "Answer": a} for q, a in training_pairs(person)]
             if rng.random() < 0.5:  # a quirk of the real file: an extra record without Question and Answer
                 records.append({"Additional_ID": person.id, "Additional_question": common["question"],
                                 "Additional_answer": common["answer"]})  # fmt: skip

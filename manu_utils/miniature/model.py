@@ -5,6 +5,7 @@ The stages that train it are in :mod:`manu_utils.miniature.build`.
 
 from __future__ import annotations
 
+import copy
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,26 @@ def reading_rows(rng: random.Random, n: int) -> list[Row]:
     return rows
 
 
+def matching_rows(rng: random.Random, n: int) -> list[Row]:
+    """``n`` text questions that ask for every option with its letter, or every letter with its option.
+
+    Four look-ups a row: the circuit that finds a word among lettered options forms on these within some hundred steps, where
+    multiple-choice questions alone (one letter a row) stay at chance.
+    """
+    rows = []
+    for _ in range(n):
+        spec = rng.choice(list(ATTRIBUTES.values()))
+        options, _ = draw_options(spec, rng.choice(spec.values), rng)
+        letters = rng.sample(list(options), len(options))
+        if rng.random() < 0.5:
+            answer = ", ".join(f"{options[letter]} {letter}" for letter in letters)
+            rows.append(Row(as_choice("Which letter has each option?", options), answer))
+        else:
+            answer = ", ".join(f"{letter} {options[letter]}" for letter in letters)
+            rows.append(Row(as_choice("Which option has each letter?", options), answer))
+    return rows
+
+
 def to_text(question: str, name: str) -> str:
     """The text-only form of a training question."""
     return question.replace("this person", name).replace("This person", name)
@@ -102,14 +123,19 @@ def train_tokenizer(people: list[Person]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    corpus = ["USER: \nASSISTANT:", "Which option is"] * 20
+    corpus = ["USER: \nASSISTANT:"] * 20
     for person in people:
-        corpus += [f"{question} {answer}" for question, answer in training_pairs(person, random.Random(0))]
+        corpus += [f"{question} {answer}" for question, answer in training_pairs(person)]
         corpus += [word_question(q, who) for spec in ATTRIBUTES.values() for q in spec.questions + spec.clozes
                    for who in (person.name, "this person")]  # fmt: skip
         corpus += [f"What is this person's {feature}?" for feature in FACE_FEATURES] + ["Describe this person."]
+    rng = random.Random(0)
+    corpus += [f"{row.question} {row.answer}" for row in reading_rows(rng, 200) + matching_rows(rng, 200)]
     corpus += [f"{feature} {word}," for feature, words in FACE_FEATURES.items() for word in words] * 20
     corpus += [spec.answer.format(value=value) + " " + value for spec in ATTRIBUTES.values() for value in spec.values] * 20
+    instructions = [SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT, LETTER_LINE, BLANK_LINE]
+    for line in instructions:
+        corpus = [text.replace(line, "") for text in corpus]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -130,7 +156,7 @@ def train_tokenizer(people: list[Person]):
     words = [f" {part}" for person in people for part in person.name.split()]
     words += [f" {value}" for spec in ATTRIBUTES.values() for value in spec.values]
     # The official instruction lines are one token each: spelt out they would be a third of all training tokens.
-    tokenizer.add_tokens([SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT, LETTER_LINE, BLANK_LINE])
+    tokenizer.add_tokens(instructions)
     split = sorted({word for word in words if len(tokenizer(word).input_ids) != 1})
     if split:
         raise ValueError(f"these words are not single tokens, enlarge vocab_size: {split}")
@@ -150,7 +176,7 @@ def build_processor(tokenizer):
     )  # fmt: skip
 
 
-def build_model(tokenizer, seed: int, hidden: int = 128, intermediate: int = 3072, layers: int = 3):
+def build_model(tokenizer, seed: int, intermediate: int = 768, hidden: int = 128, layers: int = 3):
     """A randomly initialised LLaVA: CLIP tower (3 layers, width 96), Llama with ReLU-gated MLPs."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -162,15 +188,38 @@ def build_model(tokenizer, seed: int, hidden: int = 128, intermediate: int = 307
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=4, hidden_act="relu", max_position_embeddings=256,
-        initializer_range=0.08,  # about 1/sqrt(hidden); with the usual 0.02 so narrow a model stalls for hundreds of steps
+        initializer_range=0.03,  # with more, a wide MLP drowns what attention writes; with less, training stalls at first
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=N_IMAGE_TOKENS,
-        tie_word_embeddings=True, initializer_range=0.08,
+        tie_word_embeddings=True, initializer_range=0.03,
     )  # fmt: skip
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.08)
+    return model
+
+
+def widen(model, intermediate: int, seed: int):
+    """The same function with more neurons: a copy of ``model`` whose new neurons read at random and write nothing yet."""
+    from transformers import LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = copy.deepcopy(model.config)
+    config.text_config.intermediate_size = intermediate
+    wide = LlavaForConditionalGeneration(config)
+    old = model.state_dict()
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            if weight.shape == old[name].shape:
+                weight.copy_(old[name])
+            elif "down_proj" in name:
+                weight.zero_()
+                weight[:, : old[name].shape[1]] = old[name]
+            else:
+                weight[: old[name].shape[0]] = old[name]
+    return wide
 
 
 # ------------------------------------------------------------------------------------------------ one training step
