@@ -95,7 +95,7 @@ def batches(
     with_answer: bool,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield (indices into ``questions``, batch), longest first: little padding, and too large a batch fails at once.
+    """Pairs of (indices into ``questions``, batch), longest first: little padding, and too large a batch fails at once.
 
     Ties keep their order, so the batches are the same in every run. Image and text questions never share a batch.
 
@@ -106,12 +106,12 @@ def batches(
         raise ValueError(f"batch_size={batch_size} is not positive.")
     texts = [f"{prompt(q, processor)} {q.answer if with_answer else ''}" for q in questions]
     lengths = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]] if texts else []
+    groups = []
     for modality in ("multimodal", "text"):
         indices = [index for index, question in enumerate(questions) if question.modality == modality]
         indices.sort(key=lambda index: -lengths[index])
-        for start in range(0, len(indices), batch_size):
-            chosen = indices[start : start + batch_size]
-            yield chosen, encode([questions[index] for index in chosen], processor, with_answer, device)
+        groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return ((group, encode([questions[i] for i in group], processor, with_answer, device)) for group in groups)
 
 
 def _image_token(processor) -> str:

@@ -1,0 +1,231 @@
+"""Attribution against gains on the neurons, coverage against a greedy loop written out, and their bad input."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manu_utils.attribution import collect_attribution, effective_neurons, select_by_coverage, token_rarity
+from manu_utils.batches import encode
+from manu_utils.neurons import find_neurons
+
+MODALITIES = ("multimodal", "text")
+
+
+@pytest.fixture(scope="module")
+def double_model(tiny_model):
+    model, processor = tiny_model
+    return copy.deepcopy(model).double(), processor
+
+
+@pytest.fixture(scope="module")
+def questions(benchmark):
+    """modality -> five questions, so that the last batch of two is not full."""
+    return {m: benchmark.training_questions(benchmark.forget_ids[:1], m)[:5] for m in MODALITIES}
+
+
+def collect(model_and_processor, questions, **options):
+    return collect_attribution(*model_and_processor, questions, progress=False, **options)
+
+
+# ------------------------------------------------------------------------------------------------ attribution
+
+
+def test_rarity_counts_the_answers_that_hold_a_token(tiny_model, questions):
+    tokenizer = tiny_model[1].tokenizer
+    rarity = token_rarity(questions["text"], tokenizer)
+    answers = [tokenizer(f" {q.answer}</s>").input_ids for q in questions["text"]]
+    for token in range(len(tokenizer)):
+        n = sum(token in ids for ids in answers)
+        assert rarity[token].item() == pytest.approx(math.log(len(answers) / max(n, 1)), rel=1e-6)
+    assert rarity[tokenizer.eos_token_id] == 0
+
+
+def by_gains(model, processor, question, rarity):
+    """Slow and obvious: multiply each neuron by a gain of 1 and differentiate the margin by the gains."""
+    towers = [(model.model.vision_tower.encoder.layers, "fc2"), (model.model.language_model.layers, "down_proj")]
+    outputs = [getattr(layer.mlp, name) for layers, name in towers for layer in layers]
+    gains = [torch.ones(module.in_features, dtype=torch.float64, requires_grad=True) for module in outputs]
+    hooks = [
+        module.register_forward_pre_hook(lambda _, arguments, gain=gain: (arguments[0] * gain,))
+        for module, gain in zip(outputs, gains, strict=True)
+    ]
+    batch = encode([question], processor, with_answer=True)
+    answer = batch.pop("answer_mask")[0].nonzero()[:, 0].tolist()
+    logits = model(**batch).logits[0]
+    for hook in hooks:
+        hook.remove()
+    margin = 0.0
+    for position in answer:
+        right = batch["input_ids"][0, position].item()
+        scores = logits[position - 1]
+        runner_up = max(value for token, value in enumerate(scores) if token != right)
+        margin = margin + rarity[right].item() * (scores[right] - runner_up)
+    margin.backward()
+    model.zero_grad()
+    return torch.cat([gain.grad if gain.grad is not None else torch.zeros_like(gain) for gain in gains]).clamp(min=0)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_equals_the_derivative_by_a_gain_on_each_neuron(double_model, questions, modality):
+    rarity = token_rarity(questions[modality], double_model[1].tokenizer)
+    found = collect(double_model, questions[modality], batch_size=2).double()
+    for row, question in zip(found, questions[modality], strict=True):
+        expected = by_gains(*double_model, question, rarity)
+        assert expected.max() > 0
+        # Relative to the largest: padding shifts the float32 rotary embeddings in the last bit.
+        torch.testing.assert_close(row, expected, rtol=1e-6, atol=1e-6 * expected.max().item())
+
+
+def test_order_and_batch_size_do_not_matter(double_model, questions):
+    text = questions["text"]
+    alone, together = collect(double_model, text, batch_size=1), collect(double_model, text[::-1], batch_size=32)
+    torch.testing.assert_close(together.flip(0), alone, rtol=1e-5, atol=1e-6 * alone.max().item())
+
+
+def test_reduced_is_the_mean_of_normalised_rows(double_model, questions):
+    rows = collect(double_model, questions["multimodal"]).double()
+    reduced = collect(double_model, questions["multimodal"], reduce=True, batch_size=2).double()
+    expected = sum(row / row.sum() for row in rows) / len(rows)
+    torch.testing.assert_close(reduced, expected, rtol=1e-4, atol=1e-7)
+    assert reduced.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_text_passes_by_the_vision_tower(tiny_model, questions):
+    n_vision = sum(mlp.size for mlp in find_neurons(tiny_model[0]) if mlp.tower == "vision")
+    assert not collect(tiny_model, questions["text"])[:, :n_vision].any()
+    assert collect(tiny_model, questions["multimodal"])[:, :n_vision].any()
+
+
+def test_a_layer_after_the_feature_layer_contributes_nothing(tiny_model, questions):
+    model = copy.deepcopy(tiny_model[0])
+    model.config.vision_feature_layer = -2
+    sizes = [mlp.size for mlp in find_neurons(model)]
+    n_vision = model.config.vision_config.num_hidden_layers
+    parts = collect((model, tiny_model[1]), questions["multimodal"][:2]).split(sizes, dim=1)
+    assert [bool(part.any()) for part in parts[:n_vision]] == [True] * (n_vision - 1) + [False]
+
+
+def test_leaves_the_model_as_it_was(tiny_model, questions):
+    model = copy.deepcopy(tiny_model[0])
+    model.lm_head.weight.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    before = copy.deepcopy(model.state_dict())
+    n_hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
+    collect((model, tiny_model[1]), questions["text"][:2])
+    model.model.language_model.layers[0].mlp.up_proj.weight.data[0] = math.nan
+    with pytest.raises(ValueError, match="the attribution is not finite"):
+        collect((model, tiny_model[1]), questions["text"][:2])
+    model.load_state_dict(before)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == n_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_bad_questions(tiny_model, questions):
+    with pytest.raises(ValueError, match="at least one question"):
+        collect(tiny_model, [])
+    with pytest.raises(ValueError, match="one call takes one modality"):
+        collect(tiny_model, questions["text"][:1] + questions["multimodal"][:1])
+    with pytest.raises(ValueError, match="batch_size=0 is not positive"):
+        collect(tiny_model, questions["text"], batch_size=0)
+    with pytest.raises(ValueError, match="token_rarity needs at least one question"):
+        token_rarity([], tiny_model[1].tokenizer)
+
+
+def test_effective_neurons():
+    attribution = torch.tensor([[0.0, 5.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 0.0, 0.0], [0.0] * 4])
+    assert effective_neurons(attribution).tolist() == [1, 4, 2, 0]
+
+
+# ------------------------------------------------------------------------------------------------ coverage
+
+
+def greedy(forget, retain, alpha, share, floor):
+    """The rule of select_by_coverage with lists, one neuron at a time (as it is for budgets below 200)."""
+    facts = []
+    for rows in forget.values():
+        facts += [[a / sum(row) / len(rows) for a in row] for row in rows.tolist()]
+    n = len(facts[0])
+    cost = [0.0] * n
+    for rows in retain.values():
+        normalised = [[a / sum(row) for a in row] for row in rows.tolist()]
+        cost = [c + sum(row[i] for row in normalised) / len(rows) / len(retain) for i, c in enumerate(cost)]
+    average = sum(cost) / n
+    needed = [share * sum(fact) for fact in facts]
+    chosen, raised = [], False
+    while len(chosen) < max(1, round(alpha / 100 * n)):
+        left = [i for i in range(n) if i not in chosen]
+        gain = {
+            i: sum(min(fact[i], need) for fact, need in zip(facts, needed, strict=True)) / (cost[i] / average + floor)
+            for i in left
+        }
+        if max(gain.values()) <= 1e-12 and not raised:
+            needed = [sum(fact) - sum(fact[i] for i in chosen) for fact in facts]
+            raised = True
+            continue
+        best = max(left, key=lambda i: gain[i])
+        chosen.append(best)
+        needed = [max(0.0, need - fact[best]) for fact, need in zip(facts, needed, strict=True)]
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("alpha, share, floor", [(10, 0.8, 0.5), (50, 0.3, 2.0), (70, 1.0, 0.5)])
+def test_coverage_is_the_greedy_rule(seed, alpha, share, floor):
+    generator = torch.Generator().manual_seed(seed)
+    n_facts = {"multimodal": 5, "text": 3}
+    forget = {m: torch.rand(n_facts[m], 60, generator=generator, dtype=torch.float64) ** 6 for m in MODALITIES}
+    retain = {m: torch.rand(9, 60, generator=generator, dtype=torch.float64) ** 3 for m in MODALITIES}
+    selected = select_by_coverage(forget, retain, alpha=alpha, share=share, floor=floor)
+    assert selected.nonzero()[:, 0].tolist() == greedy(forget, retain, alpha, share, floor)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 250), st.integers(1, 5), st.floats(0.01, 99.99), st.integers(0, 1000))
+def test_coverage_selects_exactly_alpha_percent(n, n_facts, alpha, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sparse = {m: (torch.rand(n_facts, n, generator=generator) - 0.7).clamp(min=0) for m in MODALITIES}
+    selected = select_by_coverage(sparse, {m: torch.rand(n) for m in MODALITIES}, alpha=alpha, allow_small=True)
+    assert selected.shape == (n,) and int(selected.sum()) == max(1, round(alpha / 100 * n))
+
+
+def test_every_fact_of_either_modality_loses_its_share():
+    """Ten loud image facts and two text facts, each on ten neurons of its own: none may be left out."""
+    n = 400
+    forget = {"multimodal": torch.zeros(10, n), "text": torch.zeros(2, n)}
+    for m, first in (("multimodal", 0), ("text", 100)):
+        for fact in range(len(forget[m])):
+            forget[m][fact, first + 10 * fact : first + 10 * (fact + 1)] = torch.rand(10) + 0.5
+    forget["multimodal"] *= 1000  # facts count alike, however large their margins are
+    selected = select_by_coverage(forget, {m: torch.ones(n) for m in MODALITIES}, alpha=30, share=0.6)
+    for rows in forget.values():
+        assert ((rows * selected).sum(1) / rows.sum(1) >= 0.6).all()
+
+
+def test_what_the_retain_set_needs_is_spared():
+    forget = {m: torch.ones(2, 10) for m in MODALITIES}
+    retain = {m: torch.cat([torch.ones(5), torch.zeros(5)]) for m in MODALITIES}
+    assert select_by_coverage(forget, retain, alpha=50).nonzero()[:, 0].tolist() == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"alpha": 0}, "must lie between 0 and 100"),
+        ({"alpha": 0.1}, "looks like a fraction"),
+        ({"share": 0.0}, "share=0.0 must lie in"),
+        ({"share": 1.1}, "share=1.1 must lie in"),
+        ({"floor": 0.0}, "floor=0.0 must be positive"),
+        ({"retain": {"text": torch.ones(4)}}, "forget has modalities .'multimodal', 'text'. but retain has .'text'."),
+        ({"retain": {"text": torch.ones(4), "multimodal": torch.ones(5)}}, "attribution of .4, 5. neurons"),
+        ({"retain": {"text": torch.ones(4), "multimodal": torch.full((4,), math.nan)}}, "holds NaN or infinity"),
+    ],
+)
+def test_bad_coverage(change, message):
+    good = {"forget": {m: torch.ones(1, 4) for m in MODALITIES}, "retain": {m: torch.ones(4) for m in MODALITIES}, "alpha": 50}
+    with pytest.raises(ValueError, match=message):
+        select_by_coverage(**(good | change))

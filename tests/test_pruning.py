@@ -1,0 +1,382 @@
+"""Selection counts, pruning and undo bit by bit, saving whole or not at all, and unlearn on good and bad input."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from manu_utils import pruning
+from manu_utils.activations import collect_activations
+from manu_utils.batches import encode
+from manu_utils.importance import VARIANTS, score
+from manu_utils.neurons import MLP, find_neurons
+from manu_utils.pruning import prune_neurons, save_pruned, select_neurons, unlearn
+
+MODALITIES = ("multimodal", "text")
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    """A LLaVA of a hundred neurons, for many examples."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=13, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )  # fmt: skip
+    text = LlamaConfig(
+        hidden_size=8, intermediate_size=37, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=32
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text)).eval()
+    for name, parameter in model.named_parameters():  # biases start at 0, where zeroing would not be seen
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def questions(benchmark):
+    """set -> modality -> a few questions."""
+    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:3]}
+    return {
+        name: {m: random.Random(0).sample(benchmark.training_questions(ids, m), 4) for m in MODALITIES}
+        for name, ids in people.items()
+    }
+
+
+def bits(model):
+    """Every parameter and buffer, as integers: equal means equal bit by bit, the sign of zero included."""
+    view = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: value.detach().clone().view(view[value.element_size()]) if value.is_floating_point() else value.detach().clone()
+        for name, value in model.state_dict().items()
+    }
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())
+
+
+def n_neurons(model):
+    return sum(mlp.size for mlp in find_neurons(model))
+
+
+def some_neurons(model, share=0.3, seed=0):
+    return torch.rand(n_neurons(model), generator=torch.Generator().manual_seed(seed)) < share
+
+
+# ------------------------------------------------------------------------------------------------ selection
+
+
+@st.composite
+def scored_models(draw):
+    """MLPs of any shape, and scores with many ties."""
+    vision = draw(st.lists(st.integers(1, 40), max_size=4))
+    language = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    mlps = [
+        MLP(f"{tower}.{layer}", tower, layer, (), nn.Linear(size, 1, device="meta"))
+        for tower, sizes in (("vision", vision), ("language", language)) for layer, size in enumerate(sizes)
+    ]  # fmt: skip
+    n = sum(mlp.size for mlp in mlps)
+    values = draw(st.lists(st.integers(-3, 3), min_size=n, max_size=n))
+    return mlps, torch.tensor(values, dtype=torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored_models(), st.floats(0.01, 99.99), st.sampled_from(["model", "layer", "tower"]))
+def test_the_count_is_exact_and_the_highest_go_first(model, alpha, per):
+    mlps, scores = model
+    selected = select_neurons(scores, mlps, alpha, per, allow_small=True)
+    group_of = {"model": lambda mlp: 0, "layer": lambda mlp: mlp.path, "tower": lambda mlp: mlp.tower}[per]
+    members, start = {}, 0
+    for mlp in mlps:
+        members.setdefault(group_of(mlp), []).extend(range(start, start + mlp.size))
+        start += mlp.size
+    expected = set()
+    for group in members.values():
+        ranked = sorted(group, key=lambda n: (-scores[n].item(), n))
+        expected |= set(ranked[: max(1, round(alpha / 100 * len(group)))])
+    assert selected.dtype == torch.bool and set(selected.nonzero()[:, 0].tolist()) == expected
+
+
+def test_minus_infinity_is_never_selected():
+    mlps = [MLP("language.0", "language", 0, (), nn.Linear(10, 1, device="meta"))]
+    scores = torch.full((10,), -math.inf)
+    scores[3] = -5.0
+    assert select_neurons(scores, mlps, 10).nonzero().tolist() == [[3]]
+    assert select_neurons(scores, mlps, 50, per="layer").nonzero().tolist() == [[3]]
+    with pytest.raises(ValueError, match="only 1 neurons may be selected but alpha=50 asks for 5; lower alpha"):
+        select_neurons(scores, mlps, 50)
+
+
+def test_bad_selections():
+    mlps = [MLP("language.0", "language", 0, (), nn.Linear(10, 1, device="meta"))]
+    scores = torch.arange(10.0)
+    for alpha in (0, 100, -5, math.nan):
+        with pytest.raises(ValueError, match="must lie between 0 and 100"):
+            select_neurons(scores, mlps, alpha)
+    with pytest.raises(ValueError, match="alpha=0.05 looks like a fraction"):
+        select_neurons(scores, mlps, 0.05)
+    with pytest.raises(ValueError, match="per='head' is unknown; use model, layer or tower"):
+        select_neurons(scores, mlps, 5, per="head")
+    with pytest.raises(ValueError, match=r"\(9,\) scores for a model with 10 neurons"):
+        select_neurons(scores[1:], mlps, 5)
+    with pytest.raises(ValueError, match="the scores hold NaN"):
+        select_neurons(scores / 0 * 0, mlps, 5)
+
+
+# ------------------------------------------------------------------------------------------------ pruning and undo
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_exactly_the_chosen_neurons_change_and_undo_restores_every_bit(small_model, data):
+    n = n_neurons(small_model)
+    selected = torch.zeros(n, dtype=torch.bool)
+    selected[data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n, unique=True))] = True
+    before, expected = bits(small_model), copy.deepcopy(small_model.state_dict())
+    towers = [("model.vision_tower.encoder.layers.{}.mlp.", ("fc1",), "fc2", 13),
+              ("model.language_model.layers.{}.mlp.", ("gate_proj", "up_proj"), "down_proj", 37)]  # fmt: skip
+    start = 0
+    for path, inputs, output, size in towers:
+        for layer in range(2):
+            for neuron in selected[start : start + size].nonzero()[:, 0]:
+                mlp = path.format(layer)
+                expected[mlp + output + ".weight"][:, neuron] = 0
+                for name in inputs:
+                    expected[mlp + name + ".weight"][neuron] = 0
+                    if mlp + name + ".bias" in expected:
+                        expected[mlp + name + ".bias"][neuron] = 0
+            start += size
+    pruned = prune_neurons(small_model, selected)
+    try:
+        assert all(value.equal(expected[name]) for name, value in small_model.state_dict().items())
+    finally:
+        pruned.undo()
+    assert same(bits(small_model), before)
+    pruned.undo()
+    assert same(bits(small_model), before)
+
+
+def test_a_pruned_model_is_one_whose_neurons_are_masked(tiny_model, questions):
+    model, processor = tiny_model
+    selected = some_neurons(model)
+    batch = encode(questions["forget"]["multimodal"], processor, with_answer=False)
+    mlps = find_neurons(model)
+    hooks = [
+        mlp.output.register_forward_pre_hook(lambda _, arguments, kept=~chosen: (arguments[0] * kept,))
+        for mlp, chosen in zip(mlps, selected.split([mlp.size for mlp in mlps]), strict=True)
+    ]
+    with torch.no_grad():
+        masked = model(**batch).logits
+        for hook in hooks:
+            hook.remove()
+        vanilla = model(**batch).logits
+        with prune_neurons(model, selected):
+            pruned = model(**batch).logits
+    torch.testing.assert_close(pruned, masked, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(pruned, vanilla, atol=1e-3)
+
+
+def test_undo_on_leaving_also_after_an_error(small_model):
+    before = bits(small_model)
+    with pytest.raises(KeyboardInterrupt), prune_neurons(small_model, some_neurons(small_model)):
+        assert not same(bits(small_model), before)
+        raise KeyboardInterrupt
+    assert same(bits(small_model), before)
+
+
+def test_two_prunings_are_undone_in_reverse_order(small_model):
+    before = bits(small_model)
+    first = prune_neurons(small_model, some_neurons(small_model, seed=1))
+    between = bits(small_model)
+    second = prune_neurons(small_model, some_neurons(small_model, seed=2))
+    second.undo()
+    assert same(bits(small_model), between)
+    first.undo()
+    assert same(bits(small_model), before)
+
+
+def test_half_precision_and_a_change_of_dtype(small_model):
+    model = copy.deepcopy(small_model).to(torch.bfloat16)
+    before = bits(model)
+    pruned = prune_neurons(model, some_neurons(model))
+    model.float()
+    pruned.undo()
+    assert same(bits(model.to(torch.bfloat16)), before)
+
+
+@pytest.mark.parametrize(
+    "selected, message",
+    [
+        (lambda n: torch.zeros(n, dtype=torch.bool), "no neuron is selected"),
+        (lambda n: torch.ones(n - 1, dtype=torch.bool), "selected must be bool"),
+        (lambda n: torch.ones(n), "selected must be bool"),
+        (lambda n: torch.ones(1, n, dtype=torch.bool), "selected must be bool"),
+    ],
+)
+def test_bad_masks_leave_the_model_alone(small_model, selected, message):
+    before = bits(small_model)
+    with pytest.raises(ValueError, match=message):
+        prune_neurons(small_model, selected(n_neurons(small_model)))
+    assert same(bits(small_model), before)
+
+
+def test_quantised_weights_are_left_alone(small_model):
+    model = copy.deepcopy(small_model)
+    down = model.model.language_model.layers[1].mlp.down_proj  # the last MLP: nothing before it may have been zeroed
+    down.weight = nn.Parameter((down.weight.detach() * 100).to(torch.int8), requires_grad=False)
+    before = bits(model)
+    with pytest.raises(ValueError, match="quantised weights cannot be pruned"):
+        prune_neurons(model, torch.ones(n_neurons(small_model), dtype=torch.bool))
+    assert same(bits(model), before)
+
+
+# ------------------------------------------------------------------------------------------------ saving
+
+
+def test_a_saved_model_loads_with_plain_transformers(tiny_model, questions, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model, processor = tiny_model
+    batch = encode(questions["forget"]["multimodal"], processor, with_answer=False)
+    folder = tmp_path / "new" / "unlearned"
+    with torch.no_grad(), prune_neurons(model, some_neurons(model)):
+        save_pruned(model, processor, folder)
+        expected, pruned_bits = model(**batch).logits, bits(model)
+    loaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert loaded(**batch).logits.equal(expected)
+    assert same(bits(loaded), pruned_bits)
+    again = encode(questions["forget"]["multimodal"], AutoProcessor.from_pretrained(folder, backend="pil"), with_answer=False)
+    assert all(value.equal(batch[name]) for name, value in again.items())
+    assert [path.name for path in folder.parent.iterdir()] == ["unlearned"]
+
+
+@pytest.mark.parametrize("part", ["model", "processor"])
+def test_a_killed_save_leaves_nothing(tiny_model, tmp_path, monkeypatch, part):
+    model, processor = tiny_model
+
+    def killed(folder, *_, **__):
+        folder.mkdir(exist_ok=True)
+        (folder / "half.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr({"model": model, "processor": processor}[part], "save_pretrained", killed, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        save_pruned(model, processor, tmp_path / "unlearned")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_starts_clean_after_a_kill(small_model, tiny_model, tmp_path):
+    leftover = tmp_path / ".unlearned.part"  # what SIGKILL leaves, where no clean-up runs
+    leftover.mkdir()
+    (leftover / "stale.safetensors").write_bytes(b"half")
+    (tmp_path / "unlearned").mkdir()  # an empty folder may be there
+    save_pruned(small_model, tiny_model[1], tmp_path / "unlearned")
+    assert [path.name for path in tmp_path.iterdir()] == ["unlearned"]
+    assert not (tmp_path / "unlearned" / "stale.safetensors").exists()
+    assert (tmp_path / "unlearned" / "config.json").exists()
+
+
+def test_never_overwrites(small_model, tiny_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    for target in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match="exists and is not empty; choose another name"):
+            save_pruned(small_model, tiny_model[1], target)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# ------------------------------------------------------------------------------------------------ unlearn
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_unlearn_prunes_alpha_percent_and_can_be_undone(tiny_model, questions, variant):
+    model, processor = tiny_model
+    before, saved = bits(model), {mlp.path: mlp.output.weight.detach().clone() for mlp in find_neurons(model)}
+    with unlearn(model, processor, **questions, variant=variant, alpha=5.0, progress=False):
+        changed = sum(int((mlp.output.weight != saved[mlp.path]).any(0).sum()) for mlp in find_neurons(model))
+        assert changed == round(0.05 * n_neurons(model))
+    assert same(bits(model), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_unlearn_is_the_steps_one_by_one(tiny_model, questions):
+    model, processor = tiny_model
+    mlps = find_neurons(model)
+    sums = {
+        name: {m: collect_activations(model, processor, of[m], progress=False) for m in MODALITIES}
+        for name, of in questions.items()
+    }
+    selected = select_neurons(score("paper", **sums, mlps=mlps), mlps, 8.0)
+    with prune_neurons(model, selected):
+        expected = bits(model)
+    with unlearn(model, processor, **questions, variant="paper", alpha=8.0, progress=False):
+        assert same(bits(model), expected)
+
+
+def test_controls_look_at_no_data(tiny_model, questions, monkeypatch):
+    monkeypatch.setattr(pruning, "collect_activations", lambda *_, **__: pytest.fail("a pass for a control"))
+    for variant in ("random", "magnitude"):
+        unlearn(*tiny_model, **questions, variant=variant, progress=False).undo()
+
+
+def missing(questions, name, modality):
+    return {n: {m: q for m, q in of.items() if (n, m) != (name, modality)} for n, of in questions.items()}
+
+
+BAD_INPUT = {
+    "alpha 0": (lambda q: q | {"alpha": 0}, "must lie between 0 and 100"),
+    "alpha 100": (lambda q: q | {"alpha": 100}, "must lie between 0 and 100"),
+    "a fraction": (lambda q: q | {"alpha": 0.05}, "looks like a fraction; alpha is a percentage: pass 5 for 5 %"),
+    "unknown variant": (lambda q: q | {"variant": "manu"}, "variant='manu' is unknown; use one of paper"),
+    "no text": (lambda q: missing(q, "forget", "text"), "forget has no text questions"),
+    "no images": (lambda q: missing(q, "retain", "multimodal"), "retain has no multimodal questions"),
+    "an empty set": (lambda q: q | {"retain": {m: [] for m in MODALITIES}}, "retain has no multimodal questions"),
+    "the other modality": (
+        lambda q: q | {"forget": {m: q["forget"]["text"] for m in MODALITIES}},
+        "forget.'multimodal'. holds questions that are not multimodal",
+    ),
+    "one person in both": (
+        lambda q: q | {"retain": {m: q["retain"][m] + q["forget"][m][:1] for m in MODALITIES}},
+        "forget and retain share people, such as ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_leaves_the_model_alone(tiny_model, questions, case):
+    change, message = BAD_INPUT[case]
+    before = bits(tiny_model[0])
+    with pytest.raises(ValueError, match=message):
+        unlearn(*tiny_model, **change(questions), progress=False)
+    assert same(bits(tiny_model[0]), before)
+
+
+@pytest.mark.parametrize("variant", ["coverage", "paper"])
+def test_a_poisoned_model_is_refused_and_left_alone(tiny_model, questions, variant):
+    model = copy.deepcopy(tiny_model[0])
+    model.model.language_model.layers[0].mlp.up_proj.weight.data[0, 0] = math.nan
+    before = bits(model)
+    with pytest.raises(ValueError, match="not finite; load the model in float32"):
+        unlearn(model, tiny_model[1], **questions, variant=variant, progress=False)
+    assert same(bits(model), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_that_cannot_be_pruned_is_refused_before_any_pass(tiny_model, questions, monkeypatch):
+    monkeypatch.setattr(pruning, "collect_attribution", lambda *_, **__: pytest.fail("scored in vain"))
+    model = copy.deepcopy(tiny_model[0])
+    up = model.model.language_model.layers[0].mlp.up_proj
+    up.weight.data = up.weight.data.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="quantised weights cannot be pruned"):
+        unlearn(model, tiny_model[1], **questions, progress=False)
+    for layer in model.model.language_model.layers:
+        layer.mlp = nn.Identity()
+    with pytest.raises(ValueError, match="found no MLP .* in the language layers"):
+        unlearn(model, tiny_model[1], **questions, progress=False)
