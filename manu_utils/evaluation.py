@@ -11,6 +11,7 @@ import os
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,11 +108,13 @@ def _generate(
         eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
         return_dict_in_generate=True, output_logits=choose,
     )  # fmt: skip
+    tokens_of = {options: letter_tokens(options, tokenizer) for options in {tuple(q.options) for q in questions if choose}}
     answers, letters = [""] * len(questions), [""] * len(questions)
 
     @torch.no_grad()
     def write(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        out = model.generate(**batch, generation_config=greedy)
+        with _last_position_only(model):
+            out = model.generate(**batch, generation_config=greedy)
         return out.sequences[:, batch["input_ids"].shape[1] :], out.logits[0].float().cpu() if choose else None
 
     for indices, (new, logits) in _in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
@@ -119,8 +122,8 @@ def _generate(
         for row, (index, text) in enumerate(zip(indices, texts, strict=True)):
             answers[index] = text.strip()
             if choose:
-                options = list(questions[index].options)
-                letters[index] = options[logits[row, letter_tokens(options, tokenizer)].argmax().item()]
+                options = tuple(questions[index].options)
+                letters[index] = options[logits[row, tokens_of[options]].argmax().item()]
     return answers, letters
 
 
@@ -135,6 +138,22 @@ def letter_tokens(options: Sequence[str], tokenizer) -> list[int]:
     if len(set(tokens)) < len(tokens):
         raise ValueError(f"the tokenizer gives the options {', '.join(options)} the same first token; use task accuracy only.")
     return tokens
+
+
+@contextmanager
+def _last_position_only(model) -> Iterator[None]:
+    """Skip the language model's last MLP at every position but the last, whose logits alone are read.
+
+    In a model of three layers that is a third of a forward pass. The output broadcasts onto the residual stream.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
+    hook = mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, -1:], *inputs[1:])) if mlp is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _in_batches(
