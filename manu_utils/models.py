@@ -124,7 +124,8 @@ def _plain_errors(source, what: str = "model") -> Iterator[None]:
             ) from error
         if what == "processor":
             raise FileNotFoundError(_no_processor(source)) from error
-        advice = "fetch the checkpoint again" if Path(source).is_dir() else f"check the spelling, or use {' or '.join(BUNDLED)}"
+        here = source in BUNDLED or Path(source).is_dir()
+        advice = "fetch the checkpoint again" if here else f"check the spelling, or use {' or '.join(BUNDLED)}"
         raise FileNotFoundError(f"cannot load the {what} of {source}; {advice}: {error}") from error
     except ValueError as error:
         if "trust_remote_code" in str(error):

@@ -1,0 +1,393 @@
+"""Answers, judgements and tables: batched equals single, official equals official, and bad input says so."""
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+from manu_utils.batches import encode
+from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
+from manu_utils.evaluation import (
+    COLUMNS,
+    LEADERBOARD,
+    append_leaderboard,
+    evaluate,
+    generate_answers,
+    judge,
+    known,
+    letter_tokens,
+    normalise,
+    parse_letter,
+    summarise,
+    truth_of,
+)
+from manu_utils.models import load_model
+
+QUIET = {"progress": False}
+KEY = {"scale": "tiny", "seed": 0, "method": "coverage", "alpha": 5.0}
+
+
+def questions_of(dataset, tasks=TASKS, modalities=MODALITIES):
+    return [q for task in tasks for modality in modalities for q in evaluation_questions(dataset, task, modality)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def two_sets(benchmark):
+    return {"forget": benchmark.forget.select([0, 1]), "test": benchmark.test.select([0])}
+
+
+@pytest.fixture(scope="module")
+def table(tiny_model, two_sets):
+    return evaluate(*tiny_model, two_sets, **QUIET)
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+def plain_greedy(model, processor, question, n):
+    """Greedy decoding spelt out: no cache, no batch, one whole forward pass per token."""
+    batch = encode([question], processor, with_answer=False)
+    ids, new = batch.pop("input_ids"), []
+    while len(new) < n:
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=batch.get("pixel_values")).logits
+        new.append(logits[0, -1].argmax().item())
+        if new[-1] == processor.tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, torch.tensor([new[-1:]])], dim=1)
+    return processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("which", ["tiny_model", "trained"])
+def test_batched_answers_are_those_of_plain_greedy_decoding(which, request, two_sets):
+    model, processor = request.getfixturevalue(which)
+    questions = questions_of(two_sets["test"])[::3] + questions_of(two_sets["forget"], ["generation"])
+    batched = generate_answers(model, processor, questions, max_new_tokens=8, batch_size=16, **QUIET)
+    assert batched == [plain_greedy(model, processor, question, 8) for question in questions]
+    assert len(set(batched)) > len(batched) / 4  # the answers depend on the questions
+
+
+def test_batch_size_and_order_do_not_change_the_answers(tiny_model, two_sets):
+    questions = questions_of(two_sets["forget"])[::2]
+    answers = generate_answers(*tiny_model, questions, max_new_tokens=6, **QUIET)
+    for size in (1, 3):
+        assert generate_answers(*tiny_model, questions, max_new_tokens=6, batch_size=size, **QUIET) == answers
+    assert generate_answers(*tiny_model, questions[::-1], max_new_tokens=6, **QUIET) == answers[::-1]
+
+
+def test_the_model_is_left_as_it_was(tiny_model, two_sets):
+    model, processor = tiny_model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    questions = questions_of(two_sets["forget"], ["cloze"])
+    batch = encode(questions[:2], processor, with_answer=False)
+    with torch.no_grad():
+        logits = model(**batch).logits
+        generate_answers(model, processor, questions, max_new_tokens=2, **QUIET)
+        known(model, processor, questions, **QUIET)
+        assert torch.equal(model(**batch).logits, logits)  # no hook stays behind
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_known_is_generating_the_truth(trained, benchmark, two_sets):
+    sets = [*two_sets.values(), benchmark.celebrity.select([0])]
+    questions = [question for dataset in sets for question in questions_of(dataset)]
+    # truths that are other people's, cut short or continued are not known
+    spoilt = [q for q in questions if q.task != "classification"][:12]
+    spoilt = [replace(q, answer=answer) for q in spoilt for answer in (q.answer + " x", q.answer[:-1], spoilt[0].answer)]
+    questions += spoilt
+    answers = generate_answers(*trained, questions, batch_size=32, **QUIET)
+    expected = [answer == truth_of(question) for answer, question in zip(answers, questions, strict=True)]
+    assert known(*trained, questions, batch_size=7, **QUIET).tolist() == expected
+    assert 5 < sum(expected) < len(expected) - 5
+
+
+def test_half_the_batch_when_memory_runs_out(tiny_model, two_sets, monkeypatch, capsys):
+    model, processor = tiny_model
+    questions = questions_of(two_sets["forget"], ["cloze"])
+    expected = generate_answers(model, processor, questions, max_new_tokens=2, **QUIET)
+    generate, sizes = model.generate, []
+
+    def short_of_memory(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", short_of_memory)
+    assert generate_answers(model, processor, questions, max_new_tokens=2, batch_size=4, **QUIET) == expected
+    assert capsys.readouterr().out == "out of memory; going on with batches of 2\n"
+    assert sizes == [4, 2, 2, 2, 2]
+    monkeypatch.setattr(model, "generate", lambda **inputs: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        generate_answers(model, processor, questions, max_new_tokens=2, batch_size=1, **QUIET)
+
+
+def test_likelihood_is_the_largest_of_four_logits(tiny_model, table, two_sets):
+    model, processor = tiny_model
+    for modality in MODALITIES:
+        question = evaluation_questions(two_sets["forget"], "classification", modality)[3]
+        batch = encode([question], processor, with_answer=False)
+        with torch.no_grad():
+            logits = model(**batch).logits[0, -1]
+        by_hand = max("ABCD", key=lambda letter: logits[processor.tokenizer(f" {letter}")["input_ids"][0]].item())
+        row = table[(table["metric"] == "likelihood") & (table["modality"] == modality) & (table["set"] == "forget")].iloc[3]
+        assert row["question"] == question.question
+        assert row["answer"] == by_hand
+        assert row["value"] == float(question.options[by_hand] == question.answer)
+
+
+def test_letters_need_tokens_of_their_own():
+    class Spelling:
+        """A tokenizer that gives every character a token, the space included."""
+
+        def __call__(self, text):
+            return {"input_ids": [ord(character) for character in text]}
+
+    with pytest.raises(ValueError, match="same first token"):
+        letter_tokens("ABCD", Spelling())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_new_tokens": 0}, "max_new_tokens=0"), ({"batch_size": 0}, "batch_size=0")],
+)
+def test_sizes_must_be_positive(tiny_model, two_sets, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate_answers(*tiny_model, questions_of(two_sets["forget"], ["cloze"]), **options)
+
+
+@pytest.mark.parametrize("function", [generate_answers, known])
+def test_no_question_is_an_error(tiny_model, function):
+    with pytest.raises(ValueError, match="no question"):
+        function(*tiny_model, [])
+
+
+# ------------------------------------------------------------------------------------------------ judgements
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [("B", "B"), ("b", "B"), ("B: nurse", "B"), (" C", "C"), ("Answer: B", "A"), ("The answer is B", None), ("Both", "B"),
+     ("", None), ("E", None), ("(B)", None)],
+)  # fmt: skip
+def test_the_official_parser_reads_the_first_character(response, letter):
+    assert parse_letter(response) == letter
+
+
+@pytest.fixture
+def asked(two_sets):
+    return {task: evaluation_questions(two_sets["forget"], task, "text")[0] for task in TASKS}
+
+
+def test_classification(asked):
+    question = replace(asked["classification"], options=dict(zip("ABCD", ["w", "x", "y", "z"], strict=True)), answer="y")
+    assert truth_of(question) == "C"
+    assert judge(question, "c.", "B", None) == {"accuracy": ("c.", 1.0), "likelihood": ("B", 0.0)}
+    assert judge(question, "The answer is C", "C", None) == {"accuracy": ("The answer is C", 0.0), "likelihood": ("C", 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("response", "value"), [("nurse", 1), ("A NURSE.", 1), ("nurses", 1), ("nur se", 0), ("", 0), ("painter", 0)]
+)
+def test_cloze_asks_whether_the_truth_is_in_the_response(asked, response, value):
+    assert judge(replace(asked["cloze"], answer="Nurse"), response, "", None) == {"accuracy": (response, value)}
+
+
+@pytest.mark.parametrize(
+    ("response", "value"),
+    [("Works as a nurse.", 1), ("works  as a Nurse", 1), ("Works as a nurse and more.", 0), ("Works as a baker.", 0), ("", 0)],
+)
+def test_generation_compares_the_whole_statement(asked, response, value):
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    question = replace(asked["generation"], answer="Works as a nurse.")
+    assert judge(question, response, "", scorer)["accuracy"] == (response, value)
+
+
+def test_rouge_l_is_the_library_with_stemming(asked):
+    question = replace(asked["generation"], answer="Works as a nurse.")
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    response = "She worked as a baker in Oslo."
+    _, value = judge(question, response, "", scorer)["rougeL"]
+    # the stems of "works" and "worked" agree: 3 words in common, of 7 and of 4
+    assert value == pytest.approx(2 * (3 / 7) * (3 / 4) / (3 / 7 + 3 / 4))
+    assert value == scorer.score("Works as a nurse.", response)["rougeL"].fmeasure
+
+
+def test_normalise():
+    assert normalise("  Was born\nin Saint-Malo. ") == "was born in saint malo"
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_one_row_per_question_and_metric_with_every_test_image(table, benchmark, two_sets):
+    assert tuple(table.columns) == COLUMNS
+    assert table["value"].between(0, 1).all()
+    counts = Counter(map(tuple, table[["set", "task", "modality", "metric"]].values))
+    images = {"forget": 1, "test": len(two_sets["test"][0]["images"])}
+    assert images["test"] > 1
+    for name, dataset in two_sets.items():
+        for modality, kind in (("multimodal", "Image_Textual"), ("text", "Pure_Text")):
+            per_question = images[name] if modality == "multimodal" else 1
+            rows = list(dataset.select_columns(["Classification_Task", "Mask_Task", "Generation_Task"]))
+            choices = sum(len(row["Classification_Task"][f"{kind}_Questions"]) for row in rows)
+            assert counts[name, "classification", modality, "accuracy"] == per_question * choices
+            assert counts[name, "classification", modality, "likelihood"] == per_question * choices
+            for task, column, metrics in (("cloze", "Mask_Task", ["accuracy"]),
+                                          ("generation", "Generation_Task", ["accuracy", "rougeL"])):  # fmt: skip
+                n = per_question * sum(record["Type"] == kind for row in rows for record in row[column])
+                assert [counts[name, task, modality, metric] for metric in metrics] == [n] * len(metrics)
+    assert len(table) == sum(counts.values())
+
+
+def test_the_table_is_the_same_in_batches_one_at_a_time_and_again(tiny_model, two_sets, table):
+    pd.testing.assert_frame_equal(evaluate(*tiny_model, two_sets, **QUIET), table)
+    pd.testing.assert_frame_equal(evaluate(*tiny_model, two_sets, batch_size=1, **QUIET), table)
+
+
+def test_the_answers_are_those_of_generate_answers(tiny_model, table, two_sets):
+    for task in ("cloze", "generation"):
+        questions = evaluation_questions(two_sets["test"], task, "multimodal")
+        rows = table[(table["set"] == "test") & (table["task"] == task) & (table["modality"] == "multimodal")]
+        rows = rows[rows["metric"] == "accuracy"]
+        assert rows["answer"].tolist() == generate_answers(*tiny_model, questions, **QUIET)
+        assert rows["truth"].tolist() == [question.answer for question in questions]
+
+
+def test_a_part_is_that_part_of_the_whole(tiny_model, two_sets, table):
+    part = evaluate(*tiny_model, {"test": two_sets["test"]}, tasks=["cloze"], modalities=["text"], **QUIET)
+    whole = table[(table["set"] == "test") & (table["task"] == "cloze") & (table["modality"] == "text")]
+    pd.testing.assert_frame_equal(part, whole.reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ["vqa"]}, "task='vqa' is unknown"),
+        ({"modalities": ["audio"]}, "modality='audio' is unknown"),
+        ({"tasks": []}, "tasks is empty"),
+        ({"modalities": []}, "modalities is empty"),
+    ],
+)
+def test_unknown_and_empty_choices(tiny_model, two_sets, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(*tiny_model, two_sets, **options)
+
+
+def test_bad_sets_are_named(tiny_model, benchmark):
+    with pytest.raises(ValueError, match="sets is empty"):
+        evaluate(*tiny_model, {})
+    with pytest.raises(ValueError, match="set 'nobody': .*empty"):
+        evaluate(*tiny_model, {"nobody": benchmark.forget.select([])})
+    with pytest.raises(ValueError, match="set 'training': .*Classification_Task"):
+        evaluate(*tiny_model, {"training": benchmark.training.select([0])})
+    without = benchmark.forget.select([0]).map(
+        lambda row: {"Mask_Task": [record for record in row["Mask_Task"] if record["Type"] == "Pure_Text"]}
+    )
+    with pytest.raises(ValueError, match="set 'forget': .*no multimodal question for cloze"):
+        evaluate(*tiny_model, {"forget": without})
+    blank = benchmark.forget.select([0]).map(
+        lambda row: {"Mask_Task": [record | {"Ground_Truth": " "} for record in row["Mask_Task"]]}
+    )
+    with pytest.raises(ValueError, match="set 'forget': person .* has an empty truth"):
+        evaluate(*tiny_model, {"forget": blank})
+
+
+def test_summary_is_the_means_in_the_official_order(table):
+    shuffled = pd.concat([table.assign(set="mine"), table]).sample(frac=1, random_state=0)
+    summary = summarise(shuffled)
+    assert list(summary.columns) == ["set", "task", "modality", "metric", "value", "n"]
+    assert summary["set"].drop_duplicates().tolist() == ["forget", "test", "mine"]
+    cells = summary[summary["set"] == "test"][["task", "modality", "metric"]]
+    assert list(map(tuple, cells.values)) == [
+        (task, modality, metric)
+        for task, metrics in (("classification", ("accuracy", "likelihood")), ("cloze", ("accuracy",)),
+                              ("generation", ("accuracy", "rougeL")))
+        for modality in MODALITIES
+        for metric in metrics
+    ]  # fmt: skip
+    for row in summary.itertuples():
+        values = shuffled[(shuffled["set"] == row.set) & (shuffled["task"] == row.task)
+                          & (shuffled["modality"] == row.modality) & (shuffled["metric"] == row.metric)]["value"]  # fmt: skip
+        assert row.value == pytest.approx(values.mean())
+        assert row.n == len(values)
+
+
+# ------------------------------------------------------------------------------------------------ the leaderboard
+
+
+@pytest.fixture
+def summary():
+    rows = [("forget", "cloze", "text", "accuracy", 1 / 3, 24), ("retain", "cloze", "text", "accuracy", 0.9, 216)]
+    return pd.DataFrame(rows, columns=["set", "task", "modality", "metric", "value", "n"])
+
+
+def test_the_leaderboard_appends_and_replaces(tmp_path, summary):
+    path = tmp_path / "build" / "leaderboard.csv"
+    append_leaderboard(path, summary, **KEY)
+    append_leaderboard(path, summary, **(KEY | {"alpha": 10}))
+    append_leaderboard(path, summary, **(KEY | {"method": "vanilla", "alpha": None}))
+    board = pd.read_csv(path)
+    assert tuple(board.columns) == LEADERBOARD
+    assert len(board) == 3 * len(summary)
+    assert board["value"].tolist() == summary["value"].tolist() * 3  # to the last bit
+    assert board["alpha"].isna().sum() == len(summary)
+    untouched = path.read_text(encoding="utf-8")
+    append_leaderboard(path, summary, **(KEY | {"method": "vanilla", "alpha": float("nan")}))
+    assert path.read_text(encoding="utf-8") == untouched
+    append_leaderboard(path, summary.iloc[:1].assign(value=0.5), **(KEY | {"alpha": 5}))
+    board = pd.read_csv(path)
+    assert len(board) == 2 * len(summary) + 1
+    assert board.loc[board["alpha"] == 5, "value"].tolist() == [0.5]
+
+
+def test_a_file_that_is_no_leaderboard_is_not_overwritten(tmp_path, summary):
+    path = tmp_path / "notes.csv"
+    path.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a leaderboard"):
+        append_leaderboard(path, summary, **KEY)
+    assert path.read_text(encoding="utf-8") == "a,b\n1,2\n"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):
+    path = tmp_path / "leaderboard.csv"
+    append_leaderboard(path, summary, **KEY)
+    before = path.read_text(encoding="utf-8")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("manu_utils.evaluation.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        append_leaderboard(path, summary, **(KEY | {"seed": 1}))
+    assert path.read_text(encoding="utf-8") == before
+
+
+WRITER = """
+import sys
+import pandas as pd
+from manu_utils.evaluation import append_leaderboard
+path, summary, seed = sys.argv[1:]
+for alpha in range(1, 21):
+    append_leaderboard(path, pd.read_csv(summary), scale="tiny", seed=int(seed), method="coverage", alpha=alpha)
+"""
+
+
+def test_two_writers_at_once_lose_nothing(tmp_path, summary):
+    path, source = tmp_path / "leaderboard.csv", tmp_path / "summary.csv"
+    summary.to_csv(source, index=False)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, source, str(seed)]) for seed in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    board = pd.read_csv(path)
+    assert len(board) == 2 * 20 * len(summary)
+    assert not board.duplicated().any()
