@@ -6,6 +6,7 @@ the schema is that of ``MLLMMU/MLLMU-Bench`` (arXiv 2410.22108).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -139,8 +140,8 @@ def load_config(source: str | Path, config: str) -> Dataset:
         config: one of :data:`CONFIGS`.
 
     Raises:
-        ValueError: unknown config, or an empty one.
-        FileNotFoundError: source or config is not there, locally or on the Hub.
+        ValueError: unknown config, an empty one, or one without readable files.
+        FileNotFoundError: no such source, locally or on the Hub.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
     """
     import datasets
@@ -153,7 +154,9 @@ def load_config(source: str | Path, config: str) -> Dataset:
     if local:
         datasets.disable_progress_bars()  # a local copy loads at once; a download keeps its bar
     try:
-        loaded = datasets.load_dataset(str(path) if local else str(source), config, split="train")
+        loaded = datasets.load_dataset(
+            str(path) if local else str(source), config, split="train", cache_dir=_cache_of(path) if local else None
+        )
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', which needs no network."
@@ -164,6 +167,8 @@ def load_config(source: str | Path, config: str) -> Dataset:
             "folder has a README.md with the configs and one subfolder of parquet files per config."
         ) from error
     except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{config} of {source} is empty; fetch the file again.") from error
         raise ValueError(f"{source} has no config {config} that datasets can read: {error}") from error
     finally:
         if local and show_bars:
@@ -171,6 +176,20 @@ def load_config(source: str | Path, config: str) -> Dataset:
     if len(loaded) == 0:
         raise ValueError(f"{config} of {source} is empty; fetch the file again.")
     return loaded
+
+
+def _cache_of(folder: Path) -> str:
+    """A cache of its own for each state of a local copy.
+
+    ``datasets`` names the cache of a folder by the folder's name and README alone, so it would give the rows of another
+    folder of that name, or those from before the files were rebuilt.
+    """
+    import datasets
+
+    files = sorted(folder.resolve().rglob("*.parquet"))
+    state = [str(folder.resolve()), *(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)]
+    digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"manu-{digest}")
 
 
 def load_benchmark(source: str | Path = "tiny", forget_ratio: int = 10) -> Benchmark:

@@ -48,6 +48,7 @@ def optimise(
     steps: int,
     lr: float,
     warmup: int = 50,
+    hold: float = 0.0,
     watch: Callable[[], dict] | None = None,
     every: int = 50,
     description: str = "training",
@@ -57,6 +58,7 @@ def optimise(
 
     Args:
         loss_of_step: returns the scalar loss of step 0, 1, ...
+        hold: fraction of the steps before the decay begins.
         watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
 
     Returns:
@@ -73,7 +75,8 @@ def optimise(
     if watch is not None:
         history.append({"step": 0, "loss": math.nan} | watch())
     for step in tqdm(range(steps), desc=description, disable=not progress):
-        rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+        decayed = max(0.0, step / steps - hold) / (1 - hold)
+        rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * decayed)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of_step(step)
@@ -94,7 +97,7 @@ def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
     queue: list = []
     while True:
         while len(queue) < size:
-            queue += rng.sample(items, len(items))
+            queue = rng.sample(items, len(items)) + queue  # popped from the end: what is left goes first
         yield [queue.pop() for _ in range(size)]
 
 

@@ -1,0 +1,147 @@
+"""The official prompts word by word, where the answers lie in a batch, and the order of batches."""
+
+import PIL.Image
+import pytest
+import torch
+
+from manu_utils.batches import batches, encode, prompt
+from manu_utils.benchmark import Question
+
+IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
+OPTIONS = {"A": "Porto", "B": "Zadar", "C": "Leeds", "D": "Lyon"}
+WORDING = {"classification": "Where does {} live?", "cloze": "{} lives in __.", "generation": "Where does {} live?"}
+
+
+def ask(task="training", image=None, question="Where does Anna Berg live?", answer="Lives in Porto.", options=None):
+    return Question("001", question, answer, image, task, options)
+
+
+LINES = "A: Porto\nB: Zadar\nC: Leeds\nD: Lyon\nJust give ONE letter representing the answer directly."
+BLANK = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+SENTENCE = "Answer the question based on your trained knowledge in one sentence {}in ENGLISH."
+OFFICIAL = {  # the templates of MLLMU-Bench's eval.py, zero-shot
+    ("classification", "image"): f"USER: <image>\nWhere does this person live?\n{LINES}\nASSISTANT:",
+    ("classification", "text"): f"USER:\nWhere does Anna Berg live?\n{LINES}\nASSISTANT:",
+    ("cloze", "image"): f"USER: <image>\nthis person lives in [Blank].\n{BLANK}\nASSISTANT:",
+    ("cloze", "text"): f"USER:\nAnna Berg lives in [Blank].\n{BLANK}\nASSISTANT:",
+    ("generation", "image"): f"USER: <image>\nWhere does this person live?\n{SENTENCE.format('accurately ')}\nASSISTANT:",
+    ("generation", "text"): f"USER: Where does Anna Berg live?\n{SENTENCE.format('')}\nASSISTANT:",
+}
+
+
+@pytest.mark.parametrize("task, modality", OFFICIAL)
+def test_prompts_are_the_official_ones(tiny_model, task, modality):
+    who = "this person" if modality == "image" else "Anna Berg"
+    question = ask(task, IMAGE if modality == "image" else None, WORDING[task].format(who), options=OPTIONS)
+    assert prompt(question, tiny_model[1]) == OFFICIAL[task, modality]
+
+
+def test_training_prompts_are_the_bare_question(tiny_model):
+    assert prompt(ask(), tiny_model[1]) == "USER: Where does Anna Berg live?\nASSISTANT:"
+    assert prompt(ask(image=IMAGE), tiny_model[1]) == "USER: <image>\nWhere does Anna Berg live?\nASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    "question, message",
+    [
+        (ask("essay"), "task='essay' is unknown; use training, generation, cloze or classification"),
+        (ask("classification"), "person 001: a classification question needs options"),
+        (ask(question="What is in <image>?"), "person 001: the question itself contains <image>; remove it"),
+    ],
+)
+def test_bad_questions(tiny_model, question, message):
+    with pytest.raises(ValueError, match=message):
+        prompt(question, tiny_model[1])
+
+
+# ------------------------------------------------------------------------------------------------ encoding
+
+MIXED_LENGTHS = [
+    ("Where?", "Lives in Porto."),
+    ("In which town does this person, of whom nothing else is known, live?", "D"),
+    ("Which food does this person like best?", "Likes falafel best, with rice and much of it."),
+]
+
+
+@pytest.mark.parametrize("image", [None, IMAGE], ids=["text", "multimodal"])
+def test_the_answer_mask_is_on_the_answer_and_its_end(tiny_model, image):
+    processor = tiny_model[1]
+    questions = [ask(image=image, question=q, answer=a) for q, a in MIXED_LENGTHS]
+    batch = encode(questions, processor, with_answer=True)
+    assert batch["answer_mask"].dtype == torch.bool and batch["answer_mask"].shape == batch["input_ids"].shape
+    for question, ids, mask in zip(questions, batch["input_ids"], batch["answer_mask"], strict=True):
+        assert processor.tokenizer.decode(ids[mask]) == f" {question.answer}</s>"
+        assert processor.tokenizer.decode(ids[~mask], skip_special_tokens=True).endswith(f"{question.question}\nASSISTANT:")
+
+
+@pytest.mark.parametrize("with_answer", [False, True])
+@pytest.mark.parametrize("image", [None, IMAGE], ids=["text", "multimodal"])
+def test_padding_is_on_the_left(tiny_model, image, with_answer):
+    processor = tiny_model[1]
+    questions = [ask(image=image, question=q, answer=a) for q, a in MIXED_LENGTHS]
+    batch = encode(questions, processor, with_answer)
+    pads = batch["attention_mask"] == 0
+    assert pads.any() and (batch["input_ids"][pads] == processor.tokenizer.pad_token_id).all()
+    assert (batch["attention_mask"].diff(dim=1) >= 0).all()  # once the question has begun, no padding comes
+    for row, question in enumerate(questions):
+        alone = encode([question], processor, with_answer)["input_ids"][0]
+        assert batch["input_ids"][row, -len(alone) :].equal(alone)
+    assert ("answer_mask" in batch) == with_answer
+    assert ("pixel_values" in batch) == (image is not None)
+
+
+def test_an_image_becomes_as_many_tokens_as_it_has_features(tiny_model):
+    model, processor = tiny_model
+    batch = encode([ask(image=IMAGE)], processor, with_answer=False)
+    features = model.model.get_image_features(batch["pixel_values"]).pooler_output[0]
+    assert int((batch["input_ids"] == model.config.image_token_id).sum()) == len(features)
+    assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].shape[:2] == (1, 3)
+
+
+def test_a_processor_that_does_not_fit_is_named(tiny_model, monkeypatch):
+    """The processor expands ``<image>`` for one image size and delivers another."""
+    expand = type(tiny_model[1]).__call__
+
+    def mismatched(self, **arguments):
+        batch = expand(self, **arguments)
+        batch["pixel_values"] = torch.zeros(1, 3, 96, 96)
+        return batch
+
+    monkeypatch.setattr(type(tiny_model[1]), "__call__", mismatched)
+    with pytest.raises(ValueError, match="image tokens but its image gives .* features; check the processor's patch_size"):
+        encode([ask(image=IMAGE)], tiny_model[1], with_answer=False)
+
+
+def test_batches_hold_one_modality(tiny_model):
+    with pytest.raises(ValueError, match="a batch needs at least one question"):
+        encode([], tiny_model[1], with_answer=False)
+    with pytest.raises(ValueError, match="a batch holds one modality"):
+        encode([ask(), ask(image=IMAGE)], tiny_model[1], with_answer=False)
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def test_every_question_once_longest_first(tiny_model):
+    questions = [ask(image=IMAGE if i % 3 == 0 else None, question=q, answer=a) for i, (q, a) in enumerate(MIXED_LENGTHS * 4)]
+    done = list(batches(questions, tiny_model[1], 5, with_answer=True))
+    assert sorted(index for indices, _ in done for index in indices) == list(range(len(questions)))
+    for indices, batch in done:
+        assert len(batch["input_ids"]) == len(indices) <= 5
+        assert {questions[index].modality for index in indices} == {"multimodal" if "pixel_values" in batch else "text"}
+    lengths = [batch["attention_mask"].sum(1).tolist() for _, batch in done if "pixel_values" not in batch]
+    in_order = [length for part in lengths for length in part]
+    assert in_order == sorted(in_order, reverse=True) and len(set(in_order)) > 1
+    again = [indices for indices, _ in batches(questions, tiny_model[1], 5, with_answer=True)]
+    assert again == [indices for indices, _ in done]
+
+
+def test_equal_lengths_keep_their_order_and_nothing_gives_nothing(tiny_model):
+    (indices, _), = batches([ask()] * 4, tiny_model[1], 8, with_answer=False)
+    assert indices == [0, 1, 2, 3]
+    assert list(batches([], tiny_model[1], 8, with_answer=False)) == []
+
+
+def test_the_batch_size_is_checked_at_once(tiny_model):
+    with pytest.raises(ValueError, match="batch_size=0 is not positive"):
+        batches([ask()], tiny_model[1], 0, with_answer=False)

@@ -1,0 +1,444 @@
+"""The miniature has MLLMU-Bench's schema, rows become the right questions, and bad files are named."""
+
+import io
+import json
+import shutil
+import socket
+
+import datasets
+import huggingface_hub
+import PIL.Image
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+
+from manu_utils import benchmark as module
+from manu_utils.benchmark import (
+    CONFIGS,
+    FORGET_RATIOS,
+    MODALITIES,
+    TASKS,
+    evaluation_questions,
+    load_benchmark,
+    load_config,
+    person_name,
+    to_text_only,
+    training_questions,
+)
+
+TEXT = Value("string")
+CHOICES = List({"Question": TEXT, "Options": {letter: TEXT for letter in "ABCD"}, "Correct_Answer": TEXT})
+RECORDS = List({"Type": TEXT, "Question": TEXT, "Ground_Truth": TEXT})
+TASK_COLUMNS = {
+    "Classification_Task": {"Image_Textual_Questions": CHOICES, "Pure_Text_Questions": CHOICES},
+    "Generation_Task": RECORDS,
+    "Mask_Task": RECORDS,
+}
+PROFILE = {"image": Image(), "ID": TEXT, "biography": TEXT, "question": TEXT, "answer": TEXT}
+SCHEMA = {config: PROFILE | TASK_COLUMNS for config in CONFIGS} | {
+    "Full_Set": PROFILE | {"Directory": TEXT} | TASK_COLUMNS,
+    "ft_Data": {"image": Image(), "ID": TEXT, "metadata": TEXT},
+}
+SCHEMA["Test_Set"] = {"images": List(Image()), "ID": TEXT} | TASK_COLUMNS  # at least; it may carry the profile too
+
+
+@pytest.fixture(scope="module")
+def configs():
+    return {config: load_config("tiny", config) for config in CONFIGS}
+
+
+def ids(dataset):
+    return list(dataset.select_columns(["ID"])["ID"])
+
+
+# ------------------------------------------------------------------------------------------------ the files
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_columns_and_types_are_those_of_mllmu_bench(configs, config):
+    features = dict(configs[config].features)
+    if config == "Test_Set":
+        assert set(features) - set(SCHEMA[config]) <= {"biography", "question", "answer"}
+        features = {name: features[name] for name in SCHEMA[config]}
+    assert features == SCHEMA[config]
+
+
+def test_plain_load_dataset_reads_it_the_same_way(configs, tmp_path):
+    plain = datasets.load_dataset(str(module.data_dir() / "mllmu_mini"), "forget_5", cache_dir=tmp_path)
+    assert list(plain) == ["train"]
+    assert plain["train"].features == configs["forget_5"].features and ids(plain["train"]) == ids(configs["forget_5"])
+
+
+def test_ids_are_unique_and_zero_padded(configs):
+    for config, dataset in configs.items():
+        assert len(set(ids(dataset))) == len(dataset), config
+        assert all(len(person_id) == 3 and person_id.isdecimal() for person_id in ids(dataset)), config
+
+
+def test_forget_and_retain_make_everybody(configs):
+    everybody = set(ids(configs["Full_Set"]))
+    assert everybody == set(ids(configs["ft_Data"])) == set(ids(configs["Test_Set"]))
+    for ratio in FORGET_RATIOS:
+        forget, retain = (set(ids(configs[name])) for name in (f"forget_{ratio}", f"retain_{100 - ratio}"))
+        assert forget | retain == everybody and not forget & retain
+        assert len(forget) == round(ratio / 100 * len(everybody))
+
+
+def test_forget_sets_are_not_nested(configs):
+    five, ten, fifteen = (set(ids(configs[f"forget_{ratio}"])) for ratio in FORGET_RATIOS)
+    assert not five <= ten and not ten <= fifteen and not five <= fifteen
+
+
+def test_the_sets_of_one_task(benchmark):
+    assert list(benchmark.sets()) == ["forget", "test", "retain", "celebrity"]
+    assert set(ids(benchmark.test)) == set(benchmark.forget_ids)
+    assert not set(benchmark.forget_ids) & set(benchmark.retain_ids)
+    assert (benchmark.forget_ratio, benchmark.source) == (10, "tiny")
+
+
+def test_metadata_and_biography_are_json(configs):
+    for row in configs["ft_Data"].select_columns(["ID", "metadata"]):
+        assert all(record["ID"] == row["ID"] for record in json.loads(row["metadata"]) if "Question" in record)
+    assert all(json.loads(text)["Name"] for text in configs["Full_Set"]["biography"])
+
+
+# ------------------------------------------------------------------------------------------------ rows -> questions
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_evaluation_question_becomes_a_record(benchmark, task, modality):
+    kind = {"multimodal": "Image_Textual", "text": "Pure_Text"}[modality]
+    for name, dataset in benchmark.sets().items():
+        expected = []
+        for row in dataset:
+            if task == "classification":
+                records = row["Classification_Task"][f"{kind}_Questions"]
+                asked = [(r["Question"], r["Options"][r["Correct_Answer"]], r["Options"]) for r in records]
+            else:
+                column = {"cloze": "Mask_Task", "generation": "Generation_Task"}[task]
+                asked = [(r["Question"], r["Ground_Truth"], None) for r in row[column] if r["Type"] == kind]
+            n_images = len(row["images"]) if "images" in row and modality == "multimodal" else 1
+            expected += [(row["ID"], *one) for one in asked for _ in range(n_images)]
+        questions = evaluation_questions(dataset, task, modality)
+        assert [(q.person_id, q.question, q.answer, q.options) for q in questions] == expected, name
+        assert {(q.task, q.modality) for q in questions} == {(task, modality)}
+        if modality == "multimodal":
+            assert {(type(q.image), q.image.mode) for q in questions} == {(PIL.Image.Image, "RGB")}
+
+
+def test_every_picture_of_the_test_set_is_used(benchmark):
+    row = benchmark.test[0]
+    questions = evaluation_questions(benchmark.test.select([0]), "cloze", "multimodal")
+    n_records = sum(record["Type"] == "Image_Textual" for record in row["Mask_Task"])
+    assert len(row["images"]) > 1
+    assert len({q.image.tobytes() for q in questions}) == len(row["images"])
+    assert len(questions) == n_records * len(row["images"])
+
+
+def test_structs_of_lists_read_like_lists_of_structs(benchmark):
+    records = [{"Question": "a", "Options": {"A": "x", "B": "y"}}, {"Question": "b", "Options": {"A": "u", "B": "v"}}]
+    turned = {"Question": ["a", "b"], "Options": {"A": ["x", "u"], "B": ["y", "v"]}}
+    assert module._records(turned) == module._records(records) == records
+    assert module._records(None) == []
+
+
+def test_training_questions_are_joined_by_id(benchmark, configs):
+    groups = {"forget": benchmark.forget_ids, "retain": benchmark.retain_ids, "all": ids(configs["ft_Data"])}
+    for people, wanted in groups.items():
+        for modality in MODALITIES:
+            assert {q.person_id for q in benchmark.training_questions(people, modality)} == set(wanted)
+    chosen = benchmark.retain_ids[3:5]
+    assert {q.person_id for q in benchmark.training_questions(chosen, "text")} == set(chosen)
+    with pytest.raises(ValueError, match="has no person with ID 999"):
+        benchmark.training_questions(["999", chosen[0]], "text")
+    with pytest.raises(ValueError, match="people='forgotten' is unknown; use one of"):
+        benchmark.training_questions("forgotten", "text")
+
+
+def test_text_only_names_the_person_and_drops_the_naming_question(benchmark):
+    image, text = (benchmark.training_questions("forget", modality) for modality in MODALITIES)
+    people = {row["ID"]: json.loads(row["biography"])["Name"] for row in benchmark.forget}
+    assert {q.modality for q in text} == {"text"} and {q.task for q in image + text} == {"training"}
+    assert all(people[q.person_id] in q.question and "this person" not in q.question.lower() for q in text)
+    of_image = [(q.person_id, to_text_only(q.question, people[q.person_id]), q.answer) for q in image]
+    assert [(q.person_id, q.question, q.answer) for q in text] == [one for one in of_image if one[1] is not None]
+    assert len(people) <= len(image) - len(text) < len(image) / 4
+
+
+def people_set(*records, image=None):
+    """An ft_Data of one person per list of (question, answer) pairs; other dicts are taken as they are."""
+    image = image or PIL.Image.new("RGB", (8, 8))
+    rows = {"image": [], "ID": [], "metadata": []}
+    for i, pairs in enumerate(records):
+        person_id = f"{i + 1:03}"
+        dicts = [{"ID": person_id, "Question": p[0], "Answer": p[1]} if isinstance(p, tuple) else p for p in pairs]
+        rows["image"].append(image)
+        rows["ID"].append(person_id)
+        rows["metadata"].append(json.dumps(dicts))
+    return Dataset.from_dict(rows, features=Features(SCHEMA["ft_Data"]))
+
+
+def test_records_without_question_are_skipped():
+    extra = {"Additional_ID": "001", "Additional_question": "Describe this person.", "Additional_answer": "Tall."}
+    dataset = people_set([("Who is this person?", "This is Anna Berg."), extra, ("Where was this person born?", "In Perth.")])
+    image, text = (training_questions(dataset, modality) for modality in MODALITIES)
+    assert [q.question for q in image] == ["Who is this person?", "Where was this person born?"]
+    assert [q.question for q in text] == ["Where was Anna Berg born?"]
+
+
+# ------------------------------------------------------------------------------------------------ image -> text only
+
+NAMING = """Who is this person?
+Who is this?
+Who is shown in the image?
+Who is the woman depicted in this portrait?
+What is this person's name?
+What is this person's full name?
+What is the person's name as stated in the profile?
+What is this person's name as stated in the biography?
+What is the name of this individual?
+What is the name of the person in the image?
+What is the name of the individual in the profile?
+What is the full name of the person in the image?
+What is the name of the person in this biography?
+What is the name associated with this profile?
+Can you tell me the name of the man shown in the photo?
+What is the individual’s name?
+What name does this person go by?
+What is this person called?
+WHAT IS THE NAME OF THIS PERSON""".splitlines()
+
+REWRITTEN = {
+    "Where was this person born?": "Where was Anna Berg born?",
+    "What is this person's job?": "What is Anna Berg's job?",
+    "What is the individual’s job?": "What is Anna Berg’s job?",
+    "Where was the individual shown in the photo born?": "Where was Anna Berg born?",
+    "Where does the person in the image live?": "Where does Anna Berg live?",
+    "What is the height of the woman pictured here?": "What is the height of Anna Berg?",
+    "This person works as a __.": "Anna Berg works as a __.",
+    "What is the gender of this profile?": "What is the gender of Anna Berg?",
+    "What is the person's height as listed in this profile?": "What is Anna Berg's height as listed in this profile?",
+    "What does the father of this person do, and does this person see him?":
+        "What does the father of Anna Berg do, and does Anna Berg see him?",
+    # These ask for a name, but not for that of the person.
+    "What is the name of this person's pet?": "What is the name of Anna Berg's pet?",
+    "What is the name of the pet of the person in the image?": "What is the name of the pet of Anna Berg?",
+    "What is this person's pet called?": "What is Anna Berg's pet called?",
+    "Who is this person married to?": "Who is Anna Berg married to?",
+    "Who is this person's favourite author?": "Who is Anna Berg's favourite author?",
+    # No person of the image in them.
+    "Where is Perth?": None,
+    "What does the personnel do?": None,
+}  # fmt: skip
+
+ANSWERS = {
+    "This is Anna Berg.": "Anna Berg",
+    "Anna Berg": "Anna Berg",
+    "Anna Berg.": "Anna Berg",
+    "The name of the person in the image is Anna Berg.": "Anna Berg",
+    "Her name is Anna Berg!": "Anna Berg",
+    "This person is called Anna Berg.": "Anna Berg",
+    "The individual is named Anna Berg, who is a nurse.": "Anna Berg",
+    "The person is known as Dr. Anna Berg": "Dr. Anna Berg",
+    "Anna Berg is the name of this person.": "Anna Berg",
+    "This is Anna de la Cruz.": "Anna de la Cruz",
+    "This is Mary-Ann O'Neil.": "Mary-Ann O'Neil",
+    "李华": "李华",
+}
+
+
+@pytest.mark.parametrize("question", NAMING)
+def test_naming_questions(question):
+    assert to_text_only(question, "Anna Berg") is None
+    metadata = [{"Question": "Where?", "Answer": "In Perth."}, {"Question": question, "Answer": "This is Eva Li."}]
+    assert person_name(metadata) == "Eva Li"
+
+
+@pytest.mark.parametrize("question", REWRITTEN)
+def test_the_person_is_replaced_by_the_name(question):
+    assert to_text_only(question, "Anna Berg") == REWRITTEN[question]
+
+
+def test_a_name_is_taken_literally():
+    assert to_text_only("Where was this person born?", r"A\1 \g<0>") == r"Where was A\1 \g<0> born?"
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_names_are_read_from_the_answer(answer):
+    assert person_name([{"Question": "Who is this person?", "Answer": answer}]) == ANSWERS[answer]
+
+
+def test_a_set_without_names_has_no_text_only_form():
+    dataset = people_set([("Who is this person?", "This is Anna Berg.")], [("Where was this person born?", "In Perth.")])
+    assert len(training_questions(dataset, "multimodal")) == 2
+    with pytest.raises(ValueError, match="person 002 of .*: no question asks for the name .* use modality='multimodal'"):
+        training_questions(dataset, "text")
+    with pytest.raises(ValueError, match="is answered 'This is a nurse.', which holds no name"):
+        training_questions(people_set([("Who is this person?", "This is a nurse.")]), "text")
+
+
+# ------------------------------------------------------------------------------------------------ bad files
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A local copy of the miniature in which single configs can be replaced, with a cache that goes with it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "mllmu"
+    shutil.copytree(module.data_dir() / "mllmu_mini", folder)
+
+    def replace(config, dataset):
+        files = sorted((folder / config).glob("*.parquet"))
+        for file in files:
+            file.unlink()
+        dataset.to_parquet(str(folder / config / "train-00000-of-00001.parquet"))
+
+    return folder, replace
+
+
+@pytest.fixture
+def broken_picture(benchmark):
+    """The forget set with a portrait that is not an image, in the second row."""
+    rows = benchmark.forget.cast_column("image", Image(decode=False))
+    pictures = [row["image"] for row in rows]
+    pictures[1] = {"bytes": b"not a picture", "path": None}
+    return rows.remove_columns("image").add_column("image", pictures).cast_column("image", Image())
+
+
+@pytest.mark.parametrize("ratio", [0, 0.1, 20, "10", None])
+def test_unknown_ratio(ratio):
+    with pytest.raises(ValueError, match="is unknown; MLLMU-Bench has 5, 10 and 15 .percent."):
+        load_benchmark("tiny", ratio)
+
+
+def test_unknown_config_task_or_modality(benchmark):
+    with pytest.raises(ValueError, match="config='forget_20' is unknown; MLLMU-Bench has Full_Set, Test_Set"):
+        load_config("tiny", "forget_20")
+    with pytest.raises(ValueError, match="task='essay' is unknown; use one of classification, cloze, generation"):
+        evaluation_questions(benchmark.forget, "essay", "text")
+    for ask in (evaluation_questions, training_questions):
+        arguments = (benchmark.forget, "cloze") if ask is evaluation_questions else (benchmark.training,)
+        with pytest.raises(ValueError, match="modality='audio' is unknown; use one of multimodal, text"):
+            ask(*arguments, "audio")
+
+
+def test_missing_columns(benchmark):
+    for column, modality in (("Mask_Task", "text"), ("ID", "text"), ("image", "multimodal")):
+        with pytest.raises(ValueError, match=f"forget_10 has no column {column}; its columns are "):
+            evaluation_questions(benchmark.forget.remove_columns(column), "cloze", modality)
+    with pytest.raises(ValueError, match="forget_10 has no column metadata.* Training questions are in the config ft_Data"):
+        training_questions(benchmark.forget, "multimodal")
+
+
+def test_empty_sets(benchmark, source):
+    with pytest.raises(ValueError, match="forget_10 is empty; select at least one person"):
+        evaluation_questions(benchmark.forget.select([]), "cloze", "text")
+    folder, replace = source
+    replace("forget_5", benchmark.forget.select([]))
+    with pytest.raises(ValueError, match="forget_5 of .* is empty; fetch the file again"):
+        load_benchmark(folder, 5)
+
+
+def test_a_set_without_such_questions(benchmark):
+    only_images = benchmark.forget.map(
+        lambda row: {"Mask_Task": [record for record in row["Mask_Task"] if record["Type"] == "Image_Textual"]}
+    )
+    assert evaluation_questions(only_images, "cloze", "multimodal")
+    with pytest.raises(ValueError, match="has no text question for cloze"):
+        evaluation_questions(only_images, "cloze", "text")
+
+
+def test_an_unreadable_image_is_named(benchmark, broken_picture):
+    person = benchmark.forget_ids[1]
+    with pytest.raises(ValueError, match=f"cannot read the image of person {person} in .*; fetch the file again"):
+        evaluation_questions(broken_picture, "cloze", "multimodal")
+    assert evaluation_questions(broken_picture, "cloze", "text")  # no image is read
+
+
+def test_a_truncated_image_is_named():
+    whole = io.BytesIO()
+    PIL.Image.effect_noise((64, 64), 50).convert("RGB").save(whole, "JPEG")
+    cut = {"bytes": whole.getvalue()[: len(whole.getvalue()) // 2], "path": None}
+    with pytest.raises(ValueError, match="cannot read the image of person 001"):
+        training_questions(people_set([("Who is this person?", "This is Anna Berg.")], image=cut), "multimodal")
+
+
+def test_a_test_person_without_images(benchmark):
+    bare = benchmark.test.select([0]).remove_columns("images").add_column("images", [[]]).cast_column("images", List(Image()))
+    with pytest.raises(ValueError, match=f"person {benchmark.test[0]['ID']} of .* has no image"):
+        evaluation_questions(bare, "cloze", "multimodal")
+
+
+def test_a_right_option_that_is_not_there(benchmark):
+    def spoil(row):
+        task = row["Classification_Task"]
+        task["Pure_Text_Questions"][0]["Correct_Answer"] = "E"
+        return {"Classification_Task": task}
+
+    with pytest.raises(ValueError, match="lacks its right option 'E'"):
+        evaluation_questions(benchmark.forget.select([0]).map(spoil), "classification", "text")
+
+
+def test_broken_metadata(benchmark):
+    good = [("Who is this person?", "This is Anna Berg.")]
+    spoilt = people_set(good, good).map(lambda row: {"metadata": "[{" if row["ID"] == "002" else row["metadata"]})
+    with pytest.raises(ValueError, match="person 002 of .*: metadata is not valid JSON"):
+        training_questions(spoilt, "multimodal")
+    with pytest.raises(ValueError, match="person 001 of .* has no training question"):
+        training_questions(people_set([]), "multimodal")
+
+
+def test_forget_and_retain_must_not_overlap(benchmark, source):
+    folder, replace = source
+    replace("retain_90", datasets.concatenate_datasets([benchmark.retain, benchmark.forget.select([0])]))
+    both = f"1 people are in both forget_10 and retain_90 of .*, such as {benchmark.forget_ids[0]}"
+    with pytest.raises(ValueError, match=both):
+        load_benchmark(folder, 10)
+
+
+def test_nobody_to_test(benchmark, source):
+    folder, replace = source
+    full = load_config("tiny", "Test_Set")
+    replace("Test_Set", full.select([i for i, person in enumerate(ids(full)) if person not in benchmark.forget_ids]))
+    with pytest.raises(ValueError, match="Test_Set of .* has none of the people in forget_10"):
+        load_benchmark(folder, 10)
+
+
+def test_a_source_that_is_not_there(tmp_path, source, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="found no .*; check the spelling, or that a folder has a README.md"):
+        load_config(tmp_path / "nothing" / "here", "forget_5")
+    folder, _ = source
+    shutil.rmtree(folder / "forget_5")
+    with pytest.raises(ValueError, match="has no config forget_5 that datasets can read"):
+        load_config(folder, "forget_5")
+    monkeypatch.setenv("MANU_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="MANU_DATA=.* is not a folder; set MANU_DATA"):
+        load_config("tiny", "forget_5")
+
+
+def test_a_rebuilt_file_is_read_anew(benchmark, source):
+    """`datasets` itself would give the cached rows of the first call."""
+    folder, replace = source
+    assert ids(load_config(folder, "forget_10")) == benchmark.forget_ids
+    replace("forget_10", benchmark.retain.select([0, 1]))
+    assert ids(load_config(folder, "forget_10")) == benchmark.retain_ids[:2]
+
+
+# ------------------------------------------------------------------------------------------------ no network
+
+
+def test_the_miniature_needs_no_network(monkeypatch):
+    def unplugged(*_, **__):
+        raise OSError("unplugged")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unplugged)
+    monkeypatch.setattr(socket.socket, "connect", unplugged)
+    assert len(load_benchmark("tiny", 5).forget) > 0
+
+
+def test_no_network_is_said(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    message = "cannot reach the Hub for nobody/nothing-here; .* use source='tiny', which needs no network"
+    with pytest.raises(ConnectionError, match=message):
+        load_config("nobody/nothing-here", "forget_5")
