@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
+    from .benchmark import Question
+
 COLOURS = {
     "forget": "#D55E00", "retain": "#0072B2", "test": "#E69F00", "celebrity": "#009E73", "vanilla": "#7F7F7F",
     "vision": "#CC79A7", "language": "#56B4E9",
@@ -230,11 +232,12 @@ def percentile_curves(frame: pd.DataFrame, *, title: str, label: str) -> list[Ax
             axes.fill_between(x, part["p5"], part["p95"], color=COLOURS[tower], alpha=0.25, linewidth=0)
             axes.fill_between(x, part["p25"], part["p75"], color=COLOURS[tower], alpha=0.45, linewidth=0)
             axes.plot(x, part["p50"], "o-", color=COLOURS[tower], markeredgecolor="black", label=tower)
-        axes.set_xticks(range(len(layers)), [layer.replace(" ", "\n") for layer in layers], fontsize=9)
-        axes.set_xlim(-0.4, len(layers) - 0.6)
+        axes.set_xticks(range(len(layers)), [layer.split()[-1] for layer in layers])
+        axes.set(xlim=(-0.4, len(layers) - 0.6), xlabel="layer of its tower")
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0].set(ylabel=label)
+    grid[0].legend(fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return list(grid)
 
@@ -257,7 +260,7 @@ def one_neuron(values: pd.DataFrame, *, tau: float, title: str) -> list[Axes]:
             share = (z.abs() > tau).mean()
             axes.hist(
                 z, bins=bins, histtype="step", color=COLOURS[people], linestyle=style, linewidth=1.8,
-                label=f"{people}: {100 * share:.0f} % beyond τ",
+                label=f"{people}: {100 * share:.1f} % beyond τ",
             )  # fmt: skip
         for x in (-tau, tau):
             axes.axvline(x, color="black", linewidth=0.8, linestyle=":")
@@ -432,13 +435,13 @@ def agreement(table: pd.DataFrame, *, chance: float, title: str) -> Axes:
 # ------------------------------------------------------------------------------------------------ results (notebook 05)
 
 
-def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, chance: float, title: str) -> list[Axes]:
+def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, floor: float, title: str) -> list[Axes]:
     """What forgetting costs: forget accuracy (left is better) against retain accuracy, a line per method over α.
 
     Args:
         frame: one row per method, alpha and modality: ``method``, ``alpha``, ``modality``, ``forget``, ``retain`` (0..1).
         vanilla: one row per modality: ``modality``, ``forget``, ``retain`` of the model before unlearning.
-        chance: forget accuracy of a guesser (0..1).
+        floor: forget accuracy of a model that has never met the people (0..1), a dotted line.
     """
     import matplotlib.pyplot as plt
 
@@ -447,7 +450,7 @@ def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, chance: float, titl
     for axes, (modality, name) in zip(grid, MODALITY_NAMES.items(), strict=True):
         start = vanilla[vanilla["modality"] == modality].iloc[0]
         solid = modality == "multimodal"
-        axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
+        axes.axvline(100 * floor, color="black", linewidth=0.8, linestyle=":")
         for method in methods:
             rows = frame[(frame["method"] == method) & (frame["modality"] == modality)].sort_values("alpha")
             colour, marker = _METHOD_STYLE.get(method, ("#000000", "x"))
@@ -463,7 +466,7 @@ def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, chance: float, titl
             ha="right", fontsize=9,
         )  # fmt: skip
         axes.set(xlim=(-3, 103), ylim=(-3, 105), xlabel="forget accuracy in % (left is better)")
-        axes.text(100 * chance + 1.5, 2, "chance", fontsize=9, rotation=90)
+        axes.text(100 * floor + 1.5, 2, "never met them", fontsize=9, rotation=90)
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0].set(ylabel="retain accuracy in % (up is better)")
@@ -481,12 +484,12 @@ _METHOD_STYLE = {
 }  # fmt: skip
 
 
-def balance(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
+def balance(frame: pd.DataFrame, *, floor: float, title: str) -> Axes:
     """Does text forget as the image does? A dumbbell per method: image + text (filled) to text alone (hollow).
 
     Args:
-        frame: one row per method: ``method``, ``multimodal`` and ``text`` (forget accuracy, 0..1), best balance first.
-        chance: accuracy of a guesser, a dotted line.
+        frame: one row per method: ``method``, ``multimodal`` and ``text`` (forget accuracy, 0..1), in the order to draw.
+        floor: accuracy of a model that has never met the people, a dotted line.
     """
     import matplotlib.pyplot as plt
 
@@ -498,8 +501,8 @@ def balance(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
         axes.plot(text, y, "o", color=colour, markerfacecolor="white", markersize=9, label="text alone" if y == 0 else None)
         axes.plot(image, y, "o", color=colour, markersize=6, label="image + text" if y == 0 else None)
         axes.text(105, y, f"{abs(image - text):.0f}", va="center", ha="right", fontsize=9)
-    axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
-    axes.text(100 * chance, -0.75, "chance", fontsize=9, ha="center")
+    axes.axvline(100 * floor, color="black", linewidth=0.8, linestyle=":")
+    axes.text(100 * floor + 1, -0.75, "never met them", fontsize=9)
     axes.text(105, -0.75, "gap", fontsize=9, ha="right")
     axes.set_yticks(range(len(frame)), list(frame["method"]))
     axes.set(xlim=(-2, 106), ylim=(len(frame) - 0.5, -1.0), xlabel="forget accuracy in %")
@@ -554,3 +557,191 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
     interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
     return interval.low, interval.high
+
+
+def answers_table(questions: Sequence[Question], answers: dict[str, Sequence[str]]) -> pd.DataFrame:
+    """One row per question: person, modality, question, truth, and for each model its answer with ✓ or ✗ before it.
+
+    Args:
+        answers: name of the model -> its answers, in the order of ``questions``; right means the same text as the truth.
+    """
+    import pandas as pd
+
+    rows = []
+    for index, question in enumerate(questions):
+        row = {"person": question.person_id, "modality": MODALITY_NAMES[question.modality], "question": question.question}
+        row["truth"] = question.answer
+        for name, given in answers.items():
+            row[name] = f"{'✓' if given[index] == question.answer else '✗'} {given[index]}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def before_after(frame: pd.DataFrame, *, title: str, states: Sequence[str] = ("before", "after")) -> Axes:
+    """Accuracy of each set and modality in two states: grey bars before, bars in the colour of the set after.
+
+    Args:
+        frame: one row per set, modality and state: ``set``, ``modality``, ``state``, ``value`` (0..1) and ``n`` questions.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    sets = list(dict.fromkeys(frame["set"]))
+    cells = frame.set_index(["set", "modality", "state"])
+    _, axes = plt.subplots(figsize=(1.7 + 2.2 * len(sets), 3.5), layout="constrained")
+    places, labels = [], []
+    for group, name in enumerate(sets):
+        for offset, modality in enumerate(MODALITY_NAMES):
+            left = 2.6 * group + 1.1 * offset
+            for step, state in enumerate(states):
+                value, n = cells.loc[(name, modality, state), ["value", "n"]]
+                colour = COLOURS["vanilla"] if step == 0 else COLOURS[name]
+                face = colour if modality == "multimodal" else "white"
+                axes.bar(left + 0.42 * step, 100 * value, 0.38, color=face, edgecolor=colour, linewidth=2)
+                axes.text(left + 0.42 * step, 100 * value + 2, f"{100 * value:.0f}", ha="center", fontsize=9)
+            places.append(left + 0.21)
+            labels.append(f"{MODALITY_NAMES[modality]}\n(n = {int(n)})")
+        axes.text(2.6 * group + 0.76, 114, f"{SET_NAMES[name]} set", ha="center", fontweight="bold", color=COLOURS[name])
+    axes.set_xticks(places, labels, fontsize=9)
+    axes.set(ylim=(0, 122), ylabel="exactly right answers in %")
+    axes.set_yticks(range(0, 101, 20))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(bottom=False)
+    handles = [Patch(color=COLOURS["vanilla"]), tuple(Patch(color=COLOURS[name]) for name in sets)]
+    axes.legend(handles, list(states), handler_map={tuple: HandlerTuple(None)}, frameon=False, fontsize=9,
+                loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # fmt: skip
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+# ------------------------------------------------------------------------------------------------ the model (notebook 02)
+
+
+def patch_grid(image: Image, size: int, patch: int) -> list[Axes]:
+    """A portrait as people see it, and as the vision tower gets it: ``size`` pixels wide, cut into numbered patches."""
+    import matplotlib.pyplot as plt
+
+    _, pair = plt.subplots(1, 2, figsize=(6.4, 3.3), layout="constrained")
+    _portrait(pair[0], image, COLOURS["vanilla"])
+    pair[0].set_title(f"portrait: {image.width} × {image.height} pixels", fontsize=10)
+    small = image.convert("RGB").resize((size, size))
+    side = size // patch
+    pair[1].imshow(small, interpolation="nearest")
+    for k in range(side + 1):
+        pair[1].axhline(k * patch - 0.5, color=COLOURS["vision"], linewidth=2)
+        pair[1].axvline(k * patch - 0.5, color=COLOURS["vision"], linewidth=2)
+    if side <= 8:
+        for token in range(side**2):
+            y, x = divmod(token, side)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.8}
+            pair[1].text(x * patch + 1, y * patch + 1, str(token + 1), fontsize=9, va="top", bbox=box)
+    pair[1].set(xticks=[], yticks=[])
+    pair[1].spines[:].set_visible(False)
+    pair[1].set_title(f"{size} × {size} pixels = {side**2} image tokens", fontsize=10)
+    return list(pair)
+
+
+def token_strip(tokens: Sequence[str], roles: Sequence[str], *, title: str, width: int = 92) -> Axes:
+    """A sequence of tokens as boxes, line by line: what the model reads, and which tokens the loss counts.
+
+    Args:
+        tokens: the text of each token; a run of image tokens may be given as one.
+        roles: ``"image"``, ``"prompt"`` or ``"answer"`` for each.
+        width: characters per line.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import FancyBboxPatch, Patch
+
+    faces = {"image": COLOURS["vision"], "prompt": "#EDEDED", "answer": COLOURS["language"]}
+    boxes, x, line = [], 0.0, 0
+    for token, role in zip(tokens, roles, strict=True):
+        text = token if role == "image" else token.replace("\n", "⏎").replace(" ", "␣")
+        length = len(text) + 1.2
+        if x + length > width:
+            x, line = 0.0, line + 1
+        boxes.append((x, line, length, text, role))
+        x += length + 0.6
+    _, axes = plt.subplots(figsize=(8, 0.42 * (line + 1) + 0.9), layout="constrained")
+    for x, line_of, length, text, role in boxes:
+        axes.add_patch(FancyBboxPatch(
+            (x, -line_of - 0.32), length, 0.64, boxstyle="round,pad=0,rounding_size=0.12", mutation_aspect=0.1,
+            facecolor=faces[role], edgecolor="black" if role == "answer" else "none", linewidth=1.5,
+        ))  # fmt: skip
+        axes.text(x + length / 2, -line_of, text, ha="center", va="center", fontsize=9, family="monospace")
+    axes.set(xlim=(-0.5, width + 1), ylim=(-line - 0.6, 0.6))
+    axes.axis("off")
+    names = {"image": "image tokens", "prompt": "prompt, not in the loss", "answer": "answer, in the loss"}
+    used = [role for role in names if role in roles]
+    axes.legend([Patch(facecolor=faces[role], edgecolor="black" if role == "answer" else "none") for role in used],
+                [names[role] for role in used], loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False,
+                fontsize=9)  # fmt: skip
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def learning_curves(frame: pd.DataFrame, *, title: str, labels: dict[str, str] | None = None) -> Axes:
+    """Accuracy over training steps, one line per set and modality: solid for image + text, dashed for text alone.
+
+    Args:
+        frame: one row per step, set and modality: ``step``, ``set`` (key of :data:`COLOURS`), ``modality``, ``value`` (0..1).
+        labels: what to call the sets, default :data:`SET_NAMES`.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    labels = labels or SET_NAMES
+    _, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    styles = {"multimodal": {"linestyle": "-", "marker": "o"}}
+    styles["text"] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white"}
+    handles = []
+    for name in dict.fromkeys(frame["set"]):
+        for modality, style in styles.items():
+            line = frame[(frame["set"] == name) & (frame["modality"] == modality)].sort_values("step")
+            axes.plot(line["step"], 100 * line["value"], color=COLOURS[name], clip_on=False, **style)
+            text = f"{labels[name]}, {MODALITY_NAMES[modality]}"
+            handles.append(Line2D([], [], color=COLOURS[name], label=text, **style))
+    axes.set(xlabel="training steps", ylabel="exactly right answers in %", ylim=(0, 100), xlim=(0, frame["step"].max()))
+    axes.grid(axis="y", color="#DDDDDD")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def compare_models(frame: pd.DataFrame, *, title: str) -> list[Axes]:
+    """Accuracy of several models by set, task and modality: a panel per set, a marker shape per model, filled with the image.
+
+    Args:
+        frame: one row per model, set, task and modality: ``model``, ``set``, ``task``, ``modality``, ``value`` (0..1), ``n``.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    sets, models = (list(dict.fromkeys(frame[column])) for column in ("set", "model"))
+    rows = list(dict.fromkeys(zip(frame["task"], frame["modality"], strict=True)))
+    shapes = dict(zip(models, ["s", "^", "o", "D", "v"], strict=False))
+    figure, panels = plt.subplots(
+        1, len(sets), figsize=(8, 0.42 * len(rows) + 1.5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(panels[0], sets, strict=True):
+        part = frame[frame["set"] == name].set_index(["model", "task", "modality"])
+        for y, (task, modality) in enumerate(rows):
+            axes.axhline(y, color="#EEEEEE", zorder=0)
+            if task == "classification":
+                axes.plot([25, 25], [y - 0.4, y + 0.4], color="black", linestyle=":", linewidth=1)
+            for model in models:
+                colour = COLOURS["vanilla"] if model == models[0] else COLOURS[name]
+                face = colour if modality == "multimodal" else "white"
+                axes.plot(100 * part.loc[(model, task, modality), "value"], y, shapes[model], markersize=8, color=colour,
+                          markerfacecolor=face, markeredgewidth=1.5, clip_on=False)  # fmt: skip
+        axes.set_title(f"{SET_NAMES[name]} set (n = {part['n'].min()}–{part['n'].max()})", fontsize=10)
+        axes.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy in %")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_yticks(range(len(rows)), [f"{task}, {MODALITY_NAMES[modality]}" for task, modality in rows])
+    plain = {"linestyle": "", "color": "#444444", "markersize": 8}
+    handles = [Line2D([], [], marker=shapes[model], label=model, **plain) for model in models]
+    handles.append(Line2D([], [], color="black", linestyle=":", label="chance"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return list(panels[0])

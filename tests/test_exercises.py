@@ -1,0 +1,105 @@
+"""Every exercise of the notebooks: the stub says "not attempted yet", the folded solution passes its check, nonsense fails.
+
+A notebook marks its cells by tags: ``exercise`` (the stub), ``exercise-check`` (the code cell after it) and ``exercise-setup``
+(what both need). The solution is the first Python block of the ``<details>`` called "Solution" after the stub.
+"""
+
+import re
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+SOLUTION = re.compile(r"<details>\s*<summary>\s*Solution.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+STUB = re.compile(r"raise NotImplementedError\b.*")
+
+
+def tagged(cell, tag):
+    return tag in cell.metadata.get("tags", [])
+
+
+def exercises(path):
+    """(number, setup cells, stub, check, solution) of every exercise of a notebook, as source text."""
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    stubs = [cell for cell in code if tagged(cell, "exercise")]
+    for number, stub in enumerate(stubs, start=1):
+        index, start = code.index(stub), cells.index(stub)
+        setup = [cell.source for cell in code[:index] if cell is code[0] or tagged(cell, "exercise-setup")]
+        assert index + 1 < len(code) and tagged(code[index + 1], "exercise-check"), (
+            f"exercise {number}: no check cell follows"
+        )
+        end = next((i for i in range(start + 1, len(cells)) if tagged(cells[i], "exercise")), len(cells))
+        texts = "\n".join(cell.source for cell in cells[start:end] if cell.cell_type == "markdown")
+        found = SOLUTION.search(texts)
+        assert found, f"exercise {number} has no folded solution"
+        yield number, setup, stub.source, code[index + 1].source, found[1]
+
+
+EXERCISES = [(path, *exercise) for path in NOTEBOOKS for exercise in exercises(path)]
+every_exercise = pytest.mark.parametrize(
+    ("path", "number", "setup", "stub", "check", "solution"),
+    EXERCISES,
+    ids=[f"{path.stem}-{number}" for path, number, *_ in EXERCISES],
+)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """Runs the setup cells of an exercise; those of one notebook only once."""
+    done: dict[Path, tuple[int, dict]] = {}
+
+    def run(path, setup):
+        n, names = done.setdefault(path, (0, {"__name__": "__main__"}))
+        for source in setup[n:]:
+            exec(compile(source, f"{path.name}, exercise-setup", "exec"), names)
+        done[path] = (len(setup), names)
+        return dict(names)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def in_the_notebooks_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(NOTEBOOKS[0].parent)
+    monkeypatch.setenv("MANU_BUILD", str(tmp_path))
+    matplotlib.use("Agg")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stubs_are_marked(path):
+    """A cell that raises NotImplementedError is an exercise, and the other way round."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert bool(STUB.search(cell.source)) == tagged(cell, "exercise"), cell.source
+            assert not (tagged(cell, "exercise-check") and tagged(cell, "check"))
+
+
+@every_exercise
+def test_stub_is_not_attempted(path, number, setup, stub, check, solution, prepared, capsys):
+    names = prepared(path, setup)
+    capsys.readouterr()
+    exec(stub, names)
+    exec(check, names)
+    assert capsys.readouterr().out.strip() == "○ not attempted yet"
+
+
+@every_exercise
+def test_solution_passes(path, number, setup, stub, check, solution, prepared, capsys):
+    names = prepared(path, setup)
+    exec(solution, names)
+    capsys.readouterr()
+    exec(check, names)
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("✓ ")
+
+
+@every_exercise
+def test_wrong_answer_fails(path, number, setup, stub, check, solution, prepared):
+    """A function that returns nothing must not pass."""
+    names = prepared(path, setup)
+    exec(STUB.sub("return None", stub), names)
+    with pytest.raises(Exception) as raised:  # the check's AssertionError, or whatever its code makes of None
+        exec(check, names)
+    assert not isinstance(raised.value, NotImplementedError)
