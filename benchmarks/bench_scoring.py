@@ -10,13 +10,14 @@ import argparse
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
+
 from manu_utils.activations import collect_activations
 from manu_utils.batches import batches
 from manu_utils.benchmark import load_benchmark
 from manu_utils.models import load_model
-
 from report import report
 
 BATCH = 32
@@ -62,10 +63,18 @@ def peak_mb(number, modality):
 def child(number, modality):
     model, processor = load_model("tiny")
     scoring(model, processor, questions_of(modality, number))
+    print(own_peak_mb())
+
+
+def own_peak_mb():
+    """Peak resident memory of this process. On Linux ``ru_maxrss`` would start at the peak of the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
     import resource  # not on Windows, where only the timings run
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak / (1024**2 if sys.platform == "darwin" else 1024))
+    return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def main():
