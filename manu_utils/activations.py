@@ -12,6 +12,7 @@ from torch import Tensor
 from .batches import batches
 from .benchmark import Question
 from .neurons import MLP, find_neurons
+from .progress import bar
 
 POSITIONS = ("answer", "last", "all")
 _CLASS_TOKENS = ("class_embedding", "cls_token")  # parameters of CLIP-like towers, whose position 0 is no patch
@@ -78,8 +79,6 @@ def collect_activations(
         ValueError: no questions, mixed modalities, unknown positions, negative tau, padded images, or activations that are
             not finite.
     """
-    from tqdm.auto import tqdm
-
     if not questions:
         raise ValueError("collect_activations needs at least one question.")
     modalities = {question.modality for question in questions}
@@ -112,7 +111,7 @@ def collect_activations(
     try:
         hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
         work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
-        for _, batch in tqdm(work, total=math.ceil(len(questions) / batch_size), desc="statistics", disable=not progress):
+        for _, batch in bar(work, total=math.ceil(len(questions) / batch_size), desc="statistics", shown=progress):
             if not batch.get("pixel_attention_mask", torch.ones(1)).all():
                 raise ValueError("images of different sizes were padded, and padding must not count; resize them first.")
             rows = _positions(batch, positions).flatten().nonzero()[:, 0]

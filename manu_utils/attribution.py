@@ -18,6 +18,7 @@ from torch import Tensor
 from .batches import batches
 from .benchmark import Question
 from .neurons import check_alpha, find_neurons
+from .progress import bar
 from .training import answer_logits
 
 
@@ -68,8 +69,6 @@ def collect_attribution(
     Raises:
         ValueError: no questions, mixed modalities, or a gradient that is not finite.
     """
-    from tqdm.auto import tqdm
-
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
     if len({question.modality for question in questions}) > 1:
@@ -96,7 +95,7 @@ def collect_attribution(
             parameter.requires_grad_(False)
         work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
         total = math.ceil(len(questions) / batch_size)
-        for indices, batch in tqdm(work, total=total, desc="attribution", disable=not progress):
+        for indices, batch in bar(work, total=total, desc="attribution", shown=progress):
             inputs_of.clear()
             with torch.enable_grad():
                 logits, targets, _ = answer_logits(model, batch)

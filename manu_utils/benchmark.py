@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
+from .progress import no_dataset_bars
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -405,7 +407,9 @@ def _rows(dataset: Dataset, column: str, modality: str):
     _require(dataset, [where])
     encoded = Image(decode=False)  # decoded below, so that a broken file can be named
     rows = dataset.select_columns(["ID", column, where])
-    for row in rows.cast_column(where, List(encoded) if where == "images" else encoded):
+    with no_dataset_bars():
+        rows = rows.cast_column(where, List(encoded) if where == "images" else encoded)
+    for row in rows:
         files = row[where] if where == "images" else [row[where]]
         if not files:
             raise ValueError(f"person {row['ID']} of {_name(dataset)} has no image.")

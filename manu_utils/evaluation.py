@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .batches import batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
+from .progress import bar
 from .training import answer_logits
 
 if TYPE_CHECKING:
@@ -161,11 +162,8 @@ def _in_batches(
     batch_size: int, with_answer: bool, progress: bool, name: str,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
     """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size."""
-    from tqdm.auto import tqdm
-
     todo = list(range(len(questions)))
-    shown = {} if progress else {"disable": True}  # so that TQDM_DISABLE counts
-    with tqdm(total=len(questions), desc=name, **shown) as bar:
+    with bar(total=len(questions), desc=name, shown=progress) as shown:
         while todo:
             done: set[int] = set()
             try:
@@ -174,7 +172,7 @@ def _in_batches(
                     result = work(batch)
                     indices = [todo[position] for position in positions]
                     done.update(indices)
-                    bar.update(len(indices))
+                    shown.update(len(indices))
                     yield indices, result
             except torch.OutOfMemoryError:
                 if batch_size == 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .batches import encode
 from .benchmark import Question
+from .progress import bar
 
 
 def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,14 +68,12 @@ def optimise(
     Raises:
         FloatingPointError: "loss is nan at step ..." as soon as the loss is not finite.
     """
-    from tqdm.auto import tqdm
-
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     history: list[dict] = []
     if watch is not None:
         history.append({"step": 0, "loss": math.nan} | watch())
-    for step in tqdm(range(steps), desc=description, disable=not progress):
+    for step in bar(range(steps), desc=description, shown=progress):
         decayed = max(0.0, step / steps - hold) / (1 - hold)
         rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * decayed)))
         for group in optimizer.param_groups:

@@ -1,0 +1,29 @@
+"""Progress bars that can be switched off from outside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def bar(*arguments, shown: bool = True, **options):
+    """A tqdm bar, unless it is not wanted or the environment says ``TQDM_DISABLE=1`` (tqdm's notebook bars ignore that)."""
+    from tqdm.auto import tqdm
+
+    off = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+    return tqdm(*arguments, disable=off or not shown, **options)
+
+
+@contextmanager
+def no_dataset_bars() -> Iterator[None]:
+    """Switch the bars of ``datasets`` off for work that takes no time."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
