@@ -462,10 +462,10 @@ def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, floor: float, title
             )  # fmt: skip
         axes.plot(100 * start["forget"], 100 * start["retain"], "s", color=COLOURS["vanilla"], markersize=9, zorder=4)
         axes.annotate(
-            "vanilla", (100 * start["forget"], 100 * start["retain"]), xytext=(0, -14), textcoords="offset points",
+            "vanilla", (100 * start["forget"], 100 * start["retain"]), xytext=(2, 7), textcoords="offset points",
             ha="right", fontsize=9,
         )  # fmt: skip
-        axes.set(xlim=(-3, 103), ylim=(-3, 105), xlabel="forget accuracy in % (left is better)")
+        axes.set(xlim=(-3, 104), ylim=(-3, 113), xlabel="forget accuracy in % (left is better)")
         axes.text(100 * floor + 1.5, 2, "never met them", fontsize=9, rotation=90)
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
@@ -543,7 +543,7 @@ def task_grid(frame: pd.DataFrame, *, title: str) -> list[Axes]:
                     axes.plot([x + offset] * 2, [100 * low, 100 * high], color="black", linewidth=1)
             counts = frame[(frame["set"] == people) & (frame["modality"] == modality) & (frame["model"] == models[1])]
             numbers = " / ".join(str(n) for n in counts.set_index("task").loc[tasks, "n"])
-            axes.set_title(f"{people}, n = {numbers}", fontsize=9)
+            axes.set_title(f"{people}\nn = {numbers}", fontsize=9)
             axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
         grid[line, 0].set(ylabel=f"{name}\naccuracy in %", ylim=(0, 105))
@@ -555,7 +555,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % Wilson interval of a share of n questions, both ends in 0..1."""
     from scipy.stats import binomtest
 
-    interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    interval = binomtest(round(share * n), int(n)).proportion_ci(method="wilson")
     return interval.low, interval.high
 
 
