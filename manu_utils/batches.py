@@ -104,8 +104,11 @@ def batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
-    texts = [f"{prompt(q, processor)} {q.answer if with_answer else ''}" for q in questions]
-    lengths = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]] if texts else []
+    lengths: list[int] = []
+    for start in range(0, len(questions), batch_size):  # in parts, so that only the lengths are kept
+        part = questions[start : start + batch_size]
+        texts = [f"{prompt(q, processor)} {q.answer if with_answer else ''}" for q in part]
+        lengths += [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
     groups = []
     for modality in ("multimodal", "text"):
         indices = [index for index, question in enumerate(questions) if question.modality == modality]
