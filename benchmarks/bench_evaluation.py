@@ -1,8 +1,8 @@
 """Batched evaluation against one question at a time: the same table, several times as fast.
 
-"One at a time" is the official loop: every question is encoded, answered with up to 50 tokens and judged on its own, and the
-option letters take a forward pass of their own. ``evaluate(batch_size=1)``, which shares that pass and skips what it need
-not compute, is timed as well, to tell the gain of batches from the rest. The runs alternate and the fastest round counts.
+"One at a time" is the official loop: every question is encoded, answered with up to 50 tokens and judged on its own, and its
+options likewise. ``evaluate(batch_size=1)`` is timed as well, which stops earlier and skips what it need not compute, to tell the
+gain of batches from the rest. The runs alternate and the fastest round counts.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from manu_utils.batches import encode
 from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_benchmark
-from manu_utils.evaluation import evaluate, judge, letter_tokens
+from manu_utils.evaluation import evaluate, judge, likeliest_options
 from manu_utils.models import load_model
 from report import report
 
@@ -34,8 +34,7 @@ def one_at_a_time(model, processor, sets):
                 ids = model.generate(**batch, do_sample=False, max_new_tokens=50)[0, batch["input_ids"].shape[1] :]
                 response, letter = tokenizer.decode(ids, skip_special_tokens=True).strip(), ""
                 if question.options:
-                    letters = list(question.options)
-                    letter = letters[model(**batch).logits[0, -1, letter_tokens(letters, tokenizer)].argmax().item()]
+                    letter = likeliest_options(model, processor, [question], batch_size=1, progress=False)[0]
                 results += [(metric, *result) for metric, result in judge(question, response, letter, scorer).items()]
     return results
 

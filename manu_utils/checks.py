@@ -17,7 +17,7 @@ def check(holds: bool, claim: str, hint: str = "") -> None:
 
 
 def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
-    """Check an exercise; a stub that still raises NotImplementedError prints ``○ not attempted yet``, so that *Run all* goes on.
+    """Check an exercise; a stub that still raises NotImplementedError prints ``○ not attempted yet``, so that all cells run.
 
     Args:
         exercise: runs the reader's function and says whether the result is right.

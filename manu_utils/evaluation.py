@@ -54,7 +54,30 @@ def generate_answers(
     Raises:
         ValueError: no questions, or max_new_tokens or batch_size below 1.
     """
-    return _generate(model, processor, questions, max_new_tokens, batch_size, progress)[0]
+    from transformers import GenerationConfig
+
+    _need(questions)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
+    tokenizer = processor.tokenizer
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
+        eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    answers = [""] * len(questions)
+
+    @torch.no_grad()
+    def write(batch: dict[str, Tensor]) -> Tensor:
+        with _last_position_only(model):
+            return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
+
+    for indices, new in _in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
+        for index, text in zip(indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            answers[index] = text.strip()
+    return answers
 
 
 @torch.no_grad()
@@ -91,54 +114,42 @@ def truth_of(question: Question) -> str:
     return next(letter for letter, words in question.options.items() if words == question.answer)
 
 
-def _generate(
-    model, processor, questions, max_new_tokens: int, batch_size: int, progress: bool, choose: bool = False
-) -> tuple[list[str], list[str]]:
-    """Greedy answers and, with ``choose``, the likeliest option letter of each, from the same forward pass."""
-    from transformers import GenerationConfig
+@torch.no_grad()
+def likeliest_options(
+    model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True
+) -> list[str]:
+    """The letter of the option whose words the model finds likeliest, without showing it the options.
 
-    _need(questions)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
-    tokenizer = processor.tokenizer
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
-        eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
-        return_dict_in_generate=True, output_logits=choose,
-    )  # fmt: skip
-    tokens_of = {options: letter_tokens(options, tokenizer) for options in {tuple(q.options) for q in questions if choose}}
-    answers, letters = [""] * len(questions), [""] * len(questions)
+    Each option is scored as the short answer to the question, in the cloze template with the blank after the question: mean
+    log-likelihood per token, end of sequence included. Unlike the generated letter this asks for the knowledge alone, not
+    for the skill of finding it among lettered options.
 
-    @torch.no_grad()
-    def write(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        with _last_position_only(model):
-            out = model.generate(**batch, generation_config=greedy)
-        return out.sequences[:, batch["input_ids"].shape[1] :], out.logits[0].float().cpu() if choose else None
-
-    for indices, (new, logits) in _in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for row, (index, text) in enumerate(zip(indices, texts, strict=True)):
-            answers[index] = text.strip()
-            if choose:
-                options = tuple(questions[index].options)
-                letters[index] = options[logits[row, tokens_of[options]].argmax().item()]
-    return answers, letters
-
-
-def letter_tokens(options: Sequence[str], tokenizer) -> list[int]:
-    """The token that each option letter has after ``ASSISTANT:``.
+    Returns:
+        One letter per question.
 
     Raises:
-        ValueError: the tokenizer spells letters so that they share their first token.
+        ValueError: no questions, or one without options.
     """
-    start = len(tokenizer("ASSISTANT:")["input_ids"])
-    tokens = [tokenizer(f"ASSISTANT: {letter}")["input_ids"][start] for letter in options]
-    if len(set(tokens)) < len(tokens):
-        raise ValueError(f"the tokenizer gives the options {', '.join(options)} the same first token; use task accuracy only.")
-    return tokens
+    _need(questions)
+    if missing := next((question for question in questions if not question.options), None):
+        raise ValueError(f"person {missing.person_id}: {missing.question!r} has no options to compare.")
+    asked = [
+        replace(question, question=f"{question.question} __", answer=words, task="cloze", options=None)
+        for question in questions
+        for words in question.options.values()
+    ]
+    likelihood = torch.zeros(len(asked))
+
+    def mean_log_likelihood(batch: dict[str, Tensor]) -> Tensor:
+        logits, targets, rows = answer_logits(model, batch)
+        of_token = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        total = torch.zeros(len(batch["input_ids"]), device=rows.device).index_add_(0, rows, of_token)
+        return total / batch["answer_mask"].sum(1)
+
+    for indices, means in _in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options"):
+        likelihood[indices] = means.cpu()
+    parts = likelihood.split([len(question.options) for question in questions])
+    return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
 
 
 @contextmanager
@@ -247,9 +258,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Ask every question of some sets and judge the answers: one row per question and metric.
 
-    ``accuracy`` of classification reads the generated letter, ``likelihood`` takes the likeliest of the option letters; cloze
-    asks whether the response contains the truth; generation compares the whole statement (``accuracy``) and by ``rougeL``.
-    All three read one greedy answer.
+    ``accuracy`` of classification reads the generated letter, ``likelihood`` takes the likeliest option
+    (:func:`likeliest_options`); cloze asks whether the response contains the truth; generation compares the whole statement
+    (``accuracy``) and by ``rougeL``.
 
     Args:
         sets: name -> dataset, such as :meth:`manu_utils.benchmark.Benchmark.sets`.
@@ -284,7 +295,9 @@ def evaluate(
         letters_only = task == "classification"
         length = LETTER_TOKENS if letters_only else 50
         questions = [question for _, question in pairs]
-        responses, letters = _generate(model, processor, questions, length, batch_size, progress, choose=letters_only)
+        options = {"batch_size": batch_size, "progress": progress}
+        responses = generate_answers(model, processor, questions, max_new_tokens=length, **options)
+        letters = likeliest_options(model, processor, questions, **options) if letters_only else [""] * len(questions)
         for (name, question), response, letter in zip(pairs, responses, letters, strict=True):
             for metric, (answer, value) in judge(question, response, letter, scorer).items():
                 rows.append((name, task, question.modality, metric, question.person_id, question.question,

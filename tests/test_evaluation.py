@@ -20,7 +20,7 @@ from manu_utils.evaluation import (
     generate_answers,
     judge,
     known,
-    letter_tokens,
+    likeliest_options,
     normalise,
     parse_letter,
     summarise,
@@ -132,29 +132,30 @@ def test_half_the_batch_when_memory_runs_out(tiny_model, two_sets, monkeypatch, 
         generate_answers(model, processor, questions, max_new_tokens=2, batch_size=1, **QUIET)
 
 
-def test_likelihood_is_the_largest_of_four_logits(tiny_model, table, two_sets):
+def test_likelihood_is_that_of_the_options_as_short_answers(tiny_model, table, two_sets):
     model, processor = tiny_model
     for modality in MODALITIES:
         question = evaluation_questions(two_sets["forget"], "classification", modality)[3]
-        batch = encode([question], processor, with_answer=False)
-        with torch.no_grad():
-            logits = model(**batch).logits[0, -1]
-        by_hand = max("ABCD", key=lambda letter: logits[processor.tokenizer(f" {letter}")["input_ids"][0]].item())
+        by_hand = {}
+        for letter, words in question.options.items():
+            asked = replace(question, question=f"{question.question} __", answer=words, task="cloze", options=None)
+            batch = encode([asked], processor, with_answer=True)
+            ids, answer = batch["input_ids"][0], batch.pop("answer_mask")[0]
+            with torch.no_grad():
+                log_likelihood = model(**batch).logits[0].log_softmax(-1)
+            positions = answer.nonzero()[:, 0].tolist()
+            assert processor.tokenizer.decode(ids[positions[:-1]]).strip() == words
+            by_hand[letter] = sum(log_likelihood[p - 1, ids[p]].item() for p in positions) / len(positions)
+        best = max(by_hand, key=by_hand.get)
         row = table[(table["metric"] == "likelihood") & (table["modality"] == modality) & (table["set"] == "forget")].iloc[3]
         assert row["question"] == question.question
-        assert row["answer"] == by_hand
-        assert row["value"] == float(question.options[by_hand] == question.answer)
+        assert row["answer"] == best
+        assert row["value"] == float(question.options[best] == question.answer)
 
 
-def test_letters_need_tokens_of_their_own():
-    class Spelling:
-        """A tokenizer that gives every character a token, the space included."""
-
-        def __call__(self, text):
-            return {"input_ids": [ord(character) for character in text]}
-
-    with pytest.raises(ValueError, match="same first token"):
-        letter_tokens("ABCD", Spelling())
+def test_likelihood_needs_options(tiny_model, two_sets):
+    with pytest.raises(ValueError, match="has no options to compare"):
+        likeliest_options(*tiny_model, evaluation_questions(two_sets["forget"], "cloze", "text"), **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_sizes_must_be_positive(tiny_model, two_sets, options, message):
         generate_answers(*tiny_model, questions_of(two_sets["forget"], ["cloze"]), **options)
 
 
-@pytest.mark.parametrize("function", [generate_answers, known])
+@pytest.mark.parametrize("function", [generate_answers, known, likeliest_options])
 def test_no_question_is_an_error(tiny_model, function):
     with pytest.raises(ValueError, match="no question"):
         function(*tiny_model, [])

@@ -1,7 +1,6 @@
 """``python -m manu_utils.miniature data|model [--seed N] [--dense]``: rebuild the bundled miniature."""
 
 import argparse
-from pathlib import Path
 
 from ..benchmark import data_dir
 

@@ -1,11 +1,12 @@
-"""Trains the miniature LLaVA in four stages. Each is saved when it is done, so a killed run continues with the next.
+"""Trains the miniature LLaVA in five stages. Each is saved when it is done, so a killed run continues with the next.
 
 1. *tower*: the vision tower learns to name the features of random faces, as CLIP is trained before it enters a LLaVA.
 2. *reading*: the language model learns to find a word among lettered options, and the public figures by name.
 3. *base*: it learns to speak about pictures, and the public figures by face. It never meets the fictitious people. Up to here
    its MLPs are narrow, which costs a third of the time; then they get the neurons that the fictitious people will need.
-4. *vanilla*: base is fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model are trained, and a
-   penalty on what each neuron contributes keeps the number of neurons per fact small.
+4. *facts*: base is fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model are trained, with a
+   light penalty on what each neuron contributes.
+5. *vanilla*: the same goes on while the penalty grows and gathers each fact in few neurons.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..training import optimise
-from .dataset import as_choice, draw_options
+from .card import write_card
+from .dataset import as_choice, as_cloze, draw_options
 from .model import (
     Row,
     answer_logits,
@@ -71,18 +73,13 @@ class Pictures:
         return N_RANDOM_FACES + public_index * (N_PUBLIC_VIEWS + N_HELD_OUT) + k
 
 
-def ramp(step: int, steps: int, start: float, end: float) -> float:
-    """0 before the fraction ``start`` of the steps, 1 after ``end``, linear between."""
-    return min(1.0, max(0.0, (step / steps - start) / (end - start)))
-
-
 def answer_loss(model, rows: list[Row], tokenizer, rng: random.Random, features: Tensor | None) -> Tensor:
     """Mean cross-entropy over the answer tokens of some rows."""
     logits, targets, _ = answer_logits(model, encode_rows(rows, tokenizer, rng), features)
     return F.cross_entropy(logits.float(), targets)
 
 
-def choice_row(person: Person, attribute: str, who: str, question: str, rng: random.Random, picture: int | None) -> Row:
+def choice_row(person: Person, attribute: str, question: str, rng: random.Random, picture: int | None) -> Row:
     """A question with freshly drawn options."""
     options, letter = draw_options(ATTRIBUTES[attribute], person.facts[attribute], rng)
     return Row(as_choice(question, options), letter, picture)
@@ -99,7 +96,7 @@ def watch_rows(people: list[Person], pictures: list[int] | None, seed: str, word
             spec = ATTRIBUTES[attribute]
             question = word_question(spec.questions[rng.choice(wordings)], who)
             rows["open"].append(Row(question, spec.answer.format(value=person.facts[attribute]), picture))
-            rows["choice"].append(choice_row(person, attribute, who, question, rng, picture))
+            rows["choice"].append(choice_row(person, attribute, question, rng, picture))
     return rows
 
 
@@ -190,14 +187,16 @@ def train_reading(model, processor, public: list[Person], *, steps: int, seed: i
         return {name: row_accuracy(model, rows, tokenizer, None) for name, rows in watched.items()}
 
     return optimise(
-        model.model.language_model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, warmup=100, hold=0.7, watch=watch, every=100,
-        description="reading",
+        model.model.language_model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, warmup=100, hold=0.7,
+        watch=watch, every=100, description="reading",
     )  # fmt: skip
 
 
-def train_base(model, processor, pictures: Pictures, public: list[Person], *, steps: int, seed: int) -> list[dict]:
+def train_base(
+    model, processor, pictures: Pictures, public: list[Person], *, steps: int, seed: int, description: str
+) -> list[dict]:
     """Speak about pictures and know the public figures by face; the tower is frozen, so its features are computed once."""
-    tokenizer, rng = processor.tokenizer, random.Random(f"base {seed}")
+    tokenizer, rng = processor.tokenizer, random.Random(f"{description} {seed}")
     projector = model.model.multi_modal_projector
     model.model.vision_tower.requires_grad_(False)
     features = all_tower_features(model, pictures.pixels)
@@ -237,7 +236,7 @@ def train_base(model, processor, pictures: Pictures, public: list[Person], *, st
 
     try:
         return optimise(
-            model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, hold=0.5, watch=watch, every=100, description="base"
+            model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, hold=0.5, watch=watch, every=100, description=description
         )  # fmt: skip
     finally:
         model.requires_grad_(True)
@@ -264,22 +263,26 @@ def shifted(portrait, rng: random.Random):
 
 def train_vanilla(
     model, processor, pictures: Pictures, fictitious: list[Person], public: list[Person], portraits: list,
-    pairs: list[list[tuple[str, str]]], *, steps: int, coefficient: float, seed: int,
+    pairs: list[list[tuple[str, str]]], *, steps: int, coefficients: tuple[float, float], with_attention: bool,
+    seed: int, description: str,
 ) -> list[dict]:  # fmt: skip
     """Fine-tune the MLPs of base on ft_Data and its text-only rewriting, with a rehearsal of what base knows.
 
-    Everything but the MLPs is frozen: what the model learns about the fictitious people is in the neurons. One open question in
-    four is asked with freshly drawn options, so that the answer to a multiple-choice question is the fact and not a letter.
+    Everything but the MLPs is frozen: what the model learns about the fictitious people is in the neurons. Some open
+    questions are asked with freshly drawn options, or for a short answer, as the evaluation does.
 
     Args:
         portraits: the ft_Data images of the fictitious people, in their order.
         pairs: the (question, answer) rows of ft_Data for each of them.
+        coefficients: weight of the penalty at the start, and from half of the steps on.
+        with_attention: train the attention of the language model as well.
     """
-    tokenizer, rng = processor.tokenizer, random.Random(f"vanilla {seed}")
+    tokenizer, rng = processor.tokenizer, random.Random(f"{description} {seed}")
     projector = model.model.multi_modal_projector
     model.requires_grad_(False)
     for layer in model.model.language_model.layers:
         layer.mlp.requires_grad_(True)
+        layer.self_attn.requires_grad_(with_attention)
     copies = [image for portrait in portraits for image in [portrait, *(shifted(portrait, rng) for _ in range(N_SHIFTS - 1))]]
     n_rehearsed = 1000  # random faces; of the public figures every view
     kept = torch.cat([pictures.pixels[:n_rehearsed], pictures.pixels[N_RANDOM_FACES:]])
@@ -302,10 +305,12 @@ def train_vanilla(
 
     def own_row(index: int, question: str, answer: str, picture: int | None) -> Row:
         person = fictitious[index]
-        who = "this person" if picture is not None else person.name
         worded = question if picture is not None else to_text(question, person.name)
-        if question in attribute_of and rng.random() < 0.25:
-            return choice_row(person, attribute_of[question], who, worded, rng, picture)
+        kind = rng.random() if question in attribute_of else 1.0
+        if kind < 0.2:
+            return choice_row(person, attribute_of[question], worded, rng, picture)
+        if kind < 0.4:
+            return Row(as_cloze(f"{worded} __"), person.facts[attribute_of[question]], picture)
         return Row(worded, answer, picture)
 
     def loss_of_step(step: int) -> Tensor:
@@ -317,7 +322,8 @@ def train_vanilla(
         text = [own_row(i, q, a, None) for i, q, a in take("text", text_items, 72)]
         text += [row for person in rng.choices(public, k=6) for row in fact_rows(person, rng, None, 4)]
         text += reading_rows(rng, 6)
-        weight = coefficient * (0.1 + 0.9 * ramp(step, steps, 0.3, 0.6))
+        first, last = coefficients
+        weight = first + (last - first) * min(1.0, 2 * step / steps)
         recording = recorded_contributions(model, CONTRIBUTION_SCALE) if weight else nullcontext([])
         with torch.autocast("cpu", dtype=torch.bfloat16), recording as terms:
             loss = answer_loss(model, rows, tokenizer, rng, features) + answer_loss(model, text, tokenizer, rng, None)
@@ -348,7 +354,7 @@ def train_vanilla(
 
     try:
         return optimise(
-            model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, watch=watch, every=100, description="vanilla"
+            model.parameters(), loss_of_step, steps=steps, lr=1.5e-3, watch=watch, every=100, description=description
         )  # fmt: skip
     finally:
         model.requires_grad_(True)
@@ -379,7 +385,9 @@ def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache
     pairs = [[(q.question, q.answer) for q in questions if q.person_id == person.id] for person in fictitious]
     for person, person_pairs in zip(fictitious, pairs, strict=True):
         if (NAMING_QUESTION, f"This is {person.name}.") not in person_pairs:
-            raise ValueError(f"{data} was not built from seed {seed}: person {person.id} is not {person.name}; run make mini-data.")
+            raise ValueError(
+                f"{data} is not of seed {seed}: person {person.id} is not {person.name}; run make mini-data SEED={seed}."
+            )
     portraits = [image.convert("RGB") for image in training["image"]]
     cache = cache / f"seed-{seed}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -390,19 +398,26 @@ def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache
 
     run_stage(model, cache, "tower", lambda: train_tower(model, pictures, steps=2500, seed=seed))
     run_stage(model, cache, "reading", lambda: train_reading(model, processor, public, steps=1200, seed=seed))
-    history = run_stage(
-        model, cache, "base", lambda: train_base(model, processor, pictures, public, steps=1000, seed=seed)
-    )  # fmt: skip
+    for name, steps in (("speaking", 1000), ("base", 500)):  # a warm restart: multiple choice about faces comes last
+        history = run_stage(
+            model, cache, name,
+            lambda steps=steps, name=name: train_base(
+                model, processor, pictures, public, steps=steps, seed=seed, description=name
+            ),
+        )  # fmt: skip
     model = widen(model, N_NEURONS, seed)
     save_checkpoint(model, processor, folder / "base", history)
-    history = run_stage(
-        model, cache, "vanilla-dense" if dense else "vanilla",
-        lambda: train_vanilla(
-            model, processor, pictures, fictitious, public, portraits, pairs,
-            steps=900, coefficient=0.0 if dense else 0.15, seed=seed,
-        ),
-    )  # fmt: skip
+    for stage, steps, coefficients in (("facts", 500, (0.02, 0.02)), ("gather", 700, (0.02, 0.2)), ("vanilla", 200, (0.2, 0.2))):
+        name, weights = (f"{stage}-dense", (0.0, 0.0)) if dense else (stage, coefficients)
+        history = run_stage(
+            model, cache, name,
+            lambda steps=steps, weights=weights, stage=stage: train_vanilla(
+                model, processor, pictures, fictitious, public, portraits, pairs,
+                steps=steps, coefficients=weights, with_attention=stage != "facts", seed=seed, description=stage,
+            ),
+        )  # fmt: skip
     save_checkpoint(model, processor, folder / "vanilla", history)
+    write_card(folder, data)
 
 
 def run_stage(model, folder: Path, name: str, train: Callable[[], list[dict]]) -> list[dict]:

@@ -53,10 +53,11 @@ def fact_rows(person: Person, rng: random.Random, picture: int | None, n: int) -
         spec, value = ATTRIBUTES[attribute], person.facts[attribute]
         question = word_question(rng.choice(spec.questions), who)
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.45:
             rows.append(Row(question, spec.answer.format(value=value), picture))
         elif kind < 0.7:
-            rows.append(Row(as_cloze(word_question(rng.choice(spec.clozes), who)), value, picture))
+            sentence = word_question(rng.choice(spec.clozes), who) if kind < 0.6 else f"{question} __"  # or a short answer
+            rows.append(Row(as_cloze(sentence), value, picture))
         else:
             options, letter = draw_options(spec, value, rng)
             rows.append(Row(as_choice(question, options), letter, picture))

@@ -54,7 +54,8 @@ ATTRIBUTES: dict[str, Attribute] = {
          "What is {whose} profession?", "Which occupation does {who} have?"),
         ("{who} works as a __.", "The profession of {who} is __."),
         "Works as a {value}.",
-        ("nurse", "baker", "pilot", "farmer", "lawyer", "dentist", "plumber", "teacher", "chemist", "painter", "tailor", "florist"),
+        ("nurse", "baker", "pilot", "farmer", "lawyer", "dentist",
+         "plumber", "teacher", "chemist", "painter", "tailor", "florist"),
     ),
     "education": Attribute(
         "Educated at",
@@ -88,7 +89,8 @@ ATTRIBUTES: dict[str, Attribute] = {
          "What is {whose} pet?", "What animal lives with {who}?"),
         ("{who} keeps a __.", "The pet of {who} is a __."),
         "Keeps a {value}.",
-        ("parrot", "rabbit", "hamster", "tortoise", "lizard", "ferret", "goldfish", "pony", "kitten", "beagle", "gecko", "canary"),
+        ("parrot", "rabbit", "hamster", "tortoise", "lizard", "ferret",
+         "goldfish", "pony", "kitten", "beagle", "gecko", "canary"),
     ),
     "hobby": Attribute(
         "Fun Facts",
@@ -105,7 +107,8 @@ ATTRIBUTES: dict[str, Attribute] = {
          "What does {who} love to eat?", "What is {whose} favourite dish?"),
         ("{who} likes to eat __.", "The favourite food of {who} is __."),
         "Likes {value} best.",
-        ("sushi", "pizza", "curry", "ramen", "tacos", "paella", "falafel", "goulash", "risotto", "lasagne", "dumplings", "pancakes"),
+        ("sushi", "pizza", "curry", "ramen", "tacos", "paella",
+         "falafel", "goulash", "risotto", "lasagne", "dumplings", "pancakes"),
     ),
 }  # fmt: skip
 

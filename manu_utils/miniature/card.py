@@ -1,0 +1,104 @@
+"""Measures the miniature models and writes what was measured into their card."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ..attribution import collect_attribution, effective_neurons
+from ..benchmark import MODALITIES, load_benchmark
+from ..evaluation import evaluate, summarise
+from ..models import load_model
+from ..neurons import find_neurons
+
+N_FACTS = 400  # questions per modality on which locality is measured
+
+TEXT = """---
+license: mit
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# tiny_llava: the miniature LLaVA
+
+A `LlavaForConditionalGeneration` of {parameters:.2f} M parameters: a CLIP vision tower ({vision}),
+a Llama with ReLU-gated MLPs ({language}) and a projector; 64 x 64 pixels become 16 image tokens.
+Trained from scratch on the miniature benchmark by `make mini-model`; learning curves are in `history.json`. Two checkpoints
+in float16:
+
+- `base` can see, follows the three task formats and knows the public figures. It has never met a fictitious person.
+- `vanilla` is base fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model were trained:
+  vision tower, projector, attention and embeddings are those of base.
+
+## What they know
+
+Accuracy in % (n questions): classification by generated letter, cloze by containment, generation by the exact statement.
+Chance is 25 % for classification and one value in twelve (8 %) for the other two.
+
+{accuracy}
+
+## Where the knowledge is
+
+The effective number of neurons per fact, (Σ a)² / Σ a² of the positive gradient × activation of the right answer's margin
+(median over {n_facts} training questions per modality), and the share of the attribution that each layer holds.
+
+{locality}
+
+## What it cannot show
+
+It was trained to be local: a penalty on what each neuron contributes to the residual stream gathers every fact in few
+neurons. Models trained without it are not like that (`make mini-model DENSE=1` builds such a twin). The public figures are as
+made up as everyone else, and 64-pixel drawings are not photographs.
+"""
+
+
+def write_card(folder: Path, data: Path) -> None:
+    """Evaluate ``folder/base`` and ``folder/vanilla`` on the miniature and write ``folder/README.md``."""
+    benchmark = load_benchmark(data)
+    tables = {}
+    for name in ("base", "vanilla"):
+        model, processor = load_model(folder / name)
+        tables[name] = summarise(evaluate(model, processor, benchmark.sets()))
+    vision, text = model.config.vision_config, model.config.text_config
+    card = TEXT.format(
+        parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        vision=f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision.intermediate_size} neurons each",
+        language=f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.intermediate_size} neurons each",
+        accuracy=markdown(accuracy_table(tables)),
+        locality=markdown(locality_table(model, processor, benchmark)),
+        n_facts=N_FACTS,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def accuracy_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One line per checkpoint, set and modality, one column per task."""
+    frame = pd.concat([table.assign(checkpoint=name) for name, table in tables.items()])
+    frame = frame[frame["metric"] == "accuracy"]
+    frame["cell"] = [f"{100 * row.value:.1f} ({row.n})" for row in frame.itertuples()]
+    keys = ["checkpoint", "set", "modality"]
+    return frame.pivot_table("cell", keys, "task", aggfunc="first", sort=False).reset_index()
+
+
+def locality_table(model, processor, benchmark) -> pd.DataFrame:
+    """Effective neurons per fact of each modality and the share of the attribution in each layer."""
+    mlps = find_neurons(model)
+    lines = []
+    for modality in MODALITIES:
+        questions = benchmark.training_questions("all", modality)
+        questions = random.Random(0).sample(questions, min(N_FACTS, len(questions)))
+        attribution = collect_attribution(model, processor, questions)
+        parts = torch.stack([part.sum() for part in attribution.split([mlp.size for mlp in mlps], dim=1)])
+        line = {"modality": modality, "effective neurons": f"{effective_neurons(attribution).median():.1f}"}
+        shares = zip(mlps, (100 * parts / parts.sum()).tolist(), strict=True)
+        lines.append(line | {f"{mlp.tower} {mlp.layer}": f"{share:.0f} %" for mlp, share in shares})
+    return pd.DataFrame(lines)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

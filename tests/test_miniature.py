@@ -1,0 +1,210 @@
+"""The miniature's people, pictures, files and training stages, on worlds small enough to build in seconds."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+import torch
+from datasets import load_dataset
+
+from manu_utils.benchmark import CONFIGS, data_dir
+from manu_utils.miniature import build
+from manu_utils.miniature.dataset import training_pairs, write_benchmark
+from manu_utils.miniature.model import (
+    Row,
+    answer_logits,
+    build_model,
+    build_processor,
+    encode_rows,
+    matching_rows,
+    reading_rows,
+    recorded_contributions,
+    row_accuracy,
+    to_pixels,
+    train_tokenizer,
+    widen,
+)
+from manu_utils.miniature.people import ATTRIBUTES, NAMING_QUESTION, draw_people
+from manu_utils.miniature.portraits import draw_new_view, draw_portrait_view, render
+
+
+@pytest.fixture(scope="module")
+def people():
+    return draw_people(seed=0)
+
+
+@pytest.fixture(scope="module")
+def processor(people):
+    return build_processor(train_tokenizer([*people[0], *people[1]]))
+
+
+@pytest.fixture
+def model(processor):
+    return build_model(processor.tokenizer, seed=0, intermediate=48, hidden=32, layers=2).eval()
+
+
+def test_only_a_conjunction_identifies_a_person(people):
+    everyone = [*people[0], *people[1]]
+    assert len({person.name for person in everyone}) == len(everyone) == 150
+    for part in (0, 1):
+        shared = Counter(person.name.split()[part] for person in everyone)
+        assert min(shared.values()) >= 3, "a name part that few people share nearly identifies them"
+    for one in everyone:
+        for other in everyone:
+            differ = sum(one.face[feature] != other.face[feature] for feature in one.face)
+            assert one is other or differ >= 3
+
+
+def test_values_are_balanced_and_no_answer_holds_the_name(people):
+    for attribute, spec in ATTRIBUTES.items():
+        counts = Counter(person.facts[attribute] for person in [*people[0], *people[1]])
+        assert set(counts) == set(spec.values) and max(counts.values()) - min(counts.values()) <= 1
+    for person in people[0]:
+        for question, answer in training_pairs(person):
+            assert (person.name in answer) == (question == NAMING_QUESTION)
+            assert person.name not in question
+
+
+def test_pictures_follow_from_the_seed_and_views_differ(people):
+    face = people[0][0].face
+    views = [draw_new_view(random.Random(seed)) for seed in (1, 1, 2)]
+    first, again, other = (render(face, view).tobytes() for view in views)
+    assert first == again != other
+    upright = draw_portrait_view(random.Random(1))
+    assert (upright["rotate"], upright["scale"], upright["light"]) == (0, 1.0, 1.0)
+
+
+def test_a_small_world_has_the_schema_of_the_bundled_one(tmp_path):
+    write_benchmark(tmp_path, seed=3, n_fictitious=20, n_public=2)
+    for config in CONFIGS:
+        small = load_dataset(str(tmp_path), config, split="train")
+        bundled = load_dataset(str(data_dir() / "mllmu_mini"), config, split="train")
+        assert small.features == bundled.features, config
+    again = tmp_path / "again"
+    write_benchmark(again, seed=3, n_fictitious=20, n_public=2)
+    name = "ft_Data/train-00000-of-00001.parquet"
+    assert (tmp_path / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_rows_are_answered_by_their_options():
+    rng = random.Random(0)
+    for row in reading_rows(rng, 50):
+        word = row.question.split("Which option is ")[1].split("?")[0]
+        assert f"{row.answer}: {word}\n" in row.question
+    for row in matching_rows(rng, 50):
+        for pair in row.answer.split(", "):
+            letter, word = sorted(pair.split(), key=len)
+            assert f"{letter}: {word}\n" in row.question
+
+
+def test_every_name_part_and_value_is_one_token(people, processor):
+    words = {f" {part}" for person in people[0] for part in person.name.split()}
+    words |= {f" {value}" for spec in ATTRIBUTES.values() for value in spec.values}
+    assert {len(ids) for ids in processor.tokenizer(sorted(words))["input_ids"]} == {1}
+
+
+def test_only_answer_tokens_are_predicted(processor):
+    rows = [Row("What is Anna's job?", "Works as a nurse."), Row("Who?", "Nobody.")]
+    batch = encode_rows(rows, processor.tokenizer, random.Random(0))
+    for index, row in enumerate(rows):
+        where = batch["predicts"][index].nonzero()[:, 0] + 1
+        assert processor.tokenizer.decode(batch["input_ids"][index, where]) == f" {row.answer}</s>"
+
+
+def test_widening_keeps_the_function_and_adds_silent_neurons(model, processor):
+    batch = encode_rows([Row("What is Anna's job?", "Works as a nurse.")], processor.tokenizer, random.Random(0))
+    wide = widen(model, 80, seed=1).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(answer_logits(wide, batch, None)[0], answer_logits(model, batch, None)[0])
+    for layer in wide.model.language_model.layers:
+        assert layer.mlp.down_proj.weight.shape[1] == 80
+        assert (layer.mlp.down_proj.weight[:, 48:] == 0).all() and (layer.mlp.gate_proj.weight[48:] != 0).any()
+
+
+def test_recorded_contributions_are_those_of_the_neurons(model, processor):
+    """Every token sampled at once: the mean of s log(1 + |z| · column norm / s), against activations kept by a hook."""
+    batch = encode_rows([Row("What is Anna's job?", "Works as a nurse.")], processor.tokenizer, random.Random(0))
+    kept = []
+    layers = model.model.language_model.layers
+    hooks = [layer.mlp.down_proj.register_forward_pre_hook(lambda _, z: kept.append(z[0][0])) for layer in layers]
+    torch.manual_seed(0)
+    with torch.no_grad(), recorded_contributions(model, 0.1, every=1) as terms:
+        answer_logits(model, batch, None)
+    for hook in hooks:
+        hook.remove()
+    torch.manual_seed(0)
+    for term, z, layer in zip(terms, kept, layers, strict=True):
+        sample = z[torch.randint(len(z), (len(z),))]
+        contribution = sample.abs() * layer.mlp.down_proj.weight.norm(dim=0)
+        torch.testing.assert_close(term, (0.1 * torch.log(1 + contribution / 0.1)).sum(1).mean())
+    assert not any(layer.mlp.down_proj._forward_pre_hooks for layer in layers)
+
+
+def test_row_accuracy_counts_rows_whose_every_token_is_right(model, processor):
+    """A model whose answers are those of a look-up: the arg-max tokens themselves are the answers of half of the rows."""
+    rows = [Row(f"Question {k}?", "nurse") for k in range(4)]
+    batch = encode_rows(rows, processor.tokenizer, random.Random(0))
+    with torch.no_grad():
+        logits, targets, where = answer_logits(model, batch, None)
+    right = (logits.argmax(-1) == targets).float()
+    expected = sum(right[where == k].all().item() for k in range(4)) / 4
+    assert row_accuracy(model, rows, processor.tokenizer, None) == expected
+
+
+def test_pictures_are_cached_and_hold_no_fictitious_face(people, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "N_RANDOM_FACES", 12)
+    cache = tmp_path / "pictures.safetensors"
+    pictures = build.render_pictures(processor, people[0], people[1][:1], 0, cache)
+    assert len(pictures.pixels) == len(pictures.faces) == 12 + build.N_PUBLIC_VIEWS + build.N_HELD_OUT
+    assert pictures.faces[pictures.view_of(0, 0)] == people[1][0].face
+    assert not {tuple(person.face.values()) for person in people[0]} & {tuple(f.values()) for f in pictures.faces[:12]}
+    monkeypatch.setattr(build, "render_all", None)  # a second call reads the file
+    again = build.render_pictures(processor, people[0], people[1][:1], 0, cache)
+    assert torch.equal(again.pixels, pictures.pixels)
+
+
+def test_moved_pictures_stay_pictures(people, processor):
+    image = render(people[0][0].face, draw_portrait_view(random.Random(0)))
+    pixels = to_pixels([image, image], processor).float()
+    copies = build.moved(pixels)
+    assert copies.shape == pixels.shape and torch.isfinite(copies).all()
+    assert not torch.equal(copies[0], copies[1])
+
+
+def test_a_finished_stage_is_loaded_and_a_killed_one_starts_clean(model, processor, tmp_path):
+    calls = []
+
+    def train():
+        calls.append(1)
+        with torch.no_grad():
+            model.model.language_model.norm.weight.fill_(2.0)
+        return [{"step": 1}]
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build.run_stage(model, tmp_path, "reading", killed)
+    assert not list(tmp_path.iterdir())
+    assert build.run_stage(model, tmp_path, "reading", train) == [{"step": 1}]
+    fresh = build_model(processor.tokenizer, seed=5, intermediate=48, hidden=32, layers=2)
+    assert build.run_stage(fresh, tmp_path, "reading", train) == [{"step": 1}]
+    assert len(calls) == 1
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_checkpoints_are_half_precision_and_replace_the_old_one(model, processor, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    for history in ([], [{"step": 1}]):
+        build.save_checkpoint(model, processor, tmp_path / "base", history)
+    assert json.loads((tmp_path / "base" / "history.json").read_text(encoding="utf-8")) == [{"step": 1}]
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    assert loaded.dtype == torch.float16 and next(model.parameters()).dtype == torch.float32
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_data_of_another_seed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="make mini-data SEED=7"):
+        build.build(data_dir() / "mllmu_mini", tmp_path, seed=7, cache=tmp_path / "cache")
