@@ -1,8 +1,8 @@
 """Batched evaluation against one question at a time: the same table, several times as fast.
 
-"One at a time" is the official loop: every question is encoded, answered with up to 50 tokens and judged on its own, and its
-options likewise. ``evaluate(batch_size=1)`` is timed as well, which stops earlier and skips what it need not compute, to tell the
-gain of batches from the rest. The runs alternate and the fastest round counts.
+"One at a time" is the official loop: every question is encoded, answered with up to 50 tokens and judged on its own, its
+options likewise. ``evaluate(batch_size=1)``, which stops earlier and skips what it need not compute, is timed as well, to
+tell the gain of batches from the rest. The runs alternate and the fastest round counts.
 """
 
 import argparse

@@ -145,15 +145,19 @@ def select_by_coverage(
     retain: dict[str, Tensor],
     *,
     alpha: float,
-    share: float = 0.8,
-    floor: float = 0.5,
+    share: float = 0.9,
+    floor: float = 0.3,
+    balance: float = 4.0,
+    exclude: Tensor | None = None,
     allow_small: bool = False,
 ) -> Tensor:
     """Choose α % of all neurons so that every forget fact, of either modality, loses its share of attribution.
 
     Greedy: the next neurons are those with the most attribution that is still to be taken, over what the retain set would
-    lose, ``Σ_f min(a_fn, still needed_f) / (R_n / mean R + floor)``. When every fact has lost ``share``, the rest is shared
-    out the same way. Neurons are taken a hundredth of the budget at a time.
+    lose, ``Σ_f w_m min(a_fn, still needed_f) / (R_n / mean R + floor)``. The weight w_m of the fact's modality is what is left
+    of it, over what is left of the modality with most left, to the power ``balance``: the modality that lags is served first.
+    A row of zeros is a fact that is gone already. When every fact has lost ``share``, the rest is shared out the same way.
+    Neurons are taken a hundredth of the budget at a time.
 
     Args:
         forget: modality -> [n_facts, n_neurons], from :func:`collect_attribution`.
@@ -161,20 +165,24 @@ def select_by_coverage(
         alpha: percentage of all neurons, in (0, 100).
         share: how much of its attribution each fact loses before any loses more, in (0, 1].
         floor: keeps neurons that the retain set hardly uses from looking free.
+        balance: how strongly the modality that lags is preferred, at least 0 (not at all).
+        exclude: bool [n_neurons], neurons that must not be chosen, such as those pruned before.
         allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
 
     Returns:
         bool [n_neurons] with exactly max(1, round(α / 100 · n_neurons)) chosen.
 
     Raises:
-        ValueError: α, share or floor out of range, different modalities or numbers of neurons, or values that are not
-            finite.
+        ValueError: α, share, floor or balance out of range, too few neurons left, different modalities or numbers of
+            neurons, or values that are not finite.
     """
     check_alpha(alpha, allow_small)
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must lie in (0, 1].")
     if floor <= 0:
         raise ValueError(f"floor={floor} must be positive; it is what a neuron costs that the retain set does not use.")
+    if balance < 0:
+        raise ValueError(f"balance={balance} must not be negative.")
     if set(forget) != set(retain):
         raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
     if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
@@ -187,20 +195,28 @@ def select_by_coverage(
     weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
     n = facts.shape[1]
     budget = max(1, round(alpha / 100 * n))
+    modality_of = torch.arange(len(forget)).repeat_interleave(torch.tensor([len(rows) for rows in forget.values()]))
     size = facts.sum(1)
+    remaining = torch.zeros(len(forget), dtype=size.dtype).index_add_(0, modality_of, size)
     needed = share * size
     selected = torch.zeros(n, dtype=torch.bool)
+    closed = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude.clone()
+    if budget > (free := n - int(closed.sum())):
+        raise ValueError(f"alpha={alpha} asks for {budget} neurons but only {free} may be chosen; lower alpha.")
     at_once = max(1, budget // 100)
     while (left := budget - int(selected.sum())) > 0:
-        gain = torch.minimum(facts, needed[:, None]).sum(0) * weight
-        gain[selected] = -1.0
+        preference = (remaining / remaining.max().clamp(min=1e-30)).clamp(min=0) ** balance
+        gain = (torch.minimum(facts, needed[:, None]) * preference[modality_of, None]).sum(0) * weight
+        gain[closed] = -1.0
         if gain.max() <= 0 and bool((needed < size).any()):
             needed = (size - facts[:, selected].sum(1)).clamp(min=0)
             size = needed  # a second time there is nothing left to raise
             continue
         chosen = gain.topk(min(at_once, left)).indices
-        selected[chosen] = True
-        needed = (needed - facts[:, chosen].sum(1)).clamp(min=0)
+        selected[chosen] = closed[chosen] = True
+        taken = facts[:, chosen].sum(1)
+        needed = (needed - taken).clamp(min=0)
+        remaining.index_add_(0, modality_of, -taken)
     return selected
 
 

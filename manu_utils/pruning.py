@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .activations import collect_activations
-from .attribution import collect_attribution, select_by_coverage
+from .attribution import collect_attribution, select_by_coverage, token_rarity
 from .benchmark import MODALITIES, Question
+from .evaluation import known
 from .importance import CONTROLS, VARIANTS, score
 from .neurons import MLP, check_alpha, find_neurons
 
@@ -139,6 +141,60 @@ def save_pruned(model, processor, folder: str | Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def choose_by_coverage(
+    model,
+    processor,
+    forget: dict[str, list[Question]],
+    retain: dict[str, Tensor],
+    *,
+    alpha: float,
+    rounds: int = 2,
+    floor: float = 0.3,
+    allow_small: bool = False,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Tensor:
+    """Our choice of neurons: :func:`manu_utils.attribution.select_by_coverage` in rounds, each with a part of the budget.
+
+    A fact that loses its first neurons often lives on in others, which shows once those are gone. So each round looks again:
+    it prunes what is chosen so far, attributes the facts that are still known, chooses, and undoes the pruning.
+
+    Args:
+        forget: modality -> questions with answers.
+        retain: modality -> attribution [n_neurons] or [n_facts, n_neurons] of the retain set in the unpruned model.
+        alpha: percentage of all MLP neurons, over all rounds.
+        rounds: number of looks; one is plain coverage.
+        floor: see :func:`manu_utils.attribution.select_by_coverage`.
+
+    Returns:
+        bool [n_neurons] with max(1, round(α / 100 · n_neurons)) chosen. The model is as it was.
+
+    Raises:
+        ValueError: rounds below 1; also what ``select_by_coverage`` and ``collect_attribution`` raise.
+    """
+    check_alpha(alpha, allow_small)
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} must be at least 1.")
+    n = sum(mlp.size for mlp in find_neurons(model))
+    budget = max(1, round(alpha / 100 * n))
+    selected = torch.zeros(n, dtype=torch.bool)
+    rarity = token_rarity([question for part in forget.values() for question in part], processor.tokenizer)
+    options = {"batch_size": batch_size, "progress": progress}
+    for number in range(1, rounds + 1):
+        share_of_budget = budget * number // rounds - int(selected.sum())
+        if share_of_budget < 1:
+            continue
+        with prune_neurons(model, selected) if selected.any() else nullcontext():
+            facts = {m: collect_attribution(model, processor, forget[m], rarity=rarity, **options) for m in forget}
+            still = {m: known(model, processor, forget[m], **options) for m in forget} if selected.any() else {}
+        if any(alive.any() for alive in still.values()):
+            for modality, alive in still.items():
+                facts[modality][~alive] = 0
+        part = 100 * share_of_budget / n
+        selected |= select_by_coverage(facts, retain, alpha=part, floor=floor, exclude=selected, allow_small=True)
+    return selected
+
+
 def unlearn(
     model,
     processor,
@@ -182,9 +238,9 @@ def unlearn(
     mlps = find_neurons(model)
     options = {"batch_size": batch_size, "progress": progress}
     if variant == "coverage":
-        forget_facts = {m: collect_attribution(model, processor, forget[m], **options) for m in MODALITIES}
-        retain_facts = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in MODALITIES}
-        return prune_neurons(model, select_by_coverage(forget_facts, retain_facts, alpha=alpha, allow_small=allow_small))
+        cost = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in MODALITIES}
+        chosen = choose_by_coverage(model, processor, forget, cost, alpha=alpha, allow_small=allow_small, **options)
+        return prune_neurons(model, chosen)
     forget_sums, retain_sums = {}, {}
     if variant not in CONTROLS:
         forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in MODALITIES}

@@ -144,11 +144,12 @@ def test_effective_neurons():
 # ------------------------------------------------------------------------------------------------ coverage
 
 
-def greedy(forget, retain, alpha, share, floor):
+def greedy(forget, retain, alpha, share, floor, balance):
     """The rule of select_by_coverage with lists, one neuron at a time (as it is for budgets below 200)."""
-    facts = []
-    for rows in forget.values():
+    facts, modality = [], []
+    for m, rows in forget.items():
         facts += [[a / sum(row) / len(rows) for a in row] for row in rows.tolist()]
+        modality += [m] * len(rows)
     n = len(facts[0])
     cost = [0.0] * n
     for rows in retain.values():
@@ -159,8 +160,13 @@ def greedy(forget, retain, alpha, share, floor):
     chosen, raised = [], False
     while len(chosen) < max(1, round(alpha / 100 * n)):
         left = [i for i in range(n) if i not in chosen]
+        uncut = {m: 0.0 for m in forget}
+        for m, fact in zip(modality, facts, strict=True):
+            uncut[m] += sum(fact[i] for i in left)
+        weight = {m: (uncut[m] / max(uncut.values())) ** balance for m in forget}
         gain = {
-            i: sum(min(fact[i], need) for fact, need in zip(facts, needed, strict=True)) / (cost[i] / average + floor)
+            i: sum(weight[m] * min(fact[i], need) for m, fact, need in zip(modality, facts, needed, strict=True))
+            / (cost[i] / average + floor)
             for i in left
         }
         if max(gain.values()) <= 1e-12 and not raised:
@@ -174,15 +180,41 @@ def greedy(forget, retain, alpha, share, floor):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("alpha, share, floor", [(10, 0.8, 0.5), (50, 0.3, 2.0), (70, 1.0, 0.5)])
-def test_coverage_is_the_greedy_rule(seed, alpha, share, floor):
+@pytest.mark.parametrize(
+    "alpha, share, floor, balance", [(10, 0.8, 0.5, 4.0), (50, 0.3, 2.0, 0.0), (70, 1.0, 0.5, 2.0)]
+)
+def test_coverage_is_the_greedy_rule(seed, alpha, share, floor, balance):
     generator = torch.Generator().manual_seed(seed)
     n_facts = {"multimodal": 5, "text": 3}
     forget = {m: torch.rand(n_facts[m], 60, generator=generator, dtype=torch.float64) ** 6 for m in MODALITIES}
     retain = {m: torch.rand(9, 60, generator=generator, dtype=torch.float64) ** 3 for m in MODALITIES}
-    selected = select_by_coverage(forget, retain, alpha=alpha, share=share, floor=floor)
-    assert selected.nonzero()[:, 0].tolist() == greedy(forget, retain, alpha, share, floor)
+    selected = select_by_coverage(forget, retain, alpha=alpha, share=share, floor=floor, balance=balance)
+    assert selected.nonzero()[:, 0].tolist() == greedy(forget, retain, alpha, share, floor, balance)
 
+
+def test_excluded_neurons_are_not_chosen():
+    forget = {m: torch.rand(3, 40) for m in MODALITIES}
+    retain = {m: torch.rand(40) for m in MODALITIES}
+    first = select_by_coverage(forget, retain, alpha=40)
+    second = select_by_coverage(forget, retain, alpha=40, exclude=first)
+    assert not (first & second).any() and second.sum() == first.sum() == 16
+    with pytest.raises(ValueError, match="only 8 may be chosen"):
+        select_by_coverage(forget, retain, alpha=40, exclude=first | second)
+
+
+@pytest.mark.parametrize("balance", [0.0, 4.0])
+def test_balance_serves_the_modality_that_lags(balance):
+    """Text facts sit in two neurons, image facts in ten: without balance text is served first and alone."""
+    n = 40
+    image, text = torch.zeros(4, n), torch.zeros(4, n)
+    for fact in range(4):
+        text[fact, 2 * fact : 2 * fact + 2] = 0.5
+        image[fact, 8 + 8 * fact : 16 + 8 * fact] = 0.125
+    cost = {m: torch.ones(n) for m in MODALITIES}
+    selected = select_by_coverage({"multimodal": image, "text": text}, cost, alpha=30, share=1.0, balance=balance)
+    lost = {"text": text[:, selected].sum() / 4, "multimodal": image[:, selected].sum() / 4}
+    assert (lost["text"] == 1.0) == (balance == 0.0)
+    assert balance == 0.0 or lost["multimodal"] > 0.2
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 250), st.integers(1, 5), st.floats(0.01, 99.99), st.integers(0, 1000))
@@ -220,6 +252,7 @@ def test_what_the_retain_set_needs_is_spared():
         ({"share": 0.0}, "share=0.0 must lie in"),
         ({"share": 1.1}, "share=1.1 must lie in"),
         ({"floor": 0.0}, "floor=0.0 must be positive"),
+        ({"balance": -1.0}, "balance=-1.0 must not be negative"),
         ({"retain": {"text": torch.ones(4)}}, "forget has modalities .'multimodal', 'text'. but retain has .'text'."),
         ({"retain": {"text": torch.ones(4), "multimodal": torch.ones(5)}}, "attribution of .4, 5. neurons"),
         ({"retain": {"text": torch.ones(4), "multimodal": torch.full((4,), math.nan)}}, "holds NaN or infinity"),

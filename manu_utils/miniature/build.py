@@ -6,7 +6,7 @@
    its MLPs are narrow, which costs a third of the time; then they get the neurons that the fictitious people will need.
 4. *facts*: base is fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model are trained, with a
    light penalty on what each neuron contributes.
-5. *vanilla*: the same goes on while the penalty grows and gathers each fact in few neurons.
+5. *gather*, *vanilla*: the same goes on, attention included, while the penalty grows and gathers each fact in few neurons.
 """
 
 from __future__ import annotations
@@ -407,15 +407,17 @@ def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache
         )  # fmt: skip
     model = widen(model, N_NEURONS, seed)
     save_checkpoint(model, processor, folder / "base", history)
-    for stage, steps, coefficients in (("facts", 500, (0.02, 0.02)), ("gather", 700, (0.02, 0.2)), ("vanilla", 200, (0.2, 0.2))):
-        name, weights = (f"{stage}-dense", (0.0, 0.0)) if dense else (stage, coefficients)
-        history = run_stage(
-            model, cache, name,
-            lambda steps=steps, weights=weights, stage=stage: train_vanilla(
+    rounds = (("facts", 500, (0.02, 0.02)), ("gather", 700, (0.02, 0.2)), ("vanilla", 200, (0.2, 0.2)))
+    for name, steps, coefficients in rounds:
+
+        def fine_tune(name=name, steps=steps, coefficients=coefficients) -> list[dict]:
+            return train_vanilla(
                 model, processor, pictures, fictitious, public, portraits, pairs,
-                steps=steps, coefficients=weights, with_attention=stage != "facts", seed=seed, description=stage,
-            ),
-        )  # fmt: skip
+                steps=steps, coefficients=(0.0, 0.0) if dense else coefficients, with_attention=name != "facts",
+                seed=seed, description=name,
+            )  # fmt: skip
+
+        history = run_stage(model, cache, f"{name}-dense" if dense else name, fine_tune)
     save_checkpoint(model, processor, folder / "vanilla", history)
     write_card(folder, data)
 

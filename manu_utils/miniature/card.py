@@ -30,13 +30,14 @@ Trained from scratch on the miniature benchmark by `make mini-model`; learning c
 in float16:
 
 - `base` can see, follows the three task formats and knows the public figures. It has never met a fictitious person.
-- `vanilla` is base fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model were trained:
-  vision tower, projector, attention and embeddings are those of base.
+- `vanilla` is base fine-tuned on ft_Data and its text-only rewriting: first the MLPs of the language model alone, then its
+  attention too. Vision tower, projector and embeddings are those of base.
 
 ## What they know
 
-Accuracy in % (n questions): classification by generated letter, cloze by containment, generation by the exact statement.
-Chance is 25 % for classification and one value in twelve (8 %) for the other two.
+Accuracy in % (n questions): classification by generated letter and by the likelihood of the options as short answers,
+cloze by containment, generation by the exact statement. Chance is 25 % for classification and one value in twelve (8 %) for
+the rest.
 
 {accuracy}
 
@@ -75,12 +76,13 @@ def write_card(folder: Path, data: Path) -> None:
 
 
 def accuracy_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One line per checkpoint, set and modality, one column per task."""
+    """One line per checkpoint, set and modality, one column per task and metric."""
     frame = pd.concat([table.assign(checkpoint=name) for name, table in tables.items()])
-    frame = frame[frame["metric"] == "accuracy"]
+    frame = frame[frame["metric"] != "rougeL"]
     frame["cell"] = [f"{100 * row.value:.1f} ({row.n})" for row in frame.itertuples()]
+    frame["column"] = frame["task"] + frame["metric"].map({"accuracy": "", "likelihood": ", likelihood"})
     keys = ["checkpoint", "set", "modality"]
-    return frame.pivot_table("cell", keys, "task", aggfunc="first", sort=False).reset_index()
+    return frame.pivot_table("cell", keys, "column", aggfunc="first", sort=False).reset_index()
 
 
 def locality_table(model, processor, benchmark) -> pd.DataFrame:
@@ -91,8 +93,12 @@ def locality_table(model, processor, benchmark) -> pd.DataFrame:
         questions = benchmark.training_questions("all", modality)
         questions = random.Random(0).sample(questions, min(N_FACTS, len(questions)))
         attribution = collect_attribution(model, processor, questions)
-        parts = torch.stack([part.sum() for part in attribution.split([mlp.size for mlp in mlps], dim=1)])
+        by_layer = attribution.split([mlp.size for mlp in mlps], dim=1)
+        parts = torch.stack([part.sum() for part in by_layer])
         line = {"modality": modality, "effective neurons": f"{effective_neurons(attribution).median():.1f}"}
+        for tower in ("vision", "language"):
+            of_tower = torch.cat([part for mlp, part in zip(mlps, by_layer, strict=True) if mlp.tower == tower], dim=1)
+            line[f"of the {tower} tower"] = f"{effective_neurons(of_tower).median():.1f}"
         shares = zip(mlps, (100 * parts / parts.sum()).tolist(), strict=True)
         lines.append(line | {f"{mlp.tower} {mlp.layer}": f"{share:.0f} %" for mlp, share in shares})
     return pd.DataFrame(lines)
