@@ -206,7 +206,7 @@ def select_by_coverage(
     at_once = max(1, budget // 100)
     while (left := budget - int(selected.sum())) > 0:
         preference = (remaining / remaining.max().clamp(min=1e-30)).clamp(min=0) ** balance
-        gain = (torch.minimum(facts, needed[:, None]) * preference[modality_of, None]).sum(0) * weight
+        gain = preference[modality_of] @ torch.minimum(facts, needed[:, None]) * weight
         gain[closed] = -1.0
         if gain.max() <= 0 and bool((needed < size).any()):
             needed = (size - facts[:, selected].sum(1)).clamp(min=0)

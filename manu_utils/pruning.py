@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .activations import collect_activations
-from .attribution import collect_attribution, select_by_coverage, token_rarity
+from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question
 from .evaluation import known
 from .importance import CONTROLS, VARIANTS, score
@@ -148,6 +148,7 @@ def choose_by_coverage(
     retain: dict[str, Tensor],
     *,
     alpha: float,
+    facts: dict[str, Tensor] | None = None,
     rounds: int = 2,
     floor: float = 0.3,
     allow_small: bool = False,
@@ -163,6 +164,7 @@ def choose_by_coverage(
         forget: modality -> questions with answers.
         retain: modality -> attribution [n_neurons] or [n_facts, n_neurons] of the retain set in the unpruned model.
         alpha: percentage of all MLP neurons, over all rounds.
+        facts: modality -> attribution of the forget questions in the unpruned model, where it is at hand (say, for another α).
         rounds: number of looks; one is plain coverage.
         floor: see :func:`manu_utils.attribution.select_by_coverage`.
 
@@ -178,15 +180,17 @@ def choose_by_coverage(
     n = sum(mlp.size for mlp in find_neurons(model))
     budget = max(1, round(alpha / 100 * n))
     selected = torch.zeros(n, dtype=torch.bool)
-    rarity = token_rarity([question for part in forget.values() for question in part], processor.tokenizer)
     options = {"batch_size": batch_size, "progress": progress}
     for number in range(1, rounds + 1):
         share_of_budget = budget * number // rounds - int(selected.sum())
         if share_of_budget < 1:
             continue
+        still = {}
         with prune_neurons(model, selected) if selected.any() else nullcontext():
-            facts = {m: collect_attribution(model, processor, forget[m], rarity=rarity, **options) for m in forget}
-            still = {m: known(model, processor, forget[m], **options) for m in forget} if selected.any() else {}
+            if selected.any() or facts is None:
+                facts = {m: collect_attribution(model, processor, forget[m], **options) for m in forget}
+            if selected.any():
+                still = {m: known(model, processor, forget[m], **options) for m in forget}
         if any(alive.any() for alive in still.values()):
             for modality, alive in still.items():
                 facts[modality][~alive] = 0

@@ -7,6 +7,8 @@ code.
 """
 
 import argparse
+import base64
+import io
 import os
 import sys
 import time
@@ -29,8 +31,18 @@ QUIET = {  # offline, and no progress bars in stored outputs
 }
 
 
+def shrink(picture: str) -> str:
+    """A PNG in base64 with a palette of 256 colours: figures look the same at a third of the size."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def clean(notebook) -> None:
-    """Removes what differs between runs: timings, widget state, the interpreter's name and version."""
+    """Shrinks pictures and removes what differs between runs: timings, widget state, the interpreter's name and version."""
     notebook.metadata = nbformat.from_dict({
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -41,6 +53,8 @@ def clean(notebook) -> None:
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = {}
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = shrink(output.data["image/png"])
 
 
 def stderr_of(notebook) -> str | None:
@@ -120,7 +134,8 @@ def main() -> int:
     started, failed = time.perf_counter(), 0
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        runs = {pool.submit(execute, path, BUILD, arguments.write_back, threads): path for path in paths}
+        # The last notebook is the longest: it goes first, so that the short ones fill the other core.
+        runs = {pool.submit(execute, path, BUILD, arguments.write_back, threads): path for path in reversed(paths)}
         for done, run in enumerate(as_completed(runs), start=1):
             seconds, problem = run.result()
             failed += problem is not None

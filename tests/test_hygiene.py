@@ -49,8 +49,9 @@ def has_picture(cell):
 
 
 def broken_links(text, folder):
-    """The relative links in a Markdown text that lead to no file, seen from `folder`."""
-    targets = [first or second for first, second in LINK.findall(text)]
+    """The relative links in a Markdown text, code aside, that lead to no file, seen from `folder`."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    targets = [first or second for first, second in LINK.findall(prose)]
     local = [target for target in targets if not re.match(r"[a-z]+:|#|//", target)]
     return [target for target in local if not (folder / target.split("#")[0]).exists()]
 

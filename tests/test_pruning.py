@@ -12,10 +12,11 @@ from torch import nn
 
 from manu_utils import pruning
 from manu_utils.activations import collect_activations
+from manu_utils.attribution import collect_attribution, select_by_coverage
 from manu_utils.batches import encode
 from manu_utils.importance import VARIANTS, score
 from manu_utils.neurons import MLP, find_neurons
-from manu_utils.pruning import prune_neurons, save_pruned, select_neurons, unlearn
+from manu_utils.pruning import choose_by_coverage, prune_neurons, save_pruned, select_neurons, unlearn
 
 MODALITIES = ("multimodal", "text")
 
@@ -290,6 +291,57 @@ def test_never_overwrites(small_model, tiny_model, tmp_path):
         with pytest.raises(FileExistsError, match="exists and is not empty; choose another name"):
             save_pruned(small_model, tiny_model[1], target)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# ------------------------------------------------------------------------------------------------ our choice
+
+
+@pytest.fixture(scope="module")
+def retain_cost(tiny_model, questions):
+    return {m: collect_attribution(*tiny_model, q, reduce=True, progress=False) for m, q in questions["retain"].items()}
+
+
+def test_one_round_is_plain_coverage(tiny_model, questions, retain_cost):
+    forget = questions["forget"]
+    facts = {m: collect_attribution(*tiny_model, q, progress=False) for m, q in forget.items()}
+    plain = select_by_coverage(facts, retain_cost, alpha=7.0)
+    for at_hand in (None, facts):
+        chosen = choose_by_coverage(*tiny_model, forget, retain_cost, alpha=7.0, facts=at_hand, rounds=1, progress=False)
+        assert torch.equal(chosen, plain)
+
+
+@pytest.mark.parametrize("alpha, rounds", [(7.0, 2), (7.0, 3), (0.3, 5)])
+def test_rounds_share_the_budget_and_leave_the_model_alone(tiny_model, questions, retain_cost, alpha, rounds):
+    model = tiny_model[0]
+    before = bits(model)
+    chosen = choose_by_coverage(
+        *tiny_model, questions["forget"], retain_cost, alpha=alpha, rounds=rounds, allow_small=True, progress=False
+    )
+    assert chosen.sum() == max(1, round(alpha / 100 * n_neurons(model)))
+    assert same(bits(model), before)
+
+
+def test_a_later_round_looks_at_what_is_still_known(tiny_model, questions, retain_cost, monkeypatch):
+    """The rows of facts that are gone are zeroed, unless all are gone."""
+    seen = []
+
+    def spy(facts, *arguments, **options):
+        seen.append({m: rows.sum(1) > 0 for m, rows in facts.items()})
+        return select_by_coverage(facts, *arguments, **options)
+
+    alive = {"multimodal": torch.arange(len(questions["forget"]["multimodal"])) % 2 == 0}
+    alive["text"] = torch.zeros(len(questions["forget"]["text"]), dtype=torch.bool)
+    monkeypatch.setattr(pruning, "select_by_coverage", spy)
+    monkeypatch.setattr(pruning, "known", lambda model, processor, asked, **_: alive[asked[0].modality])
+    choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, progress=False)
+    first, second = seen
+    assert all(rows.all() for rows in first.values())
+    assert torch.equal(second["multimodal"], alive["multimodal"]) and not second["text"].any()
+
+
+def test_bad_rounds(tiny_model, questions, retain_cost):
+    with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
+        choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, rounds=0, progress=False)
 
 
 # ------------------------------------------------------------------------------------------------ unlearn
