@@ -99,17 +99,18 @@ def execute(path: Path, build: Path, write_back: bool, threads: int) -> tuple[fl
 
 
 def print_results(leaderboard: Path) -> None:
-    """Accuracy in per cent, one table per task: lines are methods, columns sets by modality."""
+    """Accuracy in per cent, one table per task and metric: lines are methods, columns sets by modality."""
     import pandas as pd
 
     frame = pd.read_csv(leaderboard, keep_default_na=False)
-    frame = frame[frame["metric"] == "accuracy"]
+    frame = frame[frame["metric"].isin(["accuracy", "likelihood"])]
     sets = [name for name in ("forget", "test", "retain", "celebrity") if name in set(frame["set"])]
-    for task, rows in frame.groupby("task", sort=False):
+    for (task, metric), rows in frame.groupby(["task", "metric"], sort=False):
         table = 100 * rows.pivot_table("value", ["method", "alpha"], ["set", "modality"], sort=False)
         table = table.reindex(columns=sets, level="set")
-        print(f"\n{task}: accuracy in %, mean over {rows['seed'].nunique()} seed(s)")
-        print(table.round(1).to_string())
+        seeds = rows.groupby(["method", "alpha"])["seed"].nunique().max()
+        print(f"\n{task}, {metric} in %, mean over the seeds (at most {seeds})")
+        print(table.round(1).to_string(na_rep=""))
 
 
 def main() -> int:
