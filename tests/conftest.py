@@ -1,5 +1,7 @@
 """A LLaVA with random weights and the bundled benchmark: what most tests need, made once."""
 
+import copy
+
 import pytest
 import torch
 
@@ -29,3 +31,10 @@ def tiny_model():
             layer.self_attn.o_proj.weight *= 20
             layer.mlp.down_proj.weight *= 20
     return model, build_processor(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def double_model(tiny_model):
+    """The shared model in float64, where the order of additions is far below the tolerance; and its processor."""
+    model, processor = tiny_model
+    return copy.deepcopy(model).double(), processor

@@ -19,13 +19,6 @@ SUMS = ("total", "total_abs", "total_squares", "n_active")
 
 
 @pytest.fixture(scope="module")
-def double_model(tiny_model):
-    """The shared model in float64, where the order of additions is far below the tolerance; and its processor."""
-    model, processor = tiny_model
-    return copy.deepcopy(model).double(), processor
-
-
-@pytest.fixture(scope="module")
 def questions(benchmark):
     """modality -> questions of very different lengths, so that batches need padding."""
     chosen = {}

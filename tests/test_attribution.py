@@ -16,12 +16,6 @@ MODALITIES = ("multimodal", "text")
 
 
 @pytest.fixture(scope="module")
-def double_model(tiny_model):
-    model, processor = tiny_model
-    return copy.deepcopy(model).double(), processor
-
-
-@pytest.fixture(scope="module")
 def questions(benchmark):
     """modality -> five questions, so that the last batch of two is not full."""
     return {m: benchmark.training_questions(benchmark.forget_ids[:1], m)[:5] for m in MODALITIES}
