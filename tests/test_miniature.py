@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from manu_utils.benchmark import CONFIGS, data_dir
+from manu_utils.benchmark import CONFIGS, data_dir, load_benchmark
 from manu_utils.miniature import build
 from manu_utils.miniature.dataset import training_pairs, write_benchmark
 from manu_utils.miniature.model import (
@@ -208,3 +208,20 @@ def test_checkpoints_are_half_precision_and_replace_the_old_one(model, processor
 def test_data_of_another_seed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="make mini-data SEED=7"):
         build.build(data_dir() / "mllmu_mini", tmp_path, seed=7, cache=tmp_path / "cache")
+
+
+def test_the_retrained_reference_learns_nobody_of_the_forget_set(tmp_path, monkeypatch):
+    learnt = {}
+
+    def train_vanilla(model, world, people, **options):
+        learnt.update(people={world.fictitious[index].id for index in people}, **options)
+        return []
+
+    monkeypatch.setattr(build, "train_vanilla", train_vanilla)
+    monkeypatch.setattr(build, "N_RANDOM_FACES", 12)
+    data = data_dir() / "mllmu_mini"
+    build.retrain(data, data_dir() / "tiny_llava" / "base", tmp_path / "out", forget_ratio=5, cache=tmp_path / "cache")
+    benchmark = load_benchmark(data, 5)
+    assert learnt["people"] == set(benchmark.retain["ID"]) and not learnt["people"] & set(benchmark.forget["ID"])
+    assert learnt["coefficients"] == (0.0, 0.0)
+    assert (tmp_path / "out" / "model.safetensors").exists()

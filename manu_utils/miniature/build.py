@@ -16,7 +16,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,11 @@ N_RANDOM_FACES = 6000
 N_PUBLIC_VIEWS, N_HELD_OUT = 16, 2  # views of each public figure to train on and to watch
 N_NEURONS = 3072  # per layer of the language model, from vanilla on
 N_SHIFTS = 12  # lightly moved copies of each portrait of ft_Data
+# Stages of vanilla: steps, penalty at the start and from half of the steps on, share of questions with options. The letter of
+# a multiple-choice answer is learnt for each fact anew, long after the fact itself, so most of the last stage asks for it.
+VANILLA_STAGES = (
+    ("facts", 500, (0.02, 0.02), 0.2), ("gather", 700, (0.02, 0.2), 0.4), ("vanilla", 1000, (0.2, 0.2), 0.8),
+)  # fmt: skip
 CONTRIBUTION_SCALE = 0.05  # a contribution well below this pays in proportion, one well above only its logarithm
 
 
@@ -262,9 +267,8 @@ def shifted(portrait, rng: random.Random):
 
 
 def train_vanilla(
-    model, processor, pictures: Pictures, fictitious: list[Person], public: list[Person], portraits: list,
-    pairs: list[list[tuple[str, str]]], *, steps: int, coefficients: tuple[float, float], with_attention: bool,
-    seed: int, description: str,
+    model, world: World, people: Sequence[int], *, steps: int, coefficients: tuple[float, float], choices: float,
+    with_attention: bool, seed: int, description: str,
 ) -> list[dict]:  # fmt: skip
     """Fine-tune the MLPs of base on ft_Data and its text-only rewriting, with a rehearsal of what base knows.
 
@@ -272,11 +276,13 @@ def train_vanilla(
     questions are asked with freshly drawn options, or for a short answer, as the evaluation does.
 
     Args:
-        portraits: the ft_Data images of the fictitious people, in their order.
-        pairs: the (question, answer) rows of ft_Data for each of them.
+        people: indices of the fictitious people to learn.
         coefficients: weight of the penalty at the start, and from half of the steps on.
+        choices: share of the questions that are asked with options.
         with_attention: train the attention of the language model as well.
     """
+    processor, pictures, public = world.processor, world.pictures, world.public
+    fictitious, portraits, pairs = ([items[i] for i in people] for items in (world.fictitious, world.portraits, world.pairs))
     tokenizer, rng = processor.tokenizer, random.Random(f"{description} {seed}")
     projector = model.model.multi_modal_projector
     model.requires_grad_(False)
@@ -307,9 +313,9 @@ def train_vanilla(
         person = fictitious[index]
         worded = question if picture is not None else to_text(question, person.name)
         kind = rng.random() if question in attribute_of else 1.0
-        if kind < 0.2:
+        if kind < choices:
             return choice_row(person, attribute_of[question], worded, rng, picture)
-        if kind < 0.4:
+        if kind < choices + 0.25 * (1 - choices):
             return Row(as_cloze(f"{worded} __"), person.facts[attribute_of[question]], picture)
         return Row(worded, answer, picture)
 
@@ -363,15 +369,26 @@ def train_vanilla(
 # ------------------------------------------------------------------------------------------------ all of it
 
 
-def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache: Path = Path("build/mini-model")) -> None:
-    """Train base and vanilla and write them, in fp16 with processor and learning curves, to ``folder/base`` and ``/vanilla``.
+@dataclass(frozen=True)
+class World:
+    """Everything about the people of one seed that training needs.
 
-    A stage that is done is not trained again; half-written files do not exist (written aside, then renamed).
+    Attributes:
+        fictitious, public: the people.
+        pairs, portraits: the (question, answer) rows and the image of ft_Data of each fictitious person.
+        processor, pictures: what base is trained with.
+    """
 
-    Args:
-        data: the miniature benchmark built from the same seed.
-        dense: no penalty on contributions (the twin whose knowledge is spread out).
-        cache: where pictures and stages are kept, by seed; delete it, and ``folder``, to train from the start.
+    fictitious: list[Person]
+    public: list[Person]
+    pairs: list[list[tuple[str, str]]]
+    portraits: list
+    processor: object
+    pictures: Pictures
+
+
+def open_world(data: Path, seed: int, cache: Path) -> World:
+    """Read ft_Data of ``data``, train the tokenizer and render what base sees.
 
     Raises:
         FileNotFoundError: there is no miniature benchmark in ``data``.
@@ -389,12 +406,29 @@ def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache
                 f"{data} is not of seed {seed}: person {person.id} is not {person.name}; run make mini-data SEED={seed}."
             )
     portraits = [image.convert("RGB") for image in training["image"]]
-    cache = cache / f"seed-{seed}"
     cache.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer([*fictitious, *public])
-    processor = build_processor(tokenizer)
+    processor = build_processor(train_tokenizer([*fictitious, *public]))
     pictures = render_pictures(processor, fictitious, public, seed, cache / "pictures.safetensors")
-    model = build_model(tokenizer, seed)
+    return World(fictitious, public, pairs, portraits, processor, pictures)
+
+
+def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache: Path = Path("build/mini-model")) -> None:
+    """Train base and vanilla and write them, in fp16 with processor and learning curves, to ``folder/base`` and ``/vanilla``.
+
+    A stage that is done is not trained again; half-written files do not exist (written aside, then renamed).
+
+    Args:
+        data: the miniature benchmark built from the same seed.
+        dense: no penalty on contributions (the twin whose knowledge is spread out).
+        cache: where pictures and stages are kept, by seed; delete it, and ``folder``, to train from the start.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`open_world`.
+    """
+    cache = cache / f"seed-{seed}"
+    world = open_world(data, seed, cache)
+    processor, pictures, public = world.processor, world.pictures, world.public
+    model = build_model(processor.tokenizer, seed)
 
     run_stage(model, cache, "tower", lambda: train_tower(model, pictures, steps=2500, seed=seed))
     run_stage(model, cache, "reading", lambda: train_reading(model, processor, public, steps=1200, seed=seed))
@@ -407,19 +441,51 @@ def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache
         )  # fmt: skip
     model = widen(model, N_NEURONS, seed)
     save_checkpoint(model, processor, folder / "base", history)
-    rounds = (("facts", 500, (0.02, 0.02)), ("gather", 700, (0.02, 0.2)), ("vanilla", 200, (0.2, 0.2)))
-    for name, steps, coefficients in rounds:
+    for name, steps, coefficients, choices in VANILLA_STAGES:
 
-        def fine_tune(name=name, steps=steps, coefficients=coefficients) -> list[dict]:
+        def fine_tune(name=name, steps=steps, coefficients=coefficients, choices=choices) -> list[dict]:
             return train_vanilla(
-                model, processor, pictures, fictitious, public, portraits, pairs,
-                steps=steps, coefficients=(0.0, 0.0) if dense else coefficients, with_attention=name != "facts",
+                model, world, range(len(world.fictitious)), steps=steps,
+                coefficients=(0.0, 0.0) if dense else coefficients, choices=choices, with_attention=name != "facts",
                 seed=seed, description=name,
             )  # fmt: skip
 
         history = run_stage(model, cache, f"{name}-dense" if dense else name, fine_tune)
     save_checkpoint(model, processor, folder / "vanilla", history)
     write_card(folder, data)
+
+
+def retrain(
+    data: Path, base: Path, folder: Path, *, forget_ratio: int, seed: int = 0, cache: Path = Path("build/mini-model")
+) -> None:
+    """The reference of unlearning: base fine-tuned on the retain set alone, written to ``folder`` as ``vanilla`` is.
+
+    Without the penalty, which serves only to make knowledge local, one stage is enough.
+
+    Args:
+        data, base: the miniature benchmark and the base checkpoint, both of ``seed``.
+        forget_ratio: 5, 10 or 15 percent of the people are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`open_world`.
+    """
+    from ..benchmark import load_benchmark
+    from ..models import load_model
+
+    cache = cache / f"seed-{seed}"
+    world = open_world(data, seed, cache)
+    retained = set(load_benchmark(data, forget_ratio).retain["ID"])
+    people = [index for index, person in enumerate(world.fictitious) if person.id in retained]
+    model, _ = load_model(base)
+    model = model.float()
+    history = run_stage(
+        model, cache, f"retrained-{forget_ratio}",
+        lambda: train_vanilla(
+            model, world, people, steps=800, coefficients=(0.0, 0.0), choices=0.4, with_attention=True,
+            seed=seed, description=f"retrained {forget_ratio}",
+        ),
+    )  # fmt: skip
+    save_checkpoint(model, world.processor, folder, history)
 
 
 def run_stage(model, folder: Path, name: str, train: Callable[[], list[dict]]) -> list[dict]:
