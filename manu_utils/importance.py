@@ -6,6 +6,7 @@ Every function takes running sums (:class:`manu_utils.activations.Statistics`) a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from .neurons import MLP
 
 VARIANTS = ("paper", "released", "ratio", "random", "magnitude", "coverage")
 CONTROLS = ("random", "magnitude")  # they look at no data
+# The switches of the authors' code, as far as they concern the score of a neuron: see switched_score.
+RELEASED = {
+    "contrast": False, "one_modality": True, "sum_of_ratios": True, "weights": (2, 0, 2, 2), "last_layers": 3, "eps": 1e-5,
+}  # fmt: skip
 
 
 def importance_abs(multimodal: Statistics, text: Statistics, eps: float = 1e-6) -> Tensor:
@@ -42,8 +47,14 @@ def importance_rms(multimodal: Statistics, text: Statistics, eps: float = 1e-6) 
 
 def importance(multimodal: Statistics, text: Statistics, eps: float = 1e-6) -> Tensor:
     """I = I_abs + I_freq + I_var + I_rms."""
-    functions = (importance_abs, importance_freq, importance_rms)
-    return sum(function(multimodal, text, eps) for function in functions) + importance_var(multimodal, text)
+    return sum(_contrasts(multimodal, text, eps))
+
+
+def _contrasts(multimodal: Statistics, text: Statistics, eps: float) -> tuple[Tensor, ...]:
+    return (
+        importance_abs(multimodal, text, eps), importance_freq(multimodal, text, eps),
+        importance_var(multimodal, text), importance_rms(multimodal, text, eps),
+    )  # fmt: skip
 
 
 def variance(statistics: Statistics) -> Tensor:
@@ -89,6 +100,86 @@ def score(
         return torch.rand(sum(mlp.size for mlp in mlps), generator=generator, dtype=torch.float64)
     if variant == "magnitude":
         return torch.cat([_magnitude(mlp) for mlp in mlps])
+    if variant in ("paper", "released"):
+        switches = {"eps": eps} if variant == "paper" else RELEASED
+        return switched_score(forget, retain, mlps=mlps, **switches)
+    _check(forget, retain, mlps)
+    return torch.maximum(*(_ratio(forget[m], retain[m], floor, eps) for m in ("multimodal", "text")))
+
+
+def switched_score(
+    forget: dict[str, Statistics],
+    retain: dict[str, Statistics],
+    *,
+    mlps: Sequence[MLP],
+    contrast: bool = True,
+    one_modality: bool = False,
+    sum_of_ratios: bool = False,
+    weights: Sequence[float] = (1, 1, 1, 1),
+    last_layers: int | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Forget over retain of MANU's four functions, with a switch for every difference between paper and released code.
+
+    The defaults are the printed equations, :data:`RELEASED` is what the authors' code computes. Derived in notebook 07.
+
+    Args:
+        contrast: the functions compare the modalities. Without it they are plain: mean |z| and share active, each summed over
+            the modalities, and the roots of the summed variances and of the summed mean squares.
+        one_modality: the vision tower is scored by image + text alone and the language tower by text alone.
+        sum_of_ratios: Σ_m w_m (F_m / (R_m + ε) − 1) instead of Σ_m w_m F_m / (Σ_m w_m R_m + ε).
+        weights: of I_abs, I_freq, I_var and I_rms; 0 leaves one out.
+        last_layers: only that many layers at the end of each tower may be chosen, the others get −inf.
+
+    Raises:
+        ValueError: a contrast of one modality, no weight above 0, or statistics that do not fit, see :func:`score`.
+    """
+    if contrast and one_modality:
+        raise ValueError("one modality has nothing to be contrasted with; pass contrast=False as well.")
+    if len(weights) != 4 or min(weights) < 0 or not any(weights):
+        raise ValueError(f"weights={weights} must be four numbers, none negative and at least one positive.")
+    _check(forget, retain, mlps)
+    if contrast:
+        of_forget, of_retain = (_contrasts(s["multimodal"], s["text"], eps) for s in (forget, retain))
+    elif one_modality:
+        of_forget, of_retain = (_by_tower(_plain([s["multimodal"]]), _plain([s["text"]]), mlps) for s in (forget, retain))
+    else:
+        of_forget, of_retain = (_plain([s["multimodal"], s["text"]]) for s in (forget, retain))
+    used = [(w, f, r) for w, f, r in zip(weights, of_forget, of_retain, strict=True) if w]
+    if sum_of_ratios:
+        scores = sum(w * (f / (r + eps) - 1) for w, f, r in used)
+    else:
+        scores = sum(w * f for w, f, _ in used) / (sum(w * r for w, _, r in used) + eps)
+    if last_layers is not None:
+        n_layers = {tower: sum(mlp.tower == tower for mlp in mlps) for tower in ("vision", "language")}
+        closed = torch.tensor([mlp.layer < n_layers[mlp.tower] - last_layers for mlp in mlps])
+        scores[closed.repeat_interleave(torch.tensor([mlp.size for mlp in mlps]))] = -torch.inf
+    return scores
+
+
+def pool_layers(statistics: Statistics, mlps: Sequence[MLP]) -> Statistics:
+    """Neuron n of every layer of a tower gets the sums of neuron n of all layers of the tower.
+
+    The authors' code hooks every layer but keeps one record per tower, so it never knows in which layer a neuron was loud.
+
+    Raises:
+        ValueError: layers of one tower with different numbers of neurons.
+    """
+    tokens, names = [], ("total", "total_abs", "total_squares", "n_active")
+    sums: dict[str, list[Tensor]] = {name: [] for name in names}
+    for tower in dict.fromkeys(mlp.tower for mlp in mlps):
+        members = [index for index, mlp in enumerate(mlps) if mlp.tower == tower]
+        if len({mlps[index].size for index in members}) > 1:
+            raise ValueError(f"the layers of the {tower} tower differ in size; neurons of equal number cannot be pooled.")
+        tokens.append(statistics.tokens[members].sum().expand(len(members)))
+        for name in names:
+            parts = getattr(statistics, name).split(list(statistics.sizes))
+            sums[name].append(torch.stack([parts[index] for index in members]).sum(0).repeat(len(members)))
+    pooled = {name: torch.cat(parts) for name, parts in sums.items()}
+    return replace(statistics, tokens=torch.cat(tokens), **pooled)
+
+
+def _check(forget: dict[str, Statistics], retain: dict[str, Statistics], mlps: Sequence[MLP]) -> None:
     for name, statistics in (("forget", forget), ("retain", retain)):
         if missing := [modality for modality in ("multimodal", "text") if modality not in statistics]:
             raise ValueError(f"{name} has no {missing[0]} statistics; collect both modalities.")
@@ -98,33 +189,20 @@ def score(
             raise ValueError(f"{name}[{swapped[0]!r}] holds statistics of another modality.")
     if len({s.tau for s in (*forget.values(), *retain.values())}) > 1:
         raise ValueError("the statistics were collected with different tau; collect them again with one.")
-    if variant == "paper":
-        of_forget, of_retain = (importance(s["multimodal"], s["text"], eps) for s in (forget, retain))
-        return of_forget / (of_retain + eps)
-    if variant == "released":
-        return _released(forget, retain, mlps)
-    return torch.maximum(*(_ratio(forget[m], retain[m], floor, eps) for m in ("multimodal", "text")))
 
 
-def _released(forget: dict[str, Statistics], retain: dict[str, Statistics], mlps: Sequence[MLP]) -> Tensor:
-    by_modality = {}
-    for modality in ("multimodal", "text"):
-        pairs = zip(_released_functions(forget[modality]), _released_functions(retain[modality]), strict=True)
-        weights = (2, 0, 2, 2)
-        by_modality[modality] = sum(w * (f / (r + 1e-5) - 1) for w, (f, r) in zip(weights, pairs, strict=True))
-    n_layers = {tower: sum(mlp.tower == tower for mlp in mlps) for tower in ("vision", "language")}
-    parts, start = [], 0
-    for mlp in mlps:
-        of = by_modality["multimodal" if mlp.tower == "vision" else "text"][start : start + mlp.size]
-        parts.append(of if mlp.layer >= n_layers[mlp.tower] - 3 else torch.full_like(of, -torch.inf))
-        start += mlp.size
-    return torch.cat(parts)
+def _plain(statistics: Sequence[Statistics]) -> tuple[Tensor, ...]:
+    """Mean |z|, share active, standard deviation and root mean square: the four functions without a contrast."""
+    return (
+        sum(s.total_abs / s.counts() for s in statistics), sum(s.n_active / s.counts() for s in statistics),
+        sum(variance(s) for s in statistics).sqrt(), sum(s.total_squares / s.counts() for s in statistics).sqrt(),
+    )  # fmt: skip
 
 
-def _released_functions(statistics: Statistics) -> tuple[Tensor, ...]:
-    n = statistics.counts()
-    mean_abs, share_active = statistics.total_abs / n, statistics.n_active / n
-    return mean_abs, share_active, variance(statistics).sqrt(), (statistics.total_squares / n).sqrt()
+def _by_tower(vision: tuple[Tensor, ...], language: tuple[Tensor, ...], mlps: Sequence[MLP]) -> tuple[Tensor, ...]:
+    """The values of ``vision`` for the neurons of the vision tower, those of ``language`` for the others."""
+    sees = torch.tensor([mlp.tower == "vision" for mlp in mlps]).repeat_interleave(torch.tensor([mlp.size for mlp in mlps]))
+    return tuple(torch.where(sees, one, other) for one, other in zip(vision, language, strict=True))
 
 
 def _ratio(forget: Statistics, retain: Statistics, floor: float, eps: float) -> Tensor:

@@ -151,6 +151,10 @@ def choose_by_coverage(
     facts: dict[str, Tensor] | None = None,
     rounds: int = 2,
     floor: float = 0.3,
+    share: float = 0.9,
+    balance: float = 4.0,
+    rarity: Tensor | None = None,
+    exclude: Tensor | None = None,
     allow_small: bool = False,
     batch_size: int = 32,
     progress: bool = True,
@@ -166,7 +170,9 @@ def choose_by_coverage(
         alpha: percentage of all MLP neurons, over all rounds.
         facts: modality -> attribution of the forget questions in the unpruned model, where it is at hand (say, for another α).
         rounds: number of looks; one is plain coverage.
-        floor: see :func:`manu_utils.attribution.select_by_coverage`.
+        floor, share, balance: see :func:`manu_utils.attribution.select_by_coverage`.
+        rarity: weights of the answer tokens, see :func:`manu_utils.attribution.collect_attribution`.
+        exclude: bool [n_neurons], neurons that must not be chosen, such as those of one tower.
 
     Returns:
         bool [n_neurons] with max(1, round(α / 100 · n_neurons)) chosen. The model is as it was.
@@ -180,6 +186,7 @@ def choose_by_coverage(
     n = sum(mlp.size for mlp in find_neurons(model))
     budget = max(1, round(alpha / 100 * n))
     selected = torch.zeros(n, dtype=torch.bool)
+    exclude = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude
     options = {"batch_size": batch_size, "progress": progress}
     for number in range(1, rounds + 1):
         share_of_budget = budget * number // rounds - int(selected.sum())
@@ -188,14 +195,16 @@ def choose_by_coverage(
         still = {}
         with prune_neurons(model, selected) if selected.any() else nullcontext():
             if selected.any() or facts is None:
-                facts = {m: collect_attribution(model, processor, forget[m], **options) for m in forget}
+                facts = {m: collect_attribution(model, processor, forget[m], rarity=rarity, **options) for m in forget}
             if selected.any():
                 still = {m: known(model, processor, forget[m], **options) for m in forget}
         if any(alive.any() for alive in still.values()):
             for modality, alive in still.items():
                 facts[modality][~alive] = 0
         part = 100 * share_of_budget / n
-        selected |= select_by_coverage(facts, retain, alpha=part, floor=floor, exclude=selected, allow_small=True)
+        selected = selected | select_by_coverage(
+            facts, retain, alpha=part, share=share, floor=floor, balance=balance, exclude=selected | exclude, allow_small=True
+        )
     return selected
 
 

@@ -8,13 +8,16 @@ from torch import nn
 
 from manu_utils.activations import Statistics, _sums
 from manu_utils.importance import (
+    RELEASED,
     VARIANTS,
     importance,
     importance_abs,
     importance_freq,
     importance_rms,
     importance_var,
+    pool_layers,
     score,
+    switched_score,
     variance,
 )
 from manu_utils.neurons import MLP
@@ -152,6 +155,85 @@ def test_released(kept, statistics, mlps):
     assert found.isneginf().sum() == LAYERS["vision"][0] + LAYERS["language"][0]
 
 
+def reference_switched(
+    sets, tower, layer, *, contrast=True, one_modality=False, sum_of_ratios=False, weights=(1, 1, 1, 1), last_layers=None,
+    eps=EPS,
+):  # fmt: skip
+    """The score of one neuron from the lists of its activations, modality by modality, with every difference as a switch."""
+    if last_layers is not None and layer < 4 - last_layers:
+        return float("-inf")
+    values = {}
+    for name, (multi, text) in sets.items():
+        if contrast:
+            values[name] = reference_importance(multi, text)
+            continue
+        lists = [multi if tower == "vision" else text] if one_modality else [multi, text]
+        values[name] = (
+            sum(mean([abs(z) for z in part]) for part in lists),
+            sum(mean([float(abs(z) > TAU) for z in part]) for part in lists),
+            sum(spread(part) for part in lists) ** 0.5,
+            sum(mean([z * z for z in part]) for part in lists) ** 0.5,
+        )
+    if sum_of_ratios:
+        return sum(w * (f / (r + eps) - 1) for w, f, r in zip(weights, *values.values(), strict=True))
+    top, bottom = (sum(w * v for w, v in zip(weights, of, strict=True)) for of in values.values())
+    return top / (bottom + eps)
+
+
+SWITCHES = {
+    "paper": {},
+    "no contrast": {"contrast": False},
+    "one modality": {"contrast": False, "one_modality": True},
+    "sum of ratios": {"sum_of_ratios": True},
+    "weights": {"weights": (2, 0, 2, 2)},
+    "last layers": {"last_layers": 2},
+    "abs alone": {"weights": (1, 0, 0, 0)},
+    "without var": {"weights": (1, 1, 0, 1)},
+    "released": RELEASED,
+    "released with a contrast": RELEASED | {"contrast": True, "one_modality": False, "eps": EPS},
+    "released with both modalities": RELEASED | {"one_modality": False},
+    "released as a ratio of sums": RELEASED | {"sum_of_ratios": False},
+    "released with equal weights": RELEASED | {"weights": (1, 1, 1, 1)},
+    "released on every layer": RELEASED | {"last_layers": None},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch(kept, statistics, mlps, name):
+    columns = [neurons(kept[people][m]) for people in ("forget", "retain") for m in ("multimodal", "text")]
+    expected = [
+        reference_switched({"forget": (fm, ft), "retain": (rm, rt)}, mlps[i].tower, mlps[i].layer, **SWITCHES[name])
+        for (i, fm), (_, ft), (_, rm), (_, rt) in zip(*columns, strict=True)
+    ]
+    close(switched_score(**statistics, mlps=mlps, **SWITCHES[name]), expected)
+
+
+def test_every_switch_changes_the_score(statistics, mlps):
+    found = {name: switched_score(**statistics, mlps=mlps, **switches) for name, switches in SWITCHES.items()}
+    names = list(found)
+    assert not [(a, b) for i, a in enumerate(names) for b in names[:i] if found[a].equal(found[b])]
+
+
+def test_the_two_ends_are_the_named_variants(statistics, mlps):
+    assert switched_score(**statistics, mlps=mlps).equal(score("paper", **statistics, mlps=mlps))
+    assert switched_score(**statistics, mlps=mlps, **RELEASED).equal(score("released", **statistics, mlps=mlps))
+    by_hand = importance(**statistics["forget"]) / (importance(**statistics["retain"]) + EPS)
+    assert score("paper", **statistics, mlps=mlps).equal(by_hand)
+
+
+def test_pooled_layers_share_their_activations():
+    generator = torch.Generator().manual_seed(2)
+    towers = {"vision": 5, "language": 7}
+    layers = [MLP(f"{t}.layers.{i}.mlp", t, i, (), nn.Linear(size, 2)) for t, size in towers.items() for i in range(3)]
+    activations = [torch.randn(4 + i, mlp.size, generator=generator, dtype=torch.float64) for i, mlp in enumerate(layers)]
+    pooled = pool_layers(summed(activations, "multimodal"), layers)
+    together = [torch.cat(activations[:3])] * 3 + [torch.cat(activations[3:])] * 3
+    expected = summed(together, "multimodal")
+    assert pooled.tokens.equal(expected.tokens) and pooled.sizes == expected.sizes and pooled.tau == TAU
+    for name in ("total", "total_abs", "total_squares", "n_active"):
+        torch.testing.assert_close(getattr(pooled, name), getattr(expected, name), rtol=1e-6, atol=1e-12)
+
+
 def test_ratio(kept, statistics, mlps):
     expected = []
     for i in range(len(SIZES)):
@@ -202,6 +284,18 @@ def test_unknown_variant(statistics, mlps):
         score("best", **statistics, mlps=mlps)
     with pytest.raises(ValueError, match="coverage needs attribution"):
         score("coverage", **statistics, mlps=mlps)
+
+
+def test_bad_switches(statistics, mlps):
+    with pytest.raises(ValueError, match="one modality has nothing to be contrasted with"):
+        switched_score(**statistics, mlps=mlps, one_modality=True)
+    for weights in ((1, 1, 1), (0, 0, 0, 0), (1, 1, -1, 1)):
+        with pytest.raises(ValueError, match="must be four numbers, none negative and at least one positive"):
+            switched_score(**statistics, mlps=mlps, weights=weights)
+    with pytest.raises(ValueError, match="retain has no text statistics"):
+        switched_score(statistics["forget"], {"multimodal": statistics["retain"]["multimodal"]}, mlps=mlps)
+    with pytest.raises(ValueError, match="the layers of the vision tower differ in size"):
+        pool_layers(statistics["forget"]["multimodal"], mlps)
 
 
 @pytest.mark.parametrize("variant", ["paper", "released", "ratio"])

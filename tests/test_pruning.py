@@ -339,6 +339,27 @@ def test_a_later_round_looks_at_what_is_still_known(tiny_model, questions, retai
     assert torch.equal(second["multimodal"], alive["multimodal"]) and not second["text"].any()
 
 
+def test_a_tower_can_be_left_alone(tiny_model, questions, retain_cost):
+    vision = torch.cat([torch.full((mlp.size,), mlp.tower == "vision") for mlp in find_neurons(tiny_model[0])])
+    for closed in (vision, ~vision):
+        chosen = choose_by_coverage(
+            *tiny_model, questions["forget"], retain_cost, alpha=7.0, exclude=closed, progress=False
+        )
+        assert not (chosen & closed).any() and chosen.sum() == round(0.07 * len(vision))
+
+
+def test_switches_of_coverage_reach_it(tiny_model, questions, retain_cost):
+    """One round with other settings is plain coverage with these settings, and not that with the defaults."""
+    forget = questions["forget"]
+    even = torch.ones(len(tiny_model[1].tokenizer))
+    facts = {m: collect_attribution(*tiny_model, forget[m], rarity=even, progress=False) for m in MODALITIES}
+    options = {"floor": 2.0, "share": 0.4, "balance": 0.0}
+    one_round = {"alpha": 7.0, "rounds": 1, "progress": False}
+    chosen = choose_by_coverage(*tiny_model, forget, retain_cost, rarity=even, **options, **one_round)
+    assert chosen.equal(select_by_coverage(facts, retain_cost, alpha=7.0, **options))
+    assert not chosen.equal(choose_by_coverage(*tiny_model, forget, retain_cost, **one_round))
+
+
 def test_bad_rounds(tiny_model, questions, retain_cost):
     with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
         choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, rounds=0, progress=False)
