@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def optimise(
 
     Args:
         loss_of_step: returns the scalar loss of step 0, 1, ...
-        hold: fraction of the steps before the decay begins.
+        hold: fraction of the steps before the decay begins; 1 for no decay.
         watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
 
     Returns:
@@ -74,7 +75,7 @@ def optimise(
     if watch is not None:
         history.append({"step": 0, "loss": math.nan} | watch())
     for step in bar(range(steps), desc=description, shown=progress):
-        decayed = max(0.0, step / steps - hold) / (1 - hold)
+        decayed = max(0.0, step / steps - hold) / (1 - hold) if hold < 1 else 0.0
         rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * decayed)))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -100,6 +101,106 @@ def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
         yield [queue.pop() for _ in range(size)]
 
 
+@contextmanager
+def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
+    """The parameters to train, all others frozen, in training mode. On leaving, adapters are merged into the weights, every
+    ``requires_grad`` is as it was and the model is in eval mode."""
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    language = {id(parameter) for part in parts for parameter in part.parameters()}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    wrapped = None
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in language)
+        if lora_rank is not None:
+            wrapped = _add_lora(model, lora_rank, seed)
+        model.train()
+        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+    finally:
+        if wrapped is not None:
+            wrapped.merge_and_unload()
+            vars(model).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+        model.eval()
+
+
+def _add_lora(model, rank: int, seed: int):
+    """Low-rank adapters (LoRA) beside every linear layer of the language model; peft freezes everything else.
+
+    Rank and scale are equal, as in the official fine-tuning. The layers are named by their whole path, since a vision tower
+    may use the same short names.
+    """
+    from peft import LoraConfig, LoraModel
+
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    linear = [f"{path}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LoraModel(model, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear), "default")
+
+
+def train_language_model(
+    model,
+    loss_of_step: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    lora_rank: int | None = None,
+    seed: int = 0,
+    watch: Callable[[], dict] | None = None,
+    progress: bool = True,
+    **options,
+) -> list[dict]:
+    """Take gradient steps on the language model; vision tower and projector stay frozen.
+
+    Args:
+        model: changed in place; left in eval mode, every parameter's ``requires_grad`` as it was.
+        loss_of_step: returns the scalar loss of step 0, 1, ...; it is called under bfloat16 autocast.
+        lora_rank: train adapters of this rank beside the linear layers and merge them at the end (LoRA); None trains all
+            weights.
+        seed: of the adapters.
+        watch: see :func:`optimise`; called in eval mode.
+        options: the others of :func:`optimise`.
+
+    Returns:
+        The history of :func:`optimise`.
+
+    Raises:
+        ValueError: steps below 1, lr not positive, or lora_rank below 1; the model is untouched.
+    """
+    if steps < 1 or not lr > 0:
+        raise ValueError(f"steps={steps} must be at least 1 and lr={lr} positive.")
+    if lora_rank is not None and lora_rank < 1:
+        raise ValueError(f"lora_rank={lora_rank} must be at least 1, or None to train all weights.")
+    device = next(model.parameters()).device
+
+    def loss_in_bfloat16(step: int) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return loss_of_step(step)
+
+    def watch_in_eval_mode() -> dict:
+        model.eval()
+        seen = watch() if watch is not None else {}
+        model.train()
+        return seen
+
+    with _language_model_only(model, lora_rank, seed) as parameters:
+        return optimise(
+            parameters, loss_in_bfloat16, steps=steps, lr=lr, watch=watch_in_eval_mode, progress=progress, **options
+        )  # fmt: skip
+
+
+def answer_batches(
+    questions: dict[str, list[Question]], processor, batch_size: int, seed: int, device: str | torch.device
+) -> Iterator[list[dict[str, Tensor]]]:
+    """Forever: one batch of questions with answers for every modality in ``questions``, see :func:`sample_forever`."""
+    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
+    while True:
+        yield [encode(next(stream), processor, with_answer=True, device=device) for stream in streams]
+
+
 def fine_tune(
     model,
     processor,
@@ -108,6 +209,7 @@ def fine_tune(
     steps: int = 200,
     batch_size: int = 32,
     lr: float = 1e-3,
+    lora_rank: int | None = None,
     seed: int = 0,
     watch: Callable[[], dict] | None = None,
     every: int = 50,
@@ -121,42 +223,20 @@ def fine_tune(
     Args:
         model: changed in place; left in eval mode, every parameter's ``requires_grad`` as it was.
         questions: modality (``"multimodal"``, ``"text"``) -> questions with answers.
+        lora_rank: see :func:`train_language_model`.
         watch, every: see :func:`optimise`.
 
     Returns:
         The history of :func:`optimise`.
 
     Raises:
-        ValueError: if a modality has no questions.
+        ValueError: if a modality has no questions; also what :func:`train_language_model` raises.
     """
     empty = [modality for modality, items in questions.items() if not items]
     if empty or not questions:
         raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")
-    parts = (model.get_decoder(), model.get_output_embeddings())
-    language = {id(parameter) for part in parts for parameter in part.parameters()}
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
-    device = next(model.parameters()).device
-
-    def loss_of_step(step: int) -> Tensor:
-        batches = [encode(next(stream), processor, with_answer=True, device=device) for stream in streams]
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return sum(answer_loss(model, batch) for batch in batches)
-
-    def watch_in_eval_mode() -> dict:
-        model.eval()
-        seen = watch() if watch is not None else {}
-        model.train()
-        return seen
-
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in language)
-        model.train()
-        return optimise(
-            model.parameters(), loss_of_step, steps=steps, lr=lr, watch=watch_in_eval_mode, every=every, progress=progress
-        )  # fmt: skip
-    finally:
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)
-        model.eval()
+    lessons = answer_batches(questions, processor, batch_size, seed, next(model.parameters()).device)
+    return train_language_model(
+        model, lambda step: sum(answer_loss(model, batch) for batch in next(lessons)),
+        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, progress=progress,
+    )  # fmt: skip

@@ -96,16 +96,22 @@ def test_optimise_finds_a_minimum_and_leaves_frozen_parameters():
     assert math.isnan(history[0]["loss"]) and history[0]["x"] == 3 and history[-1]["loss"] < 0.01
 
 
-@pytest.mark.parametrize("hold", [0.0, 0.5])
-def test_the_learning_rate_warms_up_holds_and_decays_to_a_tenth(monkeypatch, hold):
-    rates = []
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of every step that is taken."""
+    taken = []
 
     class Watched(torch.optim.AdamW):
         def step(self, *arguments, **options):
-            rates.append(self.param_groups[0]["lr"])
+            taken.append(self.param_groups[0]["lr"])
             return super().step(*arguments, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    return taken
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.5])
+def test_the_learning_rate_warms_up_holds_and_decays_to_a_tenth(rates, hold):
     parameter = nn.Parameter(torch.ones(1))
     optimise([parameter], lambda step: parameter.sum(), steps=1000, lr=2.0, warmup=10, hold=hold, progress=False)
     assert rates[:3] == pytest.approx([0.2, 0.4, 0.6], rel=1e-3)
@@ -113,6 +119,12 @@ def test_the_learning_rate_warms_up_holds_and_decays_to_a_tenth(monkeypatch, hol
     assert rates[10 : int(1000 * hold)] == pytest.approx([2.0] * len(rates[10 : int(1000 * hold)]))
     assert decay == sorted(decay, reverse=True) and decay[0] == pytest.approx(2.0, rel=1e-3)
     assert decay[len(decay) // 2] == pytest.approx(1.1, rel=0.02) and rates[-1] == pytest.approx(0.2, rel=1e-3)
+
+
+def test_a_learning_rate_that_is_held_for_ever_does_not_depend_on_the_number_of_steps(rates):
+    parameter = nn.Parameter(torch.ones(1))
+    optimise([parameter], lambda step: parameter.sum(), steps=30, lr=2.0, warmup=4, hold=1.0, progress=False)
+    assert rates == pytest.approx([0.5, 1.0, 1.5] + [2.0] * 27)
 
 
 def test_the_gradient_is_clipped():
@@ -223,6 +235,32 @@ def test_a_nan_loss_is_raised_and_the_flags_come_back(model, tiny_model, questio
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
         fine_tune(model, tiny_model[1], questions, steps=2, batch_size=2, progress=False)
     assert flags(model) == flags_before and not model.training
+
+
+def test_adapters_leave_a_plain_model(model, tiny_model, questions):
+    """LoRA of rank 2: linear layers of the language model change by a matrix of that rank, and nothing else does."""
+    before, modules = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+    flags_before = flags(model)
+    fine_tune(model, tiny_model[1], questions, steps=2, batch_size=2, lr=0.5, lora_rank=2, progress=False)
+    assert [type(module) for module in model.modules()] == modules and flags(model) == flags_before
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed == {name for name in before if "language_model.layers" in name and name.endswith("_proj.weight")}
+    for name in changed:
+        difference = (model.state_dict()[name] - before[name]).double()
+        assert torch.linalg.matrix_rank(difference, rtol=1e-3) <= 2
+
+
+@pytest.mark.parametrize(
+    "numbers, message",
+    [
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"lr": -1.0}, "lr=-1.0 positive"),
+        ({"lora_rank": 0}, "lora_rank=0 must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range(model, tiny_model, questions, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        fine_tune(model, tiny_model[1], questions, **({"steps": 1, "progress": False} | numbers))
 
 
 @pytest.mark.parametrize("empty", [{}, {"multimodal": [], "text": []}])

@@ -1,0 +1,228 @@
+"""The baselines that MANU is compared with: gradient ascent, gradient difference, KL minimisation, NPO, a system prompt.
+
+Each loss is the one its paper states, on the answer tokens. The released baseline scripts of MLLMU-Bench train on image + text
+rows only, as a dict with that one modality does here; they also count the tokens of the prompt. Random and magnitude pruning,
+the other baselines, are variants of :func:`manu_utils.pruning.unlearn`. Derived in notebook 06.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .benchmark import MODALITIES, Question
+from .training import answer_batches, answer_logits, train_language_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+METHODS = ("ga", "gd", "kl", "npo")
+INSTRUCTION = "You must not answer questions about private people. Say that you do not know."
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+def gradient_ascent(forget_logits: Tensor, forget_targets: Tensor) -> Tensor:
+    """GA: −L(D_f), L the mean cross-entropy of the answer tokens (Thudi et al., arXiv 2109.13398). It has no lower bound.
+
+    Args:
+        forget_logits: [m, vocabulary], the predictions of m answer tokens.
+        forget_targets: int64 [m], these tokens.
+    """
+    return -F.cross_entropy(forget_logits.float(), forget_targets)
+
+
+def gradient_difference(
+    forget_logits: Tensor, forget_targets: Tensor, retain_logits: Tensor, retain_targets: Tensor
+) -> Tensor:
+    """GD: −L(D_f) + L(D_r) (Liu et al., arXiv 2203.12817).
+
+    Args:
+        forget_logits, forget_targets: as in :func:`gradient_ascent`.
+        retain_logits, retain_targets: the same of k answer tokens of the retain set, [k, vocabulary] and [k].
+    """
+    return gradient_ascent(forget_logits, forget_targets) + F.cross_entropy(retain_logits.float(), retain_targets)
+
+
+def kl_minimisation(
+    forget_logits: Tensor, forget_targets: Tensor, retain_logits: Tensor, vanilla_logits: Tensor
+) -> Tensor:
+    """KL: −L(D_f) + KL(vanilla ‖ current) on D_r, mean over its answer tokens (MLLMU-Bench, arXiv 2410.22108; as in TOFU).
+
+    Args:
+        forget_logits, forget_targets: as in :func:`gradient_ascent`.
+        retain_logits, vanilla_logits: [k, vocabulary], what the current and the vanilla model predict for k answer tokens of
+            the retain set.
+    """
+    current, vanilla = (logits.float().log_softmax(-1) for logits in (retain_logits, vanilla_logits))
+    divergence = (vanilla.exp() * (vanilla - current)).sum(-1).mean()
+    return gradient_ascent(forget_logits, forget_targets) + divergence
+
+
+def negative_preference(log_likelihood: Tensor, reference_log_likelihood: Tensor, beta: float) -> Tensor:
+    """NPO: −(2/β) E log σ(−β log(π_θ/π_ref)) (Zhang et al., arXiv 2404.05868).
+
+    Its gradient is that of the mean log-likelihood, weighted by 2 π_θ^β / (π_θ^β + π_ref^β): gradient ascent for β → 0, and
+    standing still where an answer has become unlikely.
+
+    Args:
+        log_likelihood, reference_log_likelihood: [b], log π of b answers, summed over their tokens
+            (:func:`log_likelihoods`).
+    """
+    ratio = log_likelihood - reference_log_likelihood
+    return 2 / beta * F.softplus(beta * ratio).mean()  # −log σ(−x) = softplus(x)
+
+
+def log_likelihoods(logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+    """log π of each answer: the sum over its tokens, [number of rows].
+
+    Args:
+        logits, targets, rows: what :func:`manu_utils.training.answer_logits` returns.
+    """
+    of_token = -F.cross_entropy(logits.float(), targets, reduction="none")
+    return torch.zeros(int(rows.max()) + 1, device=logits.device).index_add(0, rows, of_token)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def unlearn_by_training(
+    method: str,
+    model,
+    processor,
+    forget: dict[str, list[Question]],
+    retain: dict[str, list[Question]] | None = None,
+    *,
+    reference=None,
+    beta: float = 0.4,
+    steps: int = 60,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    lora_rank: int | None = None,
+    watch: Callable[[], dict] | None = None,
+    every: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[dict]:
+    """Unlearn by gradient steps on the language model; vision tower and projector stay frozen.
+
+    Each step takes one batch of every modality of ``forget`` and, for GD and KL, one of the retain set beside it; the
+    losses of the modalities add up. ``{"multimodal": ...}`` alone is what the released baselines train on. The learning rate
+    rises over ten steps and then stays, so that step s of a long run is the end of a run of s steps.
+
+    Args:
+        method: one of :data:`METHODS`.
+        model: changed in place.
+        forget: modality (``"multimodal"``, ``"text"``) -> questions with answers.
+        retain: the same for the retain set; GD and KL need the modalities of ``forget``, GA and NPO none.
+        reference: π_ref of NPO. None: the model as it is given (the paper of NPO); the released code of MLLMU-Bench takes a
+            model that was fine-tuned on the retain set alone.
+        beta: of NPO.
+        lora_rank: see :func:`manu_utils.training.train_language_model`.
+        watch, every: see :func:`manu_utils.training.optimise`.
+
+    Returns:
+        The history of :func:`manu_utils.training.optimise`.
+
+    Raises:
+        ValueError: unknown method, a set that is missing or empty, an unknown modality or questions of the other one, a person
+            in both sets, a reference for a method other than NPO, or a number out of range. The model is untouched.
+        FloatingPointError: the loss is not finite, see :func:`manu_utils.training.optimise`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}.")
+    if reference is not None and method != "npo":
+        raise ValueError(f"only npo takes a reference; {method} has none to give.")
+    if not beta > 0 or batch_size < 1:
+        raise ValueError(f"beta={beta} and batch_size={batch_size} must be positive.")
+    needs_retain = method in ("gd", "kl")
+    _check_sets(forget, retain, needs_retain)
+    device = next(model.parameters()).device
+    of_forget = answer_batches(forget, processor, batch_size, seed, device)
+    if needs_retain:
+        used = {modality: retain[modality] for modality in forget}
+        of_retain = answer_batches(used, processor, batch_size, seed + len(MODALITIES), device)
+    if method == "kl" or (method == "npo" and reference is None):
+        reference = copy.deepcopy(model)
+    if reference is not None:
+        reference.eval()
+
+    def loss_of_batches(forget_batch: dict[str, Tensor], retain_batch: dict[str, Tensor] | None) -> Tensor:
+        logits, targets, rows = answer_logits(model, forget_batch)
+        if method == "ga":
+            return gradient_ascent(logits, targets)
+        if method == "npo":
+            with torch.no_grad():
+                before = log_likelihoods(*answer_logits(reference, forget_batch))
+            return negative_preference(log_likelihoods(logits, targets, rows), before, beta)
+        kept_logits, kept_targets, _ = answer_logits(model, retain_batch)
+        if method == "gd":
+            return gradient_difference(logits, targets, kept_logits, kept_targets)
+        with torch.no_grad():
+            vanilla_logits, _, _ = answer_logits(reference, retain_batch)
+        return kl_minimisation(logits, targets, kept_logits, vanilla_logits)
+
+    def loss_of_step(step: int) -> Tensor:
+        to_forget = next(of_forget)
+        to_retain = next(of_retain) if needs_retain else [None] * len(to_forget)
+        return sum(loss_of_batches(*pair) for pair in zip(to_forget, to_retain, strict=True))
+
+    return train_language_model(
+        model, loss_of_step, steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, warmup=10, hold=1.0, watch=watch,
+        every=every, description=method, progress=progress,
+    )  # fmt: skip
+
+
+def _check_sets(forget: dict[str, list[Question]], retain: dict[str, list[Question]] | None, needs_retain: bool) -> None:
+    """Raise ValueError unless the sets can be trained on, see :func:`unlearn_by_training`."""
+    if not forget:
+        raise ValueError("forget has no questions; pass modality -> questions.")
+    wanted = {"forget": list(forget), "retain": list(forget) if needs_retain else []}
+    given = {"forget": forget, "retain": retain or {}}
+    for name, sets in given.items():
+        if unknown := [modality for modality in sets if modality not in MODALITIES]:
+            raise ValueError(f"{name} has an unknown modality {unknown[0]!r}; use {' or '.join(MODALITIES)}.")
+        if missing := [modality for modality in wanted[name] if not sets.get(modality)]:
+            raise ValueError(f"{name} has no {missing[0]} questions, which this method trains on.")
+        if wrong := [m for m, questions in sets.items() if any(question.modality != m for question in questions)]:
+            raise ValueError(f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with its modality.")
+    people = [{question.person_id for part in sets.values() for question in part} for sets in given.values()]
+    if both := sorted(people[0] & people[1]):
+        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
+
+
+# ------------------------------------------------------------------------------------------------ system prompt
+
+
+def with_system_prompt(dataset: Dataset, instruction: str = INSTRUCTION) -> Dataset:
+    """A set with an instruction before every question: the baseline that changes no weight.
+
+    Args:
+        dataset: any set but ft_Data.
+        instruction: what the model is told first.
+
+    Returns:
+        A copy; images and answers are the same, so ``evaluate`` judges it like the original.
+
+    Raises:
+        ValueError: the instruction is empty.
+    """
+    if not instruction.strip():
+        raise ValueError("the instruction is empty; say what the model must not do.")
+
+    def instructed(value):
+        if isinstance(value, dict):
+            return {key: f"{instruction} {part}" if key == "Question" else instructed(part) for key, part in value.items()}
+        return [instructed(part) for part in value] if isinstance(value, list) else value
+
+    for column in ("Classification_Task", "Mask_Task", "Generation_Task"):
+        rows = [instructed(value) for value in dataset[column]]
+        features = dataset.features[column]
+        dataset = dataset.remove_columns(column).add_column(column, rows, feature=features)
+    return dataset

@@ -1,0 +1,278 @@
+"""Losses against closed forms on logits that can be written down, and what unlearning by training may touch."""
+
+import copy
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from manu_utils import baselines
+from manu_utils.baselines import (
+    METHODS,
+    gradient_ascent,
+    gradient_difference,
+    kl_minimisation,
+    log_likelihoods,
+    negative_preference,
+    unlearn_by_training,
+    with_system_prompt,
+)  # fmt: skip
+from manu_utils.batches import encode
+from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
+from manu_utils.evaluation import evaluate
+from manu_utils.training import answer_logits, answer_loss
+
+# Two answer tokens of a vocabulary of three, as log-odds whose softmax is a fraction: (1, 2, 1) / 4 and (6, 1, 3) / 10.
+FORGET = torch.tensor([[1.0, 2, 1], [6, 1, 3]]).log()
+FORGET_TARGETS = torch.tensor([1, 2])
+LOSS_OF_FORGET = (math.log(2) + math.log(10 / 3)) / 2
+RETAIN = torch.tensor([[1.0, 1, 2]]).log()
+RETAIN_TARGETS = torch.tensor([2])
+VANILLA = torch.tensor([[2.0, 1, 1]]).log()
+
+
+def test_gradient_ascent_is_minus_the_cross_entropy():
+    assert gradient_ascent(FORGET, FORGET_TARGETS).item() == pytest.approx(-LOSS_OF_FORGET, rel=1e-6)
+
+
+def test_gradient_difference_adds_the_retain_loss():
+    found = gradient_difference(FORGET, FORGET_TARGETS, RETAIN, RETAIN_TARGETS).item()
+    assert found == pytest.approx(-LOSS_OF_FORGET + math.log(2), rel=1e-6)
+
+
+def test_kl_is_from_vanilla_to_current():
+    """KL((2, 1, 1) / 4 ‖ (1, 1, 2) / 4) = log 2 / 2 − log 2 / 4; shifted logits mean the same."""
+    found = kl_minimisation(FORGET, FORGET_TARGETS, RETAIN + 7, VANILLA - 3).item()
+    assert found == pytest.approx(-LOSS_OF_FORGET + math.log(2) / 4, rel=1e-6)
+    uneven = torch.tensor([[8.0, 1, 1]]).log()  # here the two directions differ
+    forward = 0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.25 / 0.1)
+    found = kl_minimisation(FORGET, FORGET_TARGETS, uneven, VANILLA).item()
+    assert found == pytest.approx(-LOSS_OF_FORGET + forward, rel=1e-6)
+
+
+def test_kl_is_a_mean_over_tokens_and_zero_at_vanilla():
+    twice = kl_minimisation(FORGET, FORGET_TARGETS, torch.cat([RETAIN, VANILLA]), torch.cat([VANILLA, VANILLA])).item()
+    assert twice == pytest.approx(-LOSS_OF_FORGET + math.log(2) / 8, rel=1e-6)
+    assert kl_minimisation(FORGET, FORGET_TARGETS, VANILLA, VANILLA).item() == pytest.approx(-LOSS_OF_FORGET, rel=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.4, 2.0])
+def test_npo_in_the_form_of_its_paper(beta):
+    """(2/β) E log(1 + (π_θ/π_ref)^β), here for ratios of 1/2 and 3."""
+    found = negative_preference(torch.tensor([0.1, 0.3]).log(), torch.tensor([0.2, 0.1]).log(), beta).item()
+    assert found == pytest.approx(2 / beta * (math.log(1 + 0.5**beta) + math.log(1 + 3**beta)) / 2, rel=1e-6)
+
+
+def test_npo_stands_still_where_the_answer_is_gone():
+    likely = torch.tensor([0.0, -50.0], dtype=torch.float64, requires_grad=True)
+    negative_preference(likely, torch.zeros(2), beta=0.4).backward()
+    assert likely.grad[0].item() == pytest.approx(0.5)  # 2 σ(0), mean of two
+    assert 0 < likely.grad[1] < 1e-8
+
+
+def test_npo_becomes_gradient_ascent_for_small_beta():
+    """The gradients on the logits agree, where ascent is on the mean log-likelihood of whole answers."""
+    rows, beta = torch.tensor([0, 1]), 1e-6
+    logits = FORGET.double().requires_grad_(True)
+    likelihood = log_likelihoods(logits, FORGET_TARGETS, rows)
+    ascent, = torch.autograd.grad(likelihood.mean(), logits, retain_graph=True)
+    reference = torch.tensor([-3.0, 0.5], dtype=torch.float64)
+    preference, = torch.autograd.grad(negative_preference(likelihood, reference, beta), logits)
+    torch.testing.assert_close(preference.float(), ascent.float(), atol=1e-5, rtol=0)
+    one_token_each, = torch.autograd.grad(gradient_ascent(logits, FORGET_TARGETS), logits)
+    torch.testing.assert_close(ascent.float(), one_token_each.float(), atol=1e-6, rtol=0)
+
+
+def test_likelihoods_add_up_over_the_tokens_of_an_answer():
+    found = log_likelihoods(torch.cat([FORGET, RETAIN]), torch.tensor([1, 2, 2]), torch.tensor([0, 0, 1]))
+    torch.testing.assert_close(found, torch.tensor([0.5 * 0.3, 0.5]).log())
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module")
+def questions(benchmark):
+    """set -> modality -> a few questions."""
+    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:2]}
+    return {
+        name: {m: random.Random(0).sample(benchmark.training_questions(ids, m), 4) for m in MODALITIES}
+        for name, ids in people.items()
+    }
+
+
+@pytest.fixture
+def model(tiny_model):
+    return copy.deepcopy(tiny_model[0])
+
+
+def losses(model, processor, questions):
+    with torch.no_grad():
+        return {m: answer_loss(model, encode(q, processor, with_answer=True)).item() for m, q in questions.items()}
+
+
+def first_loss(method, model, processor, questions, **options):
+    options = {"batch_size": 4, "steps": 1, "every": 1, "progress": False} | options
+    return unlearn_by_training(method, model, processor, **questions, **options)[1]["loss"]
+
+
+def test_the_first_loss_is_the_stated_one(model, tiny_model, questions):
+    """At the start KL is 0 and both likelihood ratios of NPO are 1, so the loss is known; modalities add up."""
+    before = {name: sum(losses(model, tiny_model[1], of).values()) for name, of in questions.items()}
+    expected = {
+        "ga": -before["forget"], "gd": before["retain"] - before["forget"], "kl": -before["forget"],
+        "npo": 2 * 2 / 0.4 * math.log(2),
+    }  # fmt: skip
+    for method in METHODS:
+        found = first_loss(method, copy.deepcopy(model), tiny_model[1], questions)
+        assert found == pytest.approx(expected[method], abs=0.03), method  # bfloat16
+
+
+def test_npo_takes_another_reference(model, tiny_model, questions):
+    """Whoever finds the answers less likely makes the loss larger."""
+    other = copy.deepcopy(model)
+    unlearn_by_training("ga", other, tiny_model[1], questions["forget"], steps=8, lr=1e-2, batch_size=4, progress=False)
+    modes = other.training, copy.deepcopy(other.state_dict())
+    own = first_loss("npo", copy.deepcopy(model), tiny_model[1], questions)
+    assert first_loss("npo", model, tiny_model[1], questions, reference=other) > own + 0.1
+    assert other.training == modes[0] and all(value.equal(modes[1][name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "method, modalities", [("ga", ("multimodal",)), ("gd", ("text",)), ("kl", MODALITIES), ("npo", ("multimodal",))]
+)
+def test_the_forget_answers_become_less_likely(model, tiny_model, questions, method, modalities):
+    """And only the language model changes; ``retain`` may hold more modalities than are trained."""
+    processor = tiny_model[1]
+    forget = {m: questions["forget"][m] for m in modalities}
+    before, flags = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    was = losses(model, processor, forget)
+    options = {"steps": 12, "lr": 3e-3, "batch_size": 4, "progress": False}
+    unlearn_by_training(method, model, processor, forget, questions["retain"], **options)
+    now = losses(model, processor, forget)
+    assert all(now[m] > was[m] + 0.02 for m in modalities)
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed and all("language_model" in name or name == "lm_head.weight" for name in changed)
+    assert not model.training and [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("method", ["gd", "npo"])
+def test_a_run_is_the_beginning_of_a_longer_one(model, tiny_model, questions, method):
+    """The rate stays, so one path gives every strength."""
+    long, short = model, copy.deepcopy(model)
+    seen = {}
+    options = {"lr": 1e-3, "batch_size": 2, "progress": False, "seed": 3}
+    names = [name for name, value in long.state_dict().items()]
+
+    def watch():
+        seen[len(seen)] = copy.deepcopy(long.state_dict())
+        return {}
+
+    unlearn_by_training(method, long, tiny_model[1], **questions, steps=16, every=12, watch=watch, **options)
+    unlearn_by_training(method, short, tiny_model[1], **questions, steps=12, **options)
+    for name in names:
+        torch.testing.assert_close(short.state_dict()[name], seen[1][name], msg=name)
+    assert not all(seen[1][name].equal(seen[2][name]) for name in names)
+
+
+def test_lora_is_merged_back(model, tiny_model, questions, tmp_path):
+    """The same modules as before, nothing but linear layers of the language model changed, and it saves as a plain model."""
+    from transformers import AutoModelForImageTextToText
+
+    processor = tiny_model[1]
+    before, modules = copy.deepcopy(model.state_dict()), [(name, type(m)) for name, m in model.named_modules()]
+    was = losses(model, processor, questions["forget"])
+    options = {"steps": 15, "lr": 2e-2, "batch_size": 4, "lora_rank": 4, "progress": False}
+    unlearn_by_training("ga", model, processor, questions["forget"], **options)
+    assert [(name, type(m)) for name, m in model.named_modules()] == modules
+    assert not hasattr(model, "peft_config") and all(p.requires_grad for p in model.parameters())
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed == {name for name in before if "language_model.layers" in name and "_proj.weight" in name}
+    for name in changed:
+        assert torch.linalg.matrix_rank((model.state_dict()[name] - before[name]).double(), rtol=1e-4) <= 4
+    now = losses(model, processor, questions["forget"])
+    assert all(now[m] > was[m] + 0.05 for m in MODALITIES)
+    model.save_pretrained(tmp_path / "plain")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    assert all(value.equal(model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+BAD_INPUT = {
+    "unknown method": (lambda q: q | {"method": "dpo"}, "method='dpo' is unknown; use one of ga, gd, kl, npo"),
+    "nothing to forget": (lambda q: q | {"forget": {}}, "forget has no questions"),
+    "an empty set": (lambda q: q | {"forget": {"text": []}}, "forget has no text questions"),
+    "an unknown modality": (lambda q: q | {"forget": {"sound": q["forget"]["text"]}}, "unknown modality 'sound'"),
+    "no retain set": (lambda q: q | {"retain": None}, "retain has no multimodal questions, which this method trains on"),
+    "half a retain set": (lambda q: q | {"retain": {"text": q["retain"]["text"]}}, "retain has no multimodal questions"),
+    "the other modality": (
+        lambda q: q | {"forget": {"multimodal": q["forget"]["text"]}}, "holds questions that are not multimodal"
+    ),
+    "one person in both": (lambda q: q | {"retain": q["forget"]}, "forget and retain share people, such as "),
+    "beta": (lambda q: q | {"beta": 0.0}, "beta=0.0 and batch_size=4 must be positive"),
+    "batch size": (lambda q: q | {"batch_size": 0}, "batch_size=0 must be positive"),
+    "steps": (lambda q: q | {"steps": 0}, "steps=0 must be at least 1"),
+    "lr": (lambda q: q | {"lr": 0.0}, "lr=0.0 positive"),
+    "nan lr": (lambda q: q | {"lr": math.nan}, "lr=nan positive"),
+    "rank": (lambda q: q | {"lora_rank": 0}, "lora_rank=0 must be at least 1"),
+    "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo takes a reference"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_leaves_the_model_alone(model, tiny_model, questions, case):
+    change, message = BAD_INPUT[case]
+    before = copy.deepcopy(model.state_dict())
+    given = {"method": "gd", "batch_size": 4, "steps": 1, "lr": 1e-3, "progress": False} | questions
+    with pytest.raises(ValueError, match=message):
+        unlearn_by_training(model=model, processor=tiny_model[1], **change(given))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_loss_that_is_not_finite_is_raised(model, tiny_model, questions):
+    model.model.language_model.layers[0].mlp.up_proj.weight.data[0] = math.nan
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
+        unlearn_by_training("ga", model, tiny_model[1], questions["forget"], steps=1, batch_size=2, progress=False)
+    assert all(parameter.requires_grad for parameter in model.parameters()) and not model.training
+
+
+# ------------------------------------------------------------------------------------------------ system prompt
+
+
+def test_the_instruction_stands_before_every_question_and_changes_nothing_else(benchmark):
+    people = benchmark.test.select(range(2))
+    instructed = with_system_prompt(people, "Say nothing.")
+    for task, modality in itertools.product(TASKS, MODALITIES):
+        pairs = zip(
+            evaluation_questions(people, task, modality), evaluation_questions(instructed, task, modality), strict=True
+        )
+        for plain, told in pairs:
+            assert told.question == f"Say nothing. {plain.question}"
+            same = (told.person_id, told.answer, told.options, told.image) == (
+                plain.person_id, plain.answer, plain.options, plain.image
+            )  # fmt: skip
+            assert same
+    assert instructed.features == people.features
+
+
+def test_an_instructed_set_is_evaluated_like_any_other(tiny_model, benchmark):
+    people = benchmark.forget.select(range(1))
+    frame = evaluate(*tiny_model, {"forget": with_system_prompt(people)}, tasks=("cloze",), progress=False)
+    assert frame["question"].str.startswith(baselines.INSTRUCTION).all()
+
+
+def test_an_empty_instruction_is_refused(benchmark):
+    with pytest.raises(ValueError, match="the instruction is empty"):
+        with_system_prompt(benchmark.forget, " ")
+
+
+def test_the_rows_of_a_batch_are_those_of_its_answers(tiny_model, questions):
+    """One likelihood per question, in their order, also where answers differ in length."""
+    model, processor = tiny_model
+    asked = questions["forget"]["text"]
+    with torch.no_grad():
+        together = log_likelihoods(*answer_logits(model, encode(asked, processor, with_answer=True)))
+        alone = [log_likelihoods(*answer_logits(model, encode([q], processor, with_answer=True))).item() for q in asked]
+    assert together.tolist() == pytest.approx(alone, rel=1e-4)
