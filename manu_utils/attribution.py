@@ -43,6 +43,23 @@ def token_rarity(questions: Sequence[Question], tokenizer) -> Tensor:
     return rarity
 
 
+def answer_margins(model, batch: dict[str, Tensor], rarity: Tensor) -> Tensor:
+    """The margin of each answer: the logit of the right token minus the best other one, summed with the weights ``rarity``.
+
+    Args:
+        batch: what :func:`manu_utils.batches.encode` returns with ``with_answer=True``; b rows.
+        rarity: [vocabulary], see :func:`token_rarity`.
+
+    Returns:
+        float32 [b], differentiable.
+    """
+    logits, targets, rows = answer_logits(model, batch)
+    right = logits.gather(1, targets[:, None])[:, 0]
+    others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+    of_token = (right - others).float() * rarity.to(logits.device)[targets]
+    return torch.zeros(len(batch["input_ids"]), device=rows.device).index_add(0, rows, of_token)
+
+
 def collect_attribution(
     model,
     processor,
@@ -98,10 +115,7 @@ def collect_attribution(
         for indices, batch in bar(work, total=total, desc="attribution", shown=progress):
             inputs_of.clear()
             with torch.enable_grad():
-                logits, targets, _ = answer_logits(model, batch)
-                right = logits.gather(1, targets[:, None])[:, 0]
-                others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
-                margin = ((right - others).float() * rarity.to(logits.device)[targets]).sum()
+                margin = answer_margins(model, batch, rarity).sum()
                 paths = list(inputs_of)
                 gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
             gradient_of = dict(zip(paths, gradients, strict=True))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -305,6 +305,34 @@ def training_questions(ft_rows: Dataset, modality: str) -> list[Question]:
             pairs = [(question, answer) for question, answer in rewritten if question is not None]
         questions += [Question(row["ID"], q, a, image, "training") for image in images for q, a in pairs]
     return questions
+
+
+def check_sets(
+    forget: dict[str, list[Question]],
+    retain: dict[str, list[Question]],
+    modalities: Sequence[str] = MODALITIES,
+    retain_modalities: Sequence[str] | None = None,
+) -> None:
+    """Check what an unlearning method is given: questions in every modality it needs, and nobody in both sets.
+
+    Args:
+        forget, retain: modality -> questions.
+        modalities, retain_modalities: those that are needed, of the retain set the same unless named.
+
+    Raises:
+        ValueError: an unknown modality, a missing or empty one, questions of the other modality, or a person in both sets.
+    """
+    needed = {"forget": modalities, "retain": modalities if retain_modalities is None else retain_modalities}
+    for name, sets in (("forget", forget), ("retain", retain)):
+        for modality in sets:
+            _check(modality, f"modality of {name}", MODALITIES)
+        if missing := [modality for modality in needed[name] if not sets.get(modality)]:
+            raise ValueError(f"{name} has no {missing[0]} questions, which this method needs; pass at least one.")
+        if wrong := [m for m, questions in sets.items() if any(question.modality != m for question in questions)]:
+            raise ValueError(f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with its modality.")
+    people = [{question.person_id for part in sets.values() for question in part} for sets in (forget, retain)]
+    if both := sorted(people[0] & people[1]):
+        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
 
 
 # ------------------------------------------------------------------------------------------------ image -> text only

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .activations import collect_activations
 from .attribution import collect_attribution, select_by_coverage
-from .benchmark import MODALITIES, Question
+from .benchmark import MODALITIES, Question, check_sets
 from .evaluation import known
 from .importance import CONTROLS, VARIANTS, score
 from .neurons import MLP, check_alpha, find_neurons
@@ -240,14 +240,7 @@ def unlearn(
     check_alpha(alpha, allow_small)
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
-    for name, questions in (("forget", forget), ("retain", retain)):
-        if missing := [modality for modality in MODALITIES if not questions.get(modality)]:
-            raise ValueError(f"{name} has no {missing[0]} questions; MANU needs both modalities of both sets.")
-        if wrong := [m for m in MODALITIES if any(question.modality != m for question in questions[m])]:
-            raise ValueError(f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with its modality.")
-    people = [{q.person_id for part in questions.values() for q in part} for questions in (forget, retain)]
-    if both := sorted(people[0] & people[1]):
-        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
+    check_sets(forget, retain)
     mlps = find_neurons(model)
     options = {"batch_size": batch_size, "progress": progress}
     if variant == "coverage":

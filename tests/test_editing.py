@@ -1,0 +1,228 @@
+"""The closed-form edit against moments, gradients and inverses written out, what it does to the miniature, and bad input."""
+
+import pytest
+import torch
+
+from manu_utils.attribution import answer_margins, token_rarity
+from manu_utils.batches import encode
+from manu_utils.editing import collect_moments, margin_gradient, rewrite, rewrite_neurons
+from manu_utils.evaluation import known
+from manu_utils.neurons import find_neurons
+
+MODALITIES = ("multimodal", "text")
+
+
+@pytest.fixture(scope="module")
+def questions(benchmark):
+    """forget, retain -> modality -> five questions of one person, so that the last batch of two is not full."""
+    people = {"forget": benchmark.forget_ids[:1], "retain": benchmark.retain_ids[:1]}
+    return {name: {m: benchmark.training_questions(ids, m)[:5] for m in MODALITIES} for name, ids in people.items()}
+
+
+@pytest.fixture(scope="module")
+def moments(double_model, questions):
+    return collect_moments(*double_model, questions["retain"], batch_size=2, progress=False)
+
+
+def language(model):
+    return [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+
+
+def everything_is_known(model, processor, items, **_):
+    return torch.ones(len(items), dtype=torch.bool)
+
+
+def weights_of(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(model, before):
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def test_moments_are_those_of_every_token_one_question_at_a_time(double_model, questions, moments):
+    model, processor = double_model
+    expected = [torch.zeros(mlp.size, mlp.size, dtype=torch.float64) for mlp in language(model)]
+    for items in questions["retain"].values():
+        tokens: list[list] = [[] for _ in expected]
+        for question in items:  # alone in its batch: no padding
+            hooks = [
+                mlp.output.register_forward_pre_hook(lambda _, z, kept=kept: kept.append(z[0][0]))
+                for mlp, kept in zip(language(model), tokens, strict=True)
+            ]
+            batch = encode([question], processor, with_answer=True)
+            batch.pop("answer_mask")
+            with torch.no_grad():
+                model(**batch)
+            for hook in hooks:
+                hook.remove()
+        for moment, kept in zip(expected, tokens, strict=True):
+            moment += sum(torch.outer(z, z) for z in torch.cat(kept)) / len(torch.cat(kept)) / 2
+    for found, moment in zip(moments, expected, strict=True):
+        assert moment.max() > 0
+        torch.testing.assert_close(found.double(), moment, rtol=1e-4, atol=1e-6 * moment.max().item())
+    assert not any(mlp.output._forward_pre_hooks for mlp in language(model))
+
+
+def test_the_gradient_is_the_slope_of_the_margin(double_model, questions):
+    """Finite differences in random directions; facts that are gone do not count."""
+    model, processor = double_model
+    alive = {m: torch.tensor([True, False, True, True, False]) for m in MODALITIES}
+    margin, gradients = margin_gradient(model, processor, questions["forget"], alive, batch_size=2)
+
+    @torch.no_grad()
+    def by_hand():
+        total = 0.0
+        for m, items in questions["forget"].items():
+            rarity = token_rarity(items, processor.tokenizer)
+            left = [question for question, still in zip(items, alive[m], strict=True) if still]
+            parts = [answer_margins(model, encode([q], processor, with_answer=True), rarity) for q in left]
+            total += torch.cat(parts).double().mean().item()
+        return total
+
+    assert margin == pytest.approx(by_hand(), rel=1e-5)
+    torch.manual_seed(0)
+    for mlp, gradient in zip(language(model), gradients, strict=True):
+        before, direction = mlp.output.weight.detach().clone(), torch.randn_like(mlp.output.weight)
+        step, values = 1e-4, []
+        for sign in (1, -1):
+            with torch.no_grad():
+                mlp.output.weight.copy_(before + sign * step * direction)
+            values.append(by_hand())
+        with torch.no_grad():
+            mlp.output.weight.copy_(before)
+        slope = (gradient.double() * direction).sum().item()
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=0.02, abs=1e-3 * abs(margin))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_one_round_is_the_cheapest_step_that_lowers_the_margin_so_far(double_model, questions, moments, monkeypatch):
+    """ΔW is −η ∇W (M + ridge)⁻¹ with an inverse taken, and no other step of the same fall disturbs the retain set less."""
+    model, processor = double_model
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    alive = {m: torch.ones(5, dtype=torch.bool) for m in MODALITIES}
+    margin, gradients = margin_gradient(model, processor, questions["forget"], alive)
+    before = [mlp.output.weight.detach().clone() for mlp in language(model)]
+    options = {"ridge": 0.2, "strength": 0.3, "rounds": 1, "progress": False}
+    with rewrite_neurons(model, processor, questions["forget"], moments, **options):
+        steps = [mlp.output.weight.detach() - old for mlp, old in zip(language(model), before, strict=True)]
+    costs = [(m + 0.2 * m.diagonal().mean() * torch.eye(len(m))).double() for m in moments]
+    expected = [-g.double() @ torch.linalg.inv(cost) for g, cost in zip(gradients, costs, strict=True)]
+    fall = -sum((g.double() * e).sum() for g, e in zip(gradients, expected, strict=True))
+    for step, e in zip(steps, expected, strict=True):
+        torch.testing.assert_close(step, e * 0.3 * margin / fall, rtol=1e-3, atol=1e-5 * step.abs().max().item())
+
+    def price(change):
+        return sum(((c @ cost) * c).sum().item() for c, cost in zip(change, costs, strict=True))
+
+    def falls(change):
+        return -sum((g.double() * c).sum().item() for g, c in zip(gradients, change, strict=True))
+
+    assert falls(steps) == pytest.approx(0.3 * margin, rel=1e-4)
+    torch.manual_seed(1)
+    for _ in range(20):
+        other = [step + 0.1 * step.std() * torch.randn_like(step) for step in steps]
+        other = [o * (falls(steps) / falls(other)) for o in other]
+        assert price(other) > price(steps)
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+def test_only_selected_columns_change_and_undo_restores_every_bit(double_model, questions, moments, monkeypatch):
+    model, processor = double_model
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    before = weights_of(model)
+    selected = torch.zeros(sum(mlp.size for mlp in find_neurons(model)), dtype=torch.bool)
+    first = sum(mlp.size for mlp in find_neurons(model) if mlp.tower == "vision")
+    selected[:5] = selected[first : first + 7] = True  # five neurons of the vision tower, which are left alone
+    handle = rewrite_neurons(
+        model, processor, questions["forget"], moments, selected=selected, rounds=2, progress=False
+    )  # fmt: skip
+    mlp = language(model)[0]
+    assert changed(model, before) == {f"{mlp.path}.down_proj.weight"}
+    touched = (mlp.output.weight != before[f"{mlp.path}.down_proj.weight"]).any(0)
+    assert touched[:7].all() and not touched[7:].any()
+    handle.undo()
+    assert not changed(model, before)
+
+
+def test_it_stops_when_nothing_is_known(double_model, questions, moments):
+    """A model with random weights knows nobody: there is nothing to do."""
+    before = weights_of(double_model[0])
+    rewrite_neurons(*double_model, questions["forget"], moments, progress=False)
+    assert not changed(double_model[0], before)
+
+
+def test_two_people_are_forgotten_and_others_kept_on_the_miniature(benchmark):
+    from manu_utils.models import load_model
+
+    model, processor = load_model("tiny")
+    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:8]}
+    sets = {name: {m: benchmark.training_questions(ids, m) for m in MODALITIES} for name, ids in people.items()}
+    sets["retain"] = {m: items[::2] for m, items in sets["retain"].items()}
+
+    def knows(name):
+        return {m: known(model, processor, items, progress=False).double().mean() for m, items in sets[name].items()}
+
+    assert min(*knows("forget").values(), *knows("retain").values()) > 0.9
+    rewrite(model, processor, **sets, progress=False)
+    assert max(knows("forget").values()) < 0.1 and min(knows("retain").values()) > 0.9
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+BAD_INPUT = {
+    "ridge": ({"ridge": 0.0}, "ridge=0.0 must be positive"),
+    "strength": ({"strength": 1.5}, r"strength=1.5 in \(0, 1\]"),
+    "rounds": ({"rounds": 0}, "rounds=0 at least 1"),
+    "too few neurons": ({"selected": torch.ones(3, dtype=torch.bool)}, "selected must be bool"),
+    "no neuron": ({"selected": slice(0, 0)}, "no neuron of the language model"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_options_leave_the_model_alone(double_model, questions, moments, case):
+    model, processor = double_model
+    options, message = BAD_INPUT[case]
+    if isinstance(options.get("selected"), slice):
+        options = {"selected": torch.zeros(sum(mlp.size for mlp in find_neurons(model)), dtype=torch.bool)}
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=message):
+        rewrite_neurons(model, processor, questions["forget"], moments, **options, progress=False)
+    assert not changed(model, before)
+
+
+def test_bad_sets_are_named(double_model, questions, moments):
+    model, processor = double_model
+    with pytest.raises(ValueError, match="forget and retain share people"):
+        rewrite(model, processor, questions["forget"], questions["forget"], progress=False)
+    with pytest.raises(ValueError, match="retain has no text questions"):
+        rewrite(model, processor, questions["forget"], {"multimodal": questions["retain"]["multimodal"]}, progress=False)
+    with pytest.raises(ValueError, match="needs questions in every modality"):
+        collect_moments(model, processor, {"text": []}, progress=False)
+    with pytest.raises(ValueError, match="forget needs questions in every modality"):
+        rewrite_neurons(model, processor, {"text": []}, moments, progress=False)
+    with pytest.raises(ValueError, match="moments are of another model"):
+        rewrite_neurons(model, processor, questions["forget"], moments[:1], progress=False)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_after_undoing(double_model, questions, moments, monkeypatch):
+    model, processor = double_model
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    calls = []
+
+    def breaks_in_the_second_round(*arguments, **options):
+        margin, gradients = margin_gradient(*arguments, **options)
+        calls.append(1)
+        return (margin if len(calls) == 1 else float("nan")), gradients
+
+    monkeypatch.setattr("manu_utils.editing.margin_gradient", breaks_in_the_second_round)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="not finite"):
+        rewrite_neurons(model, processor, questions["forget"], moments, rounds=3, progress=False)
+    assert len(calls) == 2 and not changed(model, before)
