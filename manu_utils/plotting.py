@@ -479,7 +479,7 @@ def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, floor: float, title
 
 # Ours in the colour of what is forgotten, controls grey, the others apart from each other also in greyscale and by marker.
 _METHOD_STYLE = {
-    "coverage": (COLOURS["forget"], "o"), "ratio": ("#009E73", "D"), "released": ("#56B4E9", "^"), "paper": ("#0072B2", "v"),
+    "coverage": (COLOURS["forget"], "o"), "rewrite": ("#CC79A7", "s"), "ratio": ("#009E73", "D"), "released": ("#56B4E9", "^"), "paper": ("#0072B2", "v"),
     "random": ("#7F7F7F", "P"), "magnitude": ("#333333", "X"),
 }  # fmt: skip
 
@@ -745,3 +745,27 @@ def compare_models(frame: pd.DataFrame, *, title: str) -> list[Axes]:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return list(panels[0])
+
+
+def frontier(curves: pd.DataFrame, *, title: str) -> Axes:
+    """What pruning takes from either set, neuron by neuron, in the best order; the diagonal is a random order.
+
+    Args:
+        curves: columns ``modality``, ``forget``, ``retain``: per cent of the attribution taken so far.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
+    axes.plot([0, 100], [0, 100], color="#7F7F7F", linewidth=0.9, linestyle=":", label="random order")
+    for modality, name in MODALITY_NAMES.items():
+        rows = curves[curves["modality"] == modality]
+        style = "-" if modality == "multimodal" else "--"
+        axes.plot(rows["retain"], rows["forget"], color=COLOURS["forget"], linewidth=1.8, linestyle=style, label=name)
+    axes.set(
+        xlim=(0, 100), ylim=(0, 101), xlabel="retain attribution taken in % (left is better)",
+        ylabel="forget attribution taken in %",
+    )  # fmt: skip
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
