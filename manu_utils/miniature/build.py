@@ -481,7 +481,7 @@ def retrain(
     history = run_stage(
         model, cache, f"retrained-{forget_ratio}",
         lambda: train_vanilla(
-            model, world, people, steps=800, coefficients=(0.0, 0.0), choices=0.4, with_attention=True,
+            model, world, people, steps=600, coefficients=(0.0, 0.0), choices=0.4, with_attention=True,
             seed=seed, description=f"retrained {forget_ratio}",
         ),
     )  # fmt: skip
