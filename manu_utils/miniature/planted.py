@@ -1,0 +1,150 @@
+"""A twin with a ground truth: every person's questions train only that person's neurons, drawn at random beforehand.
+
+In the other models nobody knows which neurons hold a fact. Here we do, so a choice of neurons has a precision and a recall. It
+is no evidence about real models, where nobody planted anything. Used in notebook 07.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..batches import encode
+from ..benchmark import Question
+from ..neurons import MLP, find_neurons
+from ..training import answer_loss, optimise, sample_forever
+from .build import CONTRIBUTION_SCALE
+
+
+def draw_owners(model, people: Sequence[str], per_layer: int, seed: int = 0) -> dict[str, Tensor]:
+    """person -> bool [n_neurons]: ``per_layer`` neurons of every language layer each, nobody's twice.
+
+    They are drawn among the neurons that write nothing yet (in the base model all that came when it was widened), so that
+    planting takes nothing from what the model can do.
+
+    Raises:
+        ValueError: too few such neurons.
+    """
+    rng = random.Random(seed)
+    mlps = find_neurons(model)
+    owners = {person: torch.zeros(sum(mlp.size for mlp in mlps), dtype=torch.bool) for person in people}
+    start = 0
+    for mlp in mlps:
+        if mlp.tower == "language":
+            free = (mlp.output.weight == 0).all(0).nonzero()[:, 0].tolist()
+            if len(free) < per_layer * len(people):
+                raise ValueError(
+                    f"{mlp.path} has {len(free)} neurons that write nothing, but {len(people)} people with {per_layer} each "
+                    "need more; lower per_layer."
+                )
+            drawn = rng.sample(free, per_layer * len(people))
+            for index, mask in enumerate(owners.values()):
+                mask[[start + n for n in drawn[index * per_layer : (index + 1) * per_layer]]] = True
+        start += mlp.size
+    return owners
+
+
+def plant(
+    model,
+    processor,
+    questions: dict[str, list[Question]],
+    owners: dict[str, Tensor],
+    *,
+    steps: int = 300,
+    batch_size: int = 32,
+    lr: float = 3e-3,
+    quiet: float = 0.1,
+    seed: int = 0,
+    watch: Callable[[], dict] | None = None,
+    every: int = 50,
+    progress: bool = True,
+) -> list[dict]:
+    """Fine-tune in place: forward with all neurons, but the loss of a row reaches its owner's neurons only.
+
+    Args:
+        questions: modality -> training questions. Those of people without neurons teach nothing but silence.
+        owners: from :func:`draw_owners`.
+        quiet: weight of what the other owners' neurons are told by a row: to be silent on it, as in the penalty of the
+            miniature. With 0 they fire for everybody, and pruning one person's neurons breaks the answers about all.
+        watch, every: see :func:`manu_utils.training.optimise`.
+
+    Returns:
+        The history of :func:`manu_utils.training.optimise`.
+    """
+    mlps = find_neurons(model)
+    layers = [mlp for mlp in mlps if mlp.tower == "language"]
+    parts = {person: mask.split([mlp.size for mlp in mlps])[-len(layers) :] for person, mask in owners.items()}
+    nobody = tuple(torch.zeros_like(mask) for mask in next(iter(parts.values())))
+    everyone = [torch.stack(masks).any(0) for masks in zip(*parts.values(), strict=True)]
+    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    mine: list[Tensor] = []  # per layer bool [b, 1, neurons]: the neurons of each row's owner
+    noise: list[Tensor] = []  # per layer what the neurons of the others write on these rows
+
+    def loss_of_step(step: int) -> Tensor:
+        losses = []
+        for stream in streams:
+            rows = next(stream)
+            masks = [parts.get(question.person_id, nobody) for question in rows]
+            mine[:] = [torch.stack(layer)[:, None] for layer in zip(*masks, strict=True)]
+            noise.clear()
+            batch = encode(rows, processor, with_answer=True, device=model.device)
+            losses.append(answer_loss(model, batch) + quiet * sum(noise))
+        return sum(losses)
+
+    model.requires_grad_(False)
+    try:
+        with _changes_by_owner(model, layers, mine, everyone, noise) as changes:
+            return optimise(
+                changes, loss_of_step, steps=steps, lr=lr, warmup=10, watch=watch, every=every, description="planting",
+                progress=progress,
+            )  # fmt: skip
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _changes_by_owner(
+    model, layers: list[MLP], mine: list[Tensor], everyone: list[Tensor], noise: list[Tensor]
+) -> Iterator[list[nn.Parameter]]:
+    """Let the language MLPs run with weights + changes, where a row's gradient reaches the changes of its owner alone.
+
+    On leaving, the changes are added to the weights. Changes and not weights are trained because weight decay of 0 is 0: a
+    neuron without an owner stays what it was, to the last bit.
+    """
+    changes = []
+
+    def run(index: int, mlp: MLP, own_changes: list[nn.Parameter]):
+        module = model.get_submodule(mlp.path)
+
+        def forward(x: Tensor) -> Tensor:
+            weights = [linear.weight + change for linear, change in zip((*mlp.inputs, mlp.output), own_changes, strict=True)]
+            fixed = [weight.detach() for weight in weights]
+            z_fixed = module.act_fn(F.linear(x, fixed[0])) * F.linear(x, fixed[1])
+            if not torch.is_grad_enabled():
+                return F.linear(z_fixed, fixed[2])
+            z, own = module.act_fn(F.linear(x, weights[0])) * F.linear(x, weights[1]), mine[index]
+            written = (z * (everyone[index] & ~own)).abs() * fixed[2].norm(dim=0)
+            noise.append(CONTRIBUTION_SCALE * torch.log1p(written / CONTRIBUTION_SCALE).sum(-1).mean())
+            return F.linear(z * own, weights[2]) + F.linear(z_fixed * ~own, fixed[2])
+
+        return forward
+
+    for index, mlp in enumerate(layers):
+        own_changes = [nn.Parameter(torch.zeros_like(linear.weight)) for linear in (*mlp.inputs, mlp.output)]
+        model.get_submodule(mlp.path).forward = run(index, mlp, own_changes)
+        changes += own_changes
+    try:
+        yield changes
+    finally:
+        linears = [linear for mlp in layers for linear in (*mlp.inputs, mlp.output)]
+        for linear, change in zip(linears, changes, strict=True):
+            linear.weight.data += change.detach()
+        for mlp in layers:
+            del model.get_submodule(mlp.path).forward
