@@ -1,4 +1,5 @@
-"""The baselines that MANU is compared with: gradient ascent, gradient difference, KL minimisation, NPO, a system prompt.
+"""The baselines that MANU is compared with: gradient ascent, gradient difference, KL minimisation, NPO and a system prompt;
+and a number to compare them by.
 
 Each loss is the one its paper states, on the answer tokens. The released baseline scripts of MLLMU-Bench train on image + text
 rows only, as a dict with that one modality does here; they also count the tokens of the prompt. Random and magnitude pruning,
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .benchmark import MODALITIES, Question
+from .benchmark import MODALITIES, Question, check_sets
 from .training import answer_batches, answer_logits, train_language_model
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 METHODS = ("ga", "gd", "kl", "npo")
@@ -142,7 +144,9 @@ def unlearn_by_training(
     if not beta > 0 or batch_size < 1:
         raise ValueError(f"beta={beta} and batch_size={batch_size} must be positive.")
     needs_retain = method in ("gd", "kl")
-    _check_sets(forget, retain, needs_retain)
+    if not forget:
+        raise ValueError("forget has no questions; pass modality -> questions.")
+    check_sets(forget, retain or {}, tuple(forget), tuple(forget) if needs_retain else ())
     device = next(model.parameters()).device
     of_forget = answer_batches(forget, processor, batch_size, seed, device)
     if needs_retain:
@@ -179,24 +183,6 @@ def unlearn_by_training(
     )  # fmt: skip
 
 
-def _check_sets(forget: dict[str, list[Question]], retain: dict[str, list[Question]] | None, needs_retain: bool) -> None:
-    """Raise ValueError unless the sets can be trained on, see :func:`unlearn_by_training`."""
-    if not forget:
-        raise ValueError("forget has no questions; pass modality -> questions.")
-    wanted = {"forget": list(forget), "retain": list(forget) if needs_retain else []}
-    given = {"forget": forget, "retain": retain or {}}
-    for name, sets in given.items():
-        if unknown := [modality for modality in sets if modality not in MODALITIES]:
-            raise ValueError(f"{name} has an unknown modality {unknown[0]!r}; use {' or '.join(MODALITIES)}.")
-        if missing := [modality for modality in wanted[name] if not sets.get(modality)]:
-            raise ValueError(f"{name} has no {missing[0]} questions, which this method trains on.")
-        if wrong := [m for m, questions in sets.items() if any(question.modality != m for question in questions)]:
-            raise ValueError(f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with its modality.")
-    people = [{question.person_id for part in sets.values() for question in part} for sets in given.values()]
-    if both := sorted(people[0] & people[1]):
-        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
-
-
 # ------------------------------------------------------------------------------------------------ system prompt
 
 
@@ -226,3 +212,42 @@ def with_system_prompt(dataset: Dataset, instruction: str = INSTRUCTION) -> Data
         features = dataset.features[column]
         dataset = dataset.remove_columns(column).add_column(column, rows, feature=features)
     return dataset
+
+
+# ------------------------------------------------------------------------------------------------ figure of merit
+
+
+def merit(accuracy: pd.Series, vanilla: pd.Series, target: pd.Series) -> dict[str, float]:
+    """One number per method: 0 for vanilla itself and for a model that knows nothing, 1 for the target.
+
+    With accuracy a of the method, v of vanilla and t of the target on a set that is to be forgotten, φ = (v − a) / (v − t) is
+    the share of the way that the method has gone: 0 at vanilla, 1 at the target, more where it answers less than a model
+    that never met the people.
+
+    Args:
+        accuracy, vanilla, target: accuracy (0..1) indexed by (set, modality), all three alike. ``forget`` and ``test`` are
+            to be forgotten, all other sets to be kept. The target is the retrained model, or one that never met the people.
+
+    Returns:
+        ``forget_quality``: 1 − |1 − φ|, mean over forgotten sets and modalities, each at least 0. ``utility``: accuracy over
+        vanilla's, mean over kept sets and modalities, each at most 1. ``balance``: 1 − the distance between the φ of the two
+        modalities, at least 0; 1 for one modality alone. ``merit``: the harmonic mean of the three.
+
+    Raises:
+        ValueError: no set to forget or none to keep, or a target that knows the people no less than vanilla does.
+    """
+    forgotten = [key for key in vanilla.index if key[0] in ("forget", "test")]
+    kept = [key for key in vanilla.index if key not in forgotten]
+    if not forgotten or not kept:
+        raise ValueError("merit needs a set to forget (forget, test) and one to keep.")
+    if not (vanilla[forgotten] > target[forgotten]).all():
+        raise ValueError("the target answers as many questions about the people to forget as vanilla does.")
+    gone = ((vanilla - accuracy) / (vanilla - target))[forgotten]
+    by_modality = gone.groupby(level=1).mean()
+    parts = {
+        "forget_quality": float((1 - (1 - gone).abs()).clip(lower=0).mean()),
+        "utility": float((accuracy / vanilla)[kept].clip(upper=1).mean()),
+        "balance": float(max(0.0, 1 - (by_modality.max() - by_modality.min()))),
+    }
+    harmonic = len(parts) / sum(1 / part for part in parts.values()) if min(parts.values()) > 0 else 0.0
+    return parts | {"merit": harmonic}

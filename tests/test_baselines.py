@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 
+import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from manu_utils.baselines import (
     gradient_difference,
     kl_minimisation,
     log_likelihoods,
+    merit,
     negative_preference,
     unlearn_by_training,
     with_system_prompt,
@@ -203,8 +205,8 @@ BAD_INPUT = {
     "unknown method": (lambda q: q | {"method": "dpo"}, "method='dpo' is unknown; use one of ga, gd, kl, npo"),
     "nothing to forget": (lambda q: q | {"forget": {}}, "forget has no questions"),
     "an empty set": (lambda q: q | {"forget": {"text": []}}, "forget has no text questions"),
-    "an unknown modality": (lambda q: q | {"forget": {"sound": q["forget"]["text"]}}, "unknown modality 'sound'"),
-    "no retain set": (lambda q: q | {"retain": None}, "retain has no multimodal questions, which this method trains on"),
+    "an unknown modality": (lambda q: q | {"forget": {"sound": q["forget"]["text"]}}, "modality of forget='sound' is unknown"),
+    "no retain set": (lambda q: q | {"retain": None}, "retain has no multimodal questions, which this method needs"),
     "half a retain set": (lambda q: q | {"retain": {"text": q["retain"]["text"]}}, "retain has no multimodal questions"),
     "the other modality": (
         lambda q: q | {"forget": {"multimodal": q["forget"]["text"]}}, "holds questions that are not multimodal"
@@ -276,3 +278,45 @@ def test_the_rows_of_a_batch_are_those_of_its_answers(tiny_model, questions):
         together = log_likelihoods(*answer_logits(model, encode(asked, processor, with_answer=True)))
         alone = [log_likelihoods(*answer_logits(model, encode([q], processor, with_answer=True))).item() for q in asked]
     assert together.tolist() == pytest.approx(alone, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ figure of merit
+
+
+def accuracies(forget, retain, modalities=MODALITIES):
+    """forget and retain: one number for each modality."""
+    values = {("forget", m): value for m, value in zip(modalities, forget, strict=True)}
+    return pd.Series(values | {("retain", m): value for m, value in zip(modalities, retain, strict=True)})
+
+
+VANILLA_ACCURACY, TARGET_ACCURACY = accuracies((1.0, 1.0), (1.0, 0.8)), accuracies((0.2, 0.2), (0.9, 0.9))
+
+
+@pytest.mark.parametrize(
+    "forget, retain, forget_quality, utility, balance",
+    [
+        ((0.2, 0.2), (1.0, 0.8), 1, 1, 1),  # the target
+        ((1.0, 1.0), (1.0, 0.8), 0, 1, 1),  # vanilla
+        ((0.6, 0.6), (0.5, 0.4), 0.5, 0.5, 1),
+        ((0.2, 1.0), (1.0, 0.8), 0.5, 1, 0),  # the face is forgotten, the name is not
+        ((0.0, 0.0), (0.0, 0.0), 0.75, 0, 1),  # less than a model that never met them
+        ((0.2, 0.6), (1.0, 1.0), 0.75, 1, 0.5),  # better than vanilla counts as vanilla
+    ],
+)
+def test_merit_by_hand(forget, retain, forget_quality, utility, balance):
+    found = merit(accuracies(forget, retain), VANILLA_ACCURACY, TARGET_ACCURACY)
+    parts = (forget_quality, utility, balance)
+    assert [found[name] for name in ("forget_quality", "utility", "balance")] == pytest.approx(parts)
+    assert found["merit"] == pytest.approx(3 / sum(1 / part for part in parts) if all(parts) else 0)
+
+
+def test_merit_of_one_modality_knows_no_balance():
+    one = [accuracies([a], [r], ["text"]) for a, r in ((0.6, 1.0), (1.0, 1.0), (0.2, 1.0))]
+    assert merit(*one) == pytest.approx({"forget_quality": 0.5, "utility": 1, "balance": 1, "merit": 0.75})
+
+
+def test_merit_needs_something_to_forget_and_to_keep():
+    with pytest.raises(ValueError, match="a set to forget .* and one to keep"):
+        merit(*[VANILLA_ACCURACY[["retain"]]] * 3)
+    with pytest.raises(ValueError, match="the target answers as many questions"):
+        merit(VANILLA_ACCURACY, VANILLA_ACCURACY, VANILLA_ACCURACY)
