@@ -479,8 +479,8 @@ def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, floor: float, title
 
 # Ours in the colour of what is forgotten, controls grey, the others apart from each other also in greyscale and by marker.
 _METHOD_STYLE = {
-    "coverage": (COLOURS["forget"], "o"), "rewrite": ("#CC79A7", "s"), "ratio": ("#009E73", "D"), "released": ("#56B4E9", "^"), "paper": ("#0072B2", "v"),
-    "random": ("#7F7F7F", "P"), "magnitude": ("#333333", "X"),
+    "coverage": (COLOURS["forget"], "o"), "rewrite": ("#CC79A7", "s"), "ratio": ("#009E73", "D"),
+    "released": ("#56B4E9", "^"), "paper": ("#0072B2", "v"), "random": ("#7F7F7F", "P"), "magnitude": ("#333333", "X"),
 }  # fmt: skip
 
 
@@ -768,4 +768,381 @@ def frontier(curves: pd.DataFrame, *, title: str) -> Axes:
     axes.set_title(title, fontsize=11)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+# ------------------------------------------------------------------------------------------------ baselines (notebook 06)
+
+# The baselines beside the methods above: colours come back, markers do not. Trained on images alone: dotted and hollow.
+_PATH_STYLE = _METHOD_STYLE | {
+    "ga": ("#E69F00", "<"), "gd": ("#0072B2", ">"), "kl": ("#009E73", "p"), "npo": ("#56B4E9", "h"),
+}  # fmt: skip
+
+
+def weight_of_ascent(frame: pd.DataFrame, *, title: str) -> Axes:
+    """How hard each loss pushes an answer down, by how far it has already been pushed.
+
+    Args:
+        frame: one row per point: ``loss`` (its name), ``ratio`` (log π/π_ref of the answer), ``weight`` (of its gradient).
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    names = list(dict.fromkeys(frame["loss"]))
+    shades = ["#000000", "#882D00", COLOURS["forget"], "#F0A070", "#F5C9B0"]
+    for name, colour, style in zip(names, shades, ["--", "-", "-", "-", "-"], strict=False):
+        line = frame[frame["loss"] == name]
+        axes.plot(line["ratio"], line["weight"], style, color=colour, linewidth=2)
+        end = line.loc[line["ratio"].idxmax()]
+        axes.text(end["ratio"] + 0.2, end["weight"], name, va="center", fontsize=9)
+    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axes.text(-0.2, 1.9, "start: as likely as before", fontsize=9, ha="right")
+    low, high = frame["ratio"].min(), frame["ratio"].max()
+    axes.set(xlim=(low, high + 0.22 * (high - low)), ylim=(-0.05, 2.1), ylabel="weight of its gradient")
+    axes.set(xlabel="log π / π_ref of the answer (left: forgotten)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def paths(frame: pd.DataFrame, vanilla: pd.DataFrame, target: pd.DataFrame, *, title: str) -> list[Axes]:
+    """What forgetting costs: forget accuracy (left is better) against retain accuracy, a line per method over its strength.
+
+    Args:
+        frame: one row per method, what it was given, strength and modality: ``method``, ``given`` (``"both"`` or
+            ``"multimodal"``), ``strength``, ``modality``, ``forget``, ``retain`` (0..1) and ``chosen`` (drawn large).
+        vanilla, target: one row per modality: ``modality``, ``forget``, ``retain`` of the model before unlearning and of the
+            one to be reached (a star).
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    figure, grid = plt.subplots(1, 2, figsize=(8, 4.5), sharex=True, sharey=True, layout="constrained")
+    kinds = list(dict.fromkeys(zip(frame["method"], frame["given"], strict=True)))
+    for axes, (modality, name) in zip(grid, MODALITY_NAMES.items(), strict=True):
+        start, end = (points[points["modality"] == modality].iloc[0] for points in (vanilla, target))
+        axes.axvline(100 * end["forget"], color="black", linewidth=0.8, linestyle=":")
+        for method, given in kinds:
+            rows = frame[(frame["method"] == method) & (frame["given"] == given) & (frame["modality"] == modality)]
+            rows = rows.sort_values("strength")
+            colour, marker = _PATH_STYLE[method]
+            both = given == "both"
+            x, y = ([100 * start[key], *(100 * rows[key])] for key in ("forget", "retain"))
+            axes.plot(x, y, "-" if both else ":", color=colour, linewidth=1.6, zorder=2)
+            axes.scatter(
+                x[1:], y[1:], s=[80 if chosen else 22 for chosen in rows["chosen"]], color=colour if both else "white",
+                edgecolor=colour, marker=marker, zorder=3,
+            )  # fmt: skip
+        axes.plot(100 * start["forget"], 100 * start["retain"], "s", color=COLOURS["vanilla"], markersize=10, zorder=4)
+        axes.plot(100 * end["forget"], 100 * end["retain"], "*", color="black", markersize=15, zorder=4)
+        axes.set(xlim=(-3, 104), ylim=(-3, 106), xlabel="forget accuracy in % (left is better)")
+        axes.set_title(name, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set(ylabel="retain accuracy in % (up is better)")
+    handles = [Line2D([], [], marker="s", linestyle="", color=COLOURS["vanilla"], label="vanilla"),
+               Line2D([], [], marker="*", linestyle="", color="black", markersize=11, label="target")]  # fmt: skip
+    for method, given in kinds:
+        colour, marker = _PATH_STYLE[method]
+        both = given == "both"
+        handles.append(Line2D(
+            [], [], color=colour, marker=marker, linestyle="-" if both else ":", markerfacecolor=colour if both else "white",
+            label=method if both else f"{method}, images only",
+        ))  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+def modality_balance(frame: pd.DataFrame, target: pd.Series, *, title: str) -> Axes:
+    """Forget accuracy with the image against that with the name alone; the distance from the diagonal is the imbalance.
+
+    Args:
+        frame: one row per method and what it was given: ``method``, ``given``, ``multimodal``, ``text`` (0..1); the row
+            ``vanilla`` is drawn in grey.
+        target: ``multimodal`` and ``text`` of the model to be reached.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(7.4, 4.5), layout="constrained")
+    axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":", zorder=1)
+    for row in frame.itertuples():
+        colour, marker = _PATH_STYLE.get(row.method, (COLOURS["vanilla"], "s"))
+        both = row.given != "multimodal"
+        axes.scatter(
+            100 * row.multimodal, 100 * row.text, s=80, color=colour if both else "white", edgecolor=colour, linewidth=1.8,
+            marker=marker, zorder=3, clip_on=False, label=row.method if both else f"{row.method}, images only",
+        )  # fmt: skip
+    axes.plot(100 * target["multimodal"], 100 * target["text"], "*", color="black", markersize=15, zorder=4, label="target")
+    axes.text(62, 59, "balance", rotation=45, ha="center", va="top", fontsize=9, rotation_mode="anchor", color="#666666")
+    axes.text(3, 97, "the face is forgotten,\nthe name is not", fontsize=9, va="top", zorder=0, color="#666666")
+    axes.text(97, 3, "the name is forgotten,\nthe face is not", fontsize=9, ha="right", zorder=0, color="#666666")
+    axes.set(xlim=(-2, 102), ylim=(-2, 102), aspect="equal", xlabel="forget accuracy, image + text, in %")
+    axes.set(ylabel="forget accuracy, text alone, in %")
+    axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def costs(frame: pd.DataFrame, quantities: dict[str, str], *, title: str) -> list[Axes]:
+    """What each method takes: a panel per quantity with a logarithmic axis, a dot per method with its number.
+
+    Args:
+        frame: one row per method: ``method`` and the quantities; 0 is drawn at the left edge.
+        quantities: column -> label with its unit.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(1, len(quantities), figsize=(8, 0.22 * len(frame) + 1.3), sharey=True, layout="constrained")
+    for axes, (column, label) in zip(grid, quantities.items(), strict=True):
+        positive = frame.loc[frame[column] > 0, column]
+        left = positive.min() / 3
+        for y, (method, value) in enumerate(zip(frame["method"], frame[column], strict=True)):
+            ours = method.startswith("coverage")
+            x = max(value, left)
+            axes.plot([left, x], [y, y], color="#CCCCCC", linewidth=1.5, zorder=1)
+            axes.plot(x, y, "o", color=COLOURS["forget" if ours else "vanilla"], markeredgecolor="black", zorder=2)
+            text = f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
+            if value >= 1e6:
+                text = f"{value / 1e6:.1f} M"
+            axes.text(x * 1.35, y, text, fontsize=9, va="center")
+        axes.set(xscale="log", xlim=(left, 12 * positive.max()), ylim=(len(frame) - 0.5, -0.5))
+        axes.set_xlabel(label, fontsize=9)
+        axes.minorticks_off()
+        axes.set_xticks([])
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_yticks(range(len(frame)), list(frame["method"]))
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+# ------------------------------------------------------------------------------------------------ ablations (notebook 07)
+
+
+def _range_over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Mean, smallest and largest value over the seeds, in per cent."""
+    return (100 * frame.groupby(keys, sort=False)["value"].agg(["mean", "min", "max"])).reset_index()
+
+
+def ablation_rows(frame: pd.DataFrame, before: pd.DataFrame, *, title: str) -> list[Axes]:
+    """What every setting forgets and what it keeps: a row per setting, a panel per set.
+
+    Filled marks are image + text, hollow ones text alone; a bar is the range over the seeds, a grey line the model before.
+
+    Args:
+        frame: one row per setting, seed, set (``"forget"``, ``"retain"``) and modality: ``setting``, ``set``, ``modality``,
+            ``value`` (0..1); settings in the order to draw.
+        before: the same without ``setting``, of the model before pruning.
+    """
+    import matplotlib.pyplot as plt
+
+    settings = list(dict.fromkeys(frame["setting"]))
+    spread = _range_over_seeds(frame, ["setting", "set", "modality"])
+    figure, grid = plt.subplots(1, 2, figsize=(8, 0.34 * len(settings) + 1.6), sharey=True, layout="constrained")
+    for axes, name in zip(grid, ("forget", "retain"), strict=True):
+        for modality, offset in (("multimodal", -0.14), ("text", 0.14)):
+            solid = modality == "multimodal"
+            line = 100 * before.loc[(before["set"] == name) & (before["modality"] == modality), "value"].mean()
+            axes.axvline(line, color=COLOURS["vanilla"], linewidth=1, linestyle="-" if solid else "--")
+            rows = spread[(spread["set"] == name) & (spread["modality"] == modality)].set_index("setting").loc[settings]
+            y = [row + offset for row in range(len(settings))]
+            axes.hlines(y, rows["min"], rows["max"], color=COLOURS[name], linewidth=3, alpha=0.4)
+            axes.scatter(
+                rows["mean"], y, s=36, color=COLOURS[name] if solid else "white", edgecolor=COLOURS[name], linewidth=1.5,
+                label=MODALITY_NAMES[modality], zorder=3, clip_on=False,
+            )  # fmt: skip
+        for row in range(len(settings) - 1):
+            axes.axhline(row + 0.5, color="#EEEEEE", linewidth=0.8, zorder=0)
+        direction = "left is better" if name == "forget" else "right is better"
+        axes.set(xlim=(-3, 103), ylim=(len(settings) - 0.4, -0.6), xlabel=f"exact answers in % ({direction})")
+        axes.set_title(f"{SET_NAMES[name]} set", color=COLOURS[name], fontsize=10)
+        axes.tick_params(left=False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    grid[0].set_yticks(range(len(settings)), settings, fontsize=9)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return list(grid)
+
+
+def ablation_curves(frame: pd.DataFrame, before: pd.DataFrame, *, label: str, title: str, n_columns: int = 3) -> list[Axes]:
+    """Forget (vermilion) and retain (blue) accuracy over one number on a log axis, a panel for everything else.
+
+    Solid lines are image + text, dashed ones text alone; the light band is the range over the seeds.
+
+    Args:
+        frame: one row per panel, x, seed, set (``"forget"``, ``"retain"``) and modality: ``panel``, ``x`` (positive), ``set``,
+            ``modality``, ``value`` (0..1).
+        before: one row per set and modality of the model before pruning; drawn as grey ticks at the right edge.
+        label: the number on the x axis, with its unit.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    panels = list(dict.fromkeys(frame["panel"]))
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    figure, grid = plt.subplots(
+        n_rows, n_columns, figsize=(8, 1.75 * n_rows + 1.1), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    spread = _range_over_seeds(frame, ["panel", "x", "set", "modality"]).sort_values("x")
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for name in ("forget", "retain"):
+            for modality in MODALITY_NAMES:
+                solid = modality == "multimodal"
+                rows = spread[(spread["panel"] == panel) & (spread["set"] == name) & (spread["modality"] == modality)]
+                axes.fill_between(rows["x"], rows["min"], rows["max"], color=COLOURS[name], alpha=0.18, linewidth=0)
+                axes.plot(
+                    rows["x"], rows["mean"], "o", linestyle="-" if solid else "--", color=COLOURS[name], markersize=4,
+                    markerfacecolor=COLOURS[name] if solid else "white",
+                )  # fmt: skip
+                level = 100 * before.loc[(before["set"] == name) & (before["modality"] == modality), "value"].mean()
+                axes.plot(1.0, level, "<", color=COLOURS["vanilla"], markersize=5, transform=axes.get_yaxis_transform(),
+                          clip_on=False)  # fmt: skip
+        axes.set(xscale="log", ylim=(0, 103))
+        axes.set_title(panel, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    values = sorted(set(frame["x"]))
+    ticks = values if len(values) <= 7 else values[:: -(-len(values) // 6)]
+    grid[0, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+    grid[0, 0].minorticks_off()
+    for axes in grid.flat:
+        axes.minorticks_off()
+    handles = [
+        Line2D([], [], color=COLOURS[name], linestyle=style, marker="o", markersize=4, markerfacecolor=face or COLOURS[name],
+               label=f"{name}, {MODALITY_NAMES[modality]}")
+        for name in ("forget", "retain")
+        for modality, style, face in (("multimodal", "-", None), ("text", "--", "white"))
+    ]  # fmt: skip
+    handles.append(Line2D([], [], color=COLOURS["vanilla"], linestyle="", marker="<", label="before"))
+    figure.supxlabel(f"{label} (log scale)", fontsize=10)
+    figure.supylabel("exact answers in %", fontsize=10)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return list(grid.flat[: len(panels)])
+
+
+def rank_plane(one, other, names: tuple[str, str], *, alpha: float, title: str) -> Axes:
+    """Do two scores agree? The percentile of every neuron under both; beyond the lines are the α % that each would prune.
+
+    Args:
+        one, other: a score per neuron; of equal ones all get the mean rank.
+        names: what to call them.
+        alpha: percentage of neurons that is pruned.
+    """
+    import matplotlib.pyplot as plt
+    from scipy.stats import rankdata
+
+    x, y = (100 * rankdata(values) / len(values) for values in (one, other))
+    figure, axes = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
+    picture = axes.hexbin(x, y, gridsize=25, extent=(0, 100, 0, 100), bins="log", mincnt=1, cmap="Greys")
+    both = (x > 100 - alpha) & (y > 100 - alpha)
+    axes.plot(x[both], y[both], ".", color=COLOURS["forget"], markersize=5)
+    for line in (axes.axvline, axes.axhline):
+        line(100 - alpha, color=COLOURS["forget"], linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 100.5), ylim=(0, 100.5), aspect="equal")
+    axes.set(xlabel=f"{names[0]}: percentile of the score", ylabel=f"{names[1]}: percentile of the score")
+    figure.colorbar(picture, label="neurons (log scale)", shrink=0.9)
+    axes.set_title(title, fontsize=11)
+    return axes
+
+
+def neuron_users(table: pd.DataFrame, people: Sequence[str], *, title: str) -> Axes:
+    """Who fires these neurons? A row per neuron, a column per person; dark is the person who fires it most.
+
+    Args:
+        table: mean |z| of each neuron (index) over the answers about each person (columns).
+        people: the set of each column, a key of :data:`COLOURS`; drawn as a strip above it.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn
+    from matplotlib.patches import Patch
+
+    figure, axes = plt.subplots(figsize=(8, 0.28 * len(table) + 1.7), layout="constrained")
+    relative = table.div(table.max(axis=1).clip(lower=1e-12), axis=0)
+    seaborn.heatmap(
+        relative, ax=axes, cmap="Greys", vmin=0, vmax=1, linewidths=0.5, linecolor="white",
+        cbar_kws={"label": "mean |z|, row maximum = 1"},
+    )  # fmt: skip
+    for column, name in enumerate(people):
+        axes.add_patch(plt.Rectangle((column, -0.6), 1, 0.5, color=COLOURS[name], clip_on=False, linewidth=0))
+    axes.set_yticks([row + 0.5 for row in range(len(table))], list(table.index), rotation=0, fontsize=9)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.set(xlabel=f"{len(people)} people", ylabel="")
+    axes.set_title(title, fontsize=11, pad=14)
+    handles = [Patch(color=COLOURS[name], label=f"{name} set") for name in dict.fromkeys(people)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    return axes
+
+
+def neuron_reading(image: Image, patches, tokens: Sequence[str], values: Sequence[float], *, title: str) -> list[Axes]:
+    """What one neuron reads: the patches of the portrait that drive it, and z at every token.
+
+    Args:
+        image: the portrait, cut into as many patches as ``patches`` has cells.
+        patches: [side, side], not negative; the more, the clearer the patch is seen.
+        tokens, values: the text of each token and z at it.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    patches = np.asarray(patches, dtype=float)
+    side = len(patches)
+    figure, pair = plt.subplots(
+        1, 2, figsize=(8, max(3.2, 0.17 * len(tokens) + 0.9)), width_ratios=(1.05, 1), layout="constrained"
+    )
+    size = 64 * side
+    veil = np.ones((size, size, 4))
+    relative = patches / max(patches.max(), 1e-12)
+    veil[..., 3] = np.kron(0.85 * (1 - relative), np.ones((64, 64)))
+    pair[0].imshow(image.convert("RGB").resize((size, size)))
+    pair[0].imshow(veil)
+    for row in range(side):
+        for column in range(side):
+            text = f"{100 * patches[row, column] / max(patches.sum(), 1e-12):.0f} %"
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.7}
+            pair[0].text(64 * column + 32, 64 * row + 54, text, ha="center", fontsize=9, bbox=box)
+    pair[0].set(xticks=[], yticks=[])
+    pair[0].spines[:].set_visible(False)
+    pair[0].set_title("which patches drive it", fontsize=10)
+    pair[1].barh(range(len(tokens)), values, color=COLOURS["language"], edgecolor="black", linewidth=0.5)
+    pair[1].set_yticks(range(len(tokens)), [token.replace("\n", "⏎").replace(" ", "␣") for token in tokens], fontsize=9)
+    pair[1].set(ylim=(len(tokens) - 0.4, -0.6), xlabel="z (no unit)")
+    pair[1].set_title("at which tokens it fires", fontsize=10)
+    pair[1].spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return list(pair)
+
+
+def found_planted(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
+    """How many of the planted neurons does each score find? A row per score; marks grow with the number of neurons chosen.
+
+    Args:
+        frame: one row per score, budget and draw: ``setting``, ``budget`` (neurons chosen, as a multiple of the planted ones)
+            and ``value`` (recall, 0..1); scores in the order to draw.
+        chance: recall of a random choice of as many neurons as were planted (0..1), a dotted line.
+    """
+    import matplotlib.pyplot as plt
+
+    settings, budgets = list(dict.fromkeys(frame["setting"])), sorted(set(frame["budget"]))
+    spread = _range_over_seeds(frame, ["setting", "budget"])
+    _, axes = plt.subplots(figsize=(8, 0.38 * len(settings) + 1.6), layout="constrained")
+    for step, budget in enumerate(budgets):
+        rows = spread[spread["budget"] == budget].set_index("setting").reindex(settings)
+        y = [row + 0.2 * (step - (len(budgets) - 1) / 2) for row in range(len(settings))]
+        axes.hlines(y, rows["min"], rows["max"], color=COLOURS["forget"], linewidth=3, alpha=0.4)
+        axes.scatter(
+            rows["mean"], y, s=22 * (step + 1), color=COLOURS["forget"], edgecolor="black", linewidth=0.5, zorder=3,
+            label=f"{budget:g} × as many neurons as planted",
+        )  # fmt: skip
+    axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(settings)), settings, fontsize=9)
+    axes.set(xlim=(-2, 102), ylim=(len(settings) - 0.4, -0.6), xlabel="planted neurons found in % (dotted: by luck)")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.tick_params(left=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
     return axes

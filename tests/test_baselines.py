@@ -320,3 +320,71 @@ def test_merit_needs_something_to_forget_and_to_keep():
         merit(*[VANILLA_ACCURACY[["retain"]]] * 3)
     with pytest.raises(ValueError, match="the target answers as many questions"):
         merit(VANILLA_ACCURACY, VANILLA_ACCURACY, VANILLA_ACCURACY)
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+@pytest.fixture
+def plotting():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from manu_utils import plotting
+
+    yield plotting
+    plt.close("all")
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_weights_of_ascent_are_drawn_as_lines(plotting):
+    frame = pd.DataFrame([{"loss": f"β = {b}", "ratio": x, "weight": b * x} for b in (1, 2) for x in (0.0, 0.5)])
+    axes = plotting.weight_of_ascent(frame, title="weights")
+    drawn = [list(line.get_ydata()) for line in axes.lines[:2]]
+    assert drawn == [[0, 0.5], [0, 1.0]] and {"β = 1", "β = 2"} <= set(labels(axes))
+
+
+def path_rows():
+    rows = [
+        {"method": "gd", "given": given, "strength": s, "modality": m, "forget": 0.5 / s, "retain": 0.9, "chosen": s == 2}
+        for given in ("both", "multimodal")
+        for s in (2, 1)
+        for m in MODALITIES
+    ]
+    point = pd.DataFrame([{"modality": m, "forget": 1.0, "retain": 0.8} for m in MODALITIES])
+    return pd.DataFrame(rows), point
+
+
+def test_paths_start_at_vanilla_and_follow_the_strength(plotting):
+    rows, vanilla = path_rows()
+    target = vanilla.assign(forget=0.1)
+    grid = plotting.paths(rows, vanilla, target, title="paths")
+    for axes in grid:
+        floor, *lines, start, star = axes.lines
+        assert [list(line.get_xdata()) for line in lines] == [[100, 50, 25]] * 2
+        assert [line.get_linestyle() for line in lines] == ["-", ":"]
+        assert list(floor.get_xdata()) == [10, 10] and list(star.get_xdata()) == [10] and list(start.get_ydata()) == [80]
+        sizes = [list(points.get_sizes()) for points in axes.collections]
+        assert all(small < large for small, large in sizes)
+    legend = [text.get_text() for text in grid[0].figure.legends[0].get_texts()]
+    assert legend == ["vanilla", "target", "gd", "gd, images only"]
+
+
+def test_the_plane_of_modalities_has_a_point_per_method(plotting):
+    frame = pd.DataFrame([("vanilla", "none", 1.0, 0.9), ("gd", "multimodal", 0.1, 0.8)],
+                         columns=["method", "given", "multimodal", "text"])  # fmt: skip
+    axes = plotting.modality_balance(frame, pd.Series({"multimodal": 0.1, "text": 0.2}), title="balance")
+    assert [points.get_offsets().tolist() for points in axes.collections] == [[[100, 90]], [[10, 80]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["vanilla", "gd, images only", "target"]
+
+
+def test_costs_are_written_out(plotting):
+    frame = pd.DataFrame({"method": ["random", "gd"], "seconds": [0.5, 20.0], "weights_changed": [0, 3_900_000]})
+    grid = plotting.costs(frame, {"seconds": "s", "weights_changed": "weights"}, title="costs")
+    assert [labels(axes) for axes in grid] == [["0.5", "20"], ["0", "3.9 M"]]
+    assert all(axes.get_xscale() == "log" for axes in grid)
