@@ -277,12 +277,11 @@ def measure_costs(results, entries):
         key = {"scale": SCALE, "seed": 0, "forget_ratio": 10, "method": method, "modalities": given}
         if (method, given) not in entries or results.has("comparison_cost", COST, **key):
             continue
-        started = time.process_time()
         base = base or in_a_process("nothing", given, 0, 0)["peak_mb"]
         cost = in_a_process(method, given, lr, strength)
         cost["peak_mb"] = round(max(0.0, cost["peak_mb"] - base))
         results.add("comparison_cost", COST, [key | {"strength": strength} | cost])
-        say(started, f"cost    {method}, {given}: {cost}")
+        print(f"{cost['seconds']:7.1f} s  cost    {method}, {given}: {cost}", flush=True)
 
 
 def in_a_process(*arguments):
@@ -303,12 +302,15 @@ def child(method, given, lr, strength):
 
     model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)  # a copy of the model counts, too
     started = time.process_time()
+    forget, retain = bench.training["forget"], bench.training["retain"]
     if method in METHODS:
-        bench.path(method, given, float(lr), [round(float(strength))], 0, lambda step: {})
+        forget = {m: forget[m] for m in modalities_of(given)}
+        options = {"lr": float(lr), "steps": round(float(strength)), "batch_size": BATCH}
+        unlearn_by_training(method, model, processor, forget, retain, **options, **QUIET)
     elif method == "rewrite":
-        rewrite(model, processor, bench.training["forget"], bench.sample(0), rounds=round(float(strength)), **QUIET)
+        rewrite(model, processor, forget, bench.sample(0), rounds=round(float(strength)), **QUIET)
     elif method != "nothing":
-        unlearn(model, processor, bench.training["forget"], bench.sample(0), variant=method, alpha=float(strength), **QUIET)
+        unlearn(model, processor, forget, bench.sample(0), variant=method, alpha=float(strength), **QUIET)
     seconds, peak = time.process_time() - started, own_peak_mb()
     changed = sum(int((value != bench.vanilla[name]).sum()) for name, value in model.named_parameters())
     print(json.dumps({
