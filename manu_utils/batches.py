@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .benchmark import Question
+from .benchmark import MODALITIES, Question
 
 LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
@@ -110,11 +110,124 @@ def batches(
         texts = [f"{prompt(q, processor)} {q.answer if with_answer else ''}" for q in part]
         lengths += [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
     groups = []
-    for modality in ("multimodal", "text"):
+    for modality in MODALITIES:
         indices = [index for index, question in enumerate(questions) if question.modality == modality]
         indices.sort(key=lambda index: -lengths[index])
         groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return ((group, encode([questions[i] for i in group], processor, with_answer, device)) for group in groups)
+
+
+def shared_batches(
+    questions: Sequence[Question],
+    processor,
+    batch_size: int,
+    with_answer: bool,
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """As :func:`batches`, but what questions begin with alike is in the batch once: for reading, not for training.
+
+    The questions about one image (one object) share a row, and so do the text questions with one prompt, such as the options
+    of a question. A row is a tree of tokens, each of which attends to what precedes it in its own question, so that a causal
+    language model computes the same hidden states as for every question by itself. A batch of r rows takes no more tokens
+    than ``batch_size`` of its longest question would. For processors of LLaVA, that repeat the image token once per feature.
+
+    Returns:
+        Pairs of (indices into ``questions``, batch): ``input_ids`` and ``position_ids`` int64 [r, t]; ``attention_mask`` bool
+        [r, 1, t, t], true where the token of the row may attend to that of the column; with images ``pixel_values`` float32
+        [r, 3, h, w]; ``reads`` int64 [m, 3], the question of the batch (ascending), row and position of every prediction
+        that is asked for: the first token after the prompt, or ``with_answer`` all tokens of the answer, end of sequence
+        included, which are in ``targets`` int64 [m].
+
+    Raises:
+        ValueError: batch_size below 1, or a prompt whose image tokens do not match the image's features.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is not positive.")
+    prompts = [prompt(question, processor) for question in questions]
+    groups: dict[object, list[int]] = {}
+    for index, question in enumerate(questions):
+        groups.setdefault(prompts[index] if question.image is None else id(question.image), []).append(index)
+    sequences, borders = _sequences(questions, prompts, processor, with_answer)
+    plan = []
+    for modality in MODALITIES:
+        rows = [
+            group[start : start + batch_size]
+            for group in groups.values()
+            if questions[group[0]].modality == modality
+            for start in range(0, len(group), batch_size)
+        ]
+        widths = {row[0]: len(_tree([sequences[index] for index in row])[0]) for row in rows}
+        rows.sort(key=lambda row: -widths[row[0]])
+        while rows:
+            longest = max(len(sequences[index]) for index in rows[0])
+            fit = max(1, batch_size * longest // widths[rows[0][0]])
+            plan.append(rows[:fit])
+            del rows[:fit]
+
+    def pack(rows: list[list[int]]) -> dict[str, Tensor]:
+        trees = [_tree([sequences[index] for index in row]) for row in rows]
+        size = (len(rows), max(len(tokens) for tokens, _ in trees))
+        ids, positions = torch.full(size, processor.tokenizer.pad_token_id), torch.zeros(size, dtype=torch.int64)
+        mask = torch.eye(size[1], dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row of the mask is empty
+        earlier = torch.ones(size[1], size[1], dtype=torch.bool).tril()
+        reads: list[tuple[int, int, int]] = []
+        targets: list[int] = []
+        for row, (tokens, paths) in enumerate(trees):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            for number, (index, path) in enumerate(zip(rows[row], paths, strict=True), sum(map(len, rows[:row]))):
+                nodes, t = torch.tensor(path), len(path)
+                positions[row, nodes] = torch.arange(t)
+                mask[row, nodes[:, None], nodes] = earlier[:t, :t]
+                read = path[borders[index] - 1 : -1] if with_answer else path[-1:]
+                reads += [(number, row, node) for node in read]
+                targets += sequences[index][borders[index] :]
+        batch = {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None], "reads": torch.tensor(reads)}
+        if with_answer:
+            batch["targets"] = torch.tensor(targets)
+        images = [questions[row[0]].image for row in rows]
+        if images[0] is not None:
+            batch["pixel_values"] = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            _check_image_tokens(batch, processor)
+        return {key: value.to(device) for key, value in batch.items()}
+
+    return (([index for row in rows for index in row], pack(rows)) for rows in plan)
+
+
+def _sequences(
+    questions: Sequence[Question], prompts: list[str], processor, with_answer: bool
+) -> tuple[list[list[int]], list[int]]:
+    """The tokens of every question, its image tokens included, and where its answer begins (``with_answer``; else its end)."""
+    tokenizer = processor.tokenizer
+    sequences = tokenizer(prompts)["input_ids"] if prompts else []
+    borders = [len(ids) for ids in sequences]
+    if with_answer and prompts:
+        texts = [f"{p} {q.answer}{tokenizer.eos_token}" for p, q in zip(prompts, questions, strict=True)]
+        whole = tokenizer(texts)["input_ids"]
+        borders = [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
+        sequences = whole
+    with_image = [index for index, question in enumerate(questions) if question.image is not None]
+    if with_image:
+        image_id = tokenizer.convert_tokens_to_ids(_image_token(processor))
+        first = encode([questions[with_image[0]]], processor, with_answer=False)["input_ids"]
+        features = (first == image_id).sum().item()  # LLaVA's images have one size
+        for index in with_image:
+            place = sequences[index].index(image_id)
+            sequences[index][place : place + 1] = [image_id] * features
+            borders[index] += features - 1
+    return sequences, borders
+
+
+def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """The tokens of the tree of some sequences, parents first, and the nodes of each sequence."""
+    nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node
+    paths = []
+    for sequence in sequences:
+        node, path = -1, []
+        for token in sequence:
+            node = nodes.setdefault((node, token), len(nodes))
+            path.append(node)
+        paths.append(path)
+    return [token for _, token in nodes], paths
 
 
 def _image_token(processor) -> str:

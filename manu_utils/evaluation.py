@@ -11,7 +11,6 @@ import os
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batches import batches
+from .batches import batches, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .progress import bar
 from .training import answer_logits
@@ -49,7 +48,8 @@ def generate_answers(
 ) -> list[str]:
     """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
 
-    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory.
+    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes what
+    questions share once (:func:`manu_utils.batches.shared_batches`); other models go through their own ``generate``.
 
     Raises:
         ValueError: no questions, or max_new_tokens or batch_size below 1.
@@ -71,8 +71,9 @@ def generate_answers(
 
     @torch.no_grad()
     def write(batch: dict[str, Tensor]) -> Tensor:
-        with _last_position_only(model):
-            return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
+        if "reads" in batch:
+            return _continue(model, batch, greedy)
+        return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
 
     for indices, new in _in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
         for index, text in zip(indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
@@ -97,13 +98,12 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
     questions = [replace(question, answer=truth_of(question)) for question in questions]
     right = torch.zeros(len(questions), dtype=torch.bool)
 
-    def missed(batch: dict[str, Tensor]) -> Tensor:
-        logits, targets, rows = answer_logits(model, batch)
-        wrong = (logits.argmax(-1) != targets).float()
-        return torch.zeros(len(batch["input_ids"]), device=rows.device).index_add_(0, rows, wrong)
+    def share_right(batch: dict[str, Tensor]) -> Tensor:
+        logits, targets, rows = _answer_logits(model, batch)
+        return _mean_per_question((logits.argmax(-1) == targets).float(), rows)
 
-    for indices, wrong in _in_batches(missed, model, processor, questions, batch_size, True, progress, "known"):
-        right[indices] = (wrong == 0).cpu()
+    for indices, share in _in_batches(share_right, model, processor, questions, batch_size, True, progress, "known"):
+        right[indices] = (share == 1).cpu()
     return right
 
 
@@ -141,10 +141,8 @@ def likeliest_options(
     likelihood = torch.zeros(len(asked))
 
     def mean_log_likelihood(batch: dict[str, Tensor]) -> Tensor:
-        logits, targets, rows = answer_logits(model, batch)
-        of_token = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        total = torch.zeros(len(batch["input_ids"]), device=rows.device).index_add_(0, rows, of_token)
-        return total / batch["answer_mask"].sum(1)
+        logits, targets, rows = _answer_logits(model, batch)
+        return _mean_per_question(logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows)
 
     for indices, means in _in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options"):
         likelihood[indices] = means.cpu()
@@ -152,20 +150,104 @@ def likeliest_options(
     return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
 
 
-@contextmanager
-def _last_position_only(model) -> Iterator[None]:
-    """Skip the language model's last MLP at every position but the last, whose logits alone are read.
+def _shares(model) -> bool:
+    """Whether :func:`shared_batches` is known to give the same answers: LLaVA on a Llama, whose attention takes any mask."""
+    from transformers import LlavaForConditionalGeneration
 
-    In a model of three layers that is a third of a forward pass. The output broadcasts onto the residual stream.
+    if not isinstance(model, LlavaForConditionalGeneration) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return False
+    text = model.config.get_text_config()
+    return text.model_type == "llama" and text._attn_implementation in ("sdpa", "eager")
+
+
+def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`manu_utils.training.answer_logits`, for shared batches as well."""
+    if "reads" not in batch:
+        return answer_logits(model, batch)
+    hidden, _ = _read(model, batch, use_cache=False)
+    return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
+
+
+def _mean_per_question(values: Tensor, rows: Tensor) -> Tensor:
+    """Mean of ``values`` float [m] by the question ``rows`` int64 [m] that each belongs to: float [n_questions]."""
+    counts = rows.bincount()
+    return values.new_zeros(len(counts)).index_add_(0, rows, values) / counts
+
+
+def _read(model, batch: dict[str, Tensor], use_cache: bool) -> tuple[Tensor, object]:
+    """The last hidden states [m, hidden] where a shared batch is to be read, and the cache of keys and values.
+
+    The last MLP is computed nowhere else; in a model of three layers that is a third of a forward pass.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
-    mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
-    hook = mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, -1:], *inputs[1:])) if mlp is not None else None
+    _, row, position = batch["reads"].T
+    names = ("input_ids", "position_ids", "pixel_values")
+    inputs = {name: batch[name] for name in names if name in batch}
+
+    def widen(module, inputs: tuple[Tensor], read: Tensor) -> Tensor:
+        whole = read.new_zeros(*batch["input_ids"].shape, read.shape[-1])
+        whole[row, position] = read
+        return whole
+
+    mlp = model.get_decoder().layers[-1].mlp
+    hooks = (
+        mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0][row, position],)),
+        mlp.register_forward_hook(widen),
+    )
     try:
-        yield
+        output = model.model(**inputs, attention_mask=_additive(batch["attention_mask"], model.dtype), use_cache=use_cache)
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
+    return output.last_hidden_state[row, position], output.past_key_values
+
+
+def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
+    """What ``generate`` would write after each question of a shared batch: int64 [n_questions, up to max_new_tokens].
+
+    The questions of a row go on side by side, blind to each other; a row is dropped when all of them have ended.
+
+    Args:
+        greedy: the ``GenerationConfig``, of which ``max_new_tokens``, ``eos_token_id`` and ``pad_token_id`` are read.
+    """
+    hidden, cache = _read(model, batch, use_cache=True)
+    head, pad = model.get_output_embeddings(), greedy.pad_token_id
+    ends = torch.tensor(greedy.eos_token_id, device=hidden.device)
+    _, row, position = batch["reads"].T
+    counts = row.bincount()
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # of the question in its row
+    r, q = len(counts), int(counts.max())
+
+    def side_by_side(of_question: Tensor, fill: int) -> Tensor:
+        table = of_question.new_full((r, q, *of_question.shape[1:]), fill)  # rows have fewer than q questions, too
+        table[row, place] = of_question
+        return table
+
+    tokens = side_by_side(head(hidden).argmax(-1), pad)
+    positions = side_by_side(batch["position_ids"][row, position], 0)
+    seen = side_by_side(batch["attention_mask"][row, 0, position], 0)  # [r, q, t]
+    running = side_by_side(torch.ones_like(row, dtype=torch.bool), 0)
+    rows = torch.arange(r, device=row.device)  # that are left
+    written = tokens.new_full((r, q, greedy.max_new_tokens), pad)
+    for step in range(greedy.max_new_tokens):
+        written[rows, :, step] = tokens.where(running, pad)
+        running = running & ~torch.isin(tokens, ends)
+        left = running.any(1)
+        if step + 1 == greedy.max_new_tokens or not left.any():
+            break
+        if not left.all():
+            cache.batch_select_indices(left.nonzero()[:, 0])
+            tokens, positions, seen, running, rows = (x[left] for x in (tokens, positions, seen, running, rows))
+        itself = torch.eye(q, dtype=torch.bool, device=seen.device).expand(len(rows), q, q)
+        seen, positions = torch.cat([seen, itself], dim=-1), positions + 1
+        mask = _additive(seen[:, None], model.dtype)
+        output = model.model(input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache)
+        tokens = head(output.last_hidden_state).argmax(-1)
+    return written[row, place]
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to the attention scores: 0 where allowed, else the lowest number."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def _in_batches(
@@ -173,13 +255,14 @@ def _in_batches(
     batch_size: int, with_answer: bool, progress: bool, name: str,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
     """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size."""
+    make = shared_batches if _shares(model) else batches
     todo = list(range(len(questions)))
     with bar(total=len(questions), desc=name, shown=progress) as shown:
         while todo:
             done: set[int] = set()
             try:
                 chosen = [questions[index] for index in todo]
-                for positions, batch in batches(chosen, processor, batch_size, with_answer, model.device):
+                for positions, batch in make(chosen, processor, batch_size, with_answer, model.device):
                     result = work(batch)
                     indices = [todo[position] for position in positions]
                     done.update(indices)

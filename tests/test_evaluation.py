@@ -113,23 +113,124 @@ def test_known_is_generating_the_truth(trained, benchmark, two_sets):
 
 def test_half_the_batch_when_memory_runs_out(tiny_model, two_sets, monkeypatch, capsys):
     model, processor = tiny_model
-    questions = questions_of(two_sets["forget"], ["cloze"])
+    questions = questions_of(two_sets["forget"], ["cloze"], ["text"])
     expected = generate_answers(model, processor, questions, max_new_tokens=2, **QUIET)
-    generate, sizes = model.generate, []
+    for owner, name in ((model.model, "forward"), (model, "generate")):  # the shared and the plain path
+        run, sizes = getattr(owner, name), []
 
-    def short_of_memory(**inputs):
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
+        def short_of_memory(run=run, sizes=sizes, **inputs):
+            if inputs["input_ids"].shape[1] > 1:  # not a later token
+                sizes.append(len(inputs["input_ids"]))
+            if sizes[-1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return run(**inputs)
 
-    monkeypatch.setattr(model, "generate", short_of_memory)
-    assert generate_answers(model, processor, questions, max_new_tokens=2, batch_size=4, **QUIET) == expected
-    assert capsys.readouterr().out == "out of memory; going on with batches of 2\n"
-    assert sizes == [4, 2, 2, 2, 2]
-    monkeypatch.setattr(model, "generate", lambda **inputs: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
-    with pytest.raises(torch.OutOfMemoryError):
-        generate_answers(model, processor, questions, max_new_tokens=2, batch_size=1, **QUIET)
+        with monkeypatch.context() as patch:
+            patch.setattr("manu_utils.evaluation._shares", lambda model, owner=owner: owner is not model)
+            patch.setattr(owner, name, short_of_memory)
+            assert generate_answers(model, processor, questions, max_new_tokens=2, batch_size=4, **QUIET) == expected
+            assert capsys.readouterr().out == "out of memory; going on with batches of 2\n"
+            assert sizes == [4, 2, 2]
+            patch.setattr(owner, name, lambda **inputs: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+            with pytest.raises(torch.OutOfMemoryError):
+                generate_answers(model, processor, questions, max_new_tokens=2, batch_size=1, **QUIET)
+
+
+@pytest.fixture
+def by_generate(monkeypatch):
+    """Calls a function with the plain path forced: a left-padded row per question, through `generate`."""
+
+    def call(function, *arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("manu_utils.evaluation._shares", lambda model: False)
+            return function(*arguments, **options)
+
+    return call
+
+
+def test_sharing_gives_what_generate_gives_one_at_a_time(trained, benchmark, by_generate):
+    """On the miniature: every task and modality, several images of a person, sets that share their text questions."""
+    sets = {"forget": benchmark.forget.select([5]), "test": benchmark.test.select([5]),
+            "celebrity": benchmark.celebrity.select([0])}  # fmt: skip
+    expected = by_generate(evaluate, *trained, sets, batch_size=1, **QUIET)
+    assert {*expected["task"]} == {*TASKS} and {*expected["modality"]} == {*MODALITIES}
+    for size in (64, 5):
+        pd.testing.assert_frame_equal(evaluate(*trained, sets, batch_size=size, **QUIET), expected)
+
+
+def test_sharing_gives_what_generate_gives_for_any_weights(tiny_model, two_sets, by_generate):
+    questions = questions_of(two_sets["forget"])[::2]
+    expected = by_generate(generate_answers, *tiny_model, questions, max_new_tokens=12, **QUIET)
+    for size in (64, 5):
+        assert generate_answers(*tiny_model, questions, max_new_tokens=12, batch_size=size, **QUIET) == expected
+    expected = by_generate(known, *tiny_model, questions, **QUIET)
+    assert known(*tiny_model, questions, **QUIET).equal(expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_attention_of_a_shared_row_is_that_of_its_questions(double_model, two_sets, attention, by_generate):
+    """The mean log-likelihoods themselves, not only their order."""
+    model, processor = double_model
+    before = model.config._attn_implementation
+    questions = questions_of(two_sets["forget"], ["classification"])
+    scores = []
+
+    def capture(values, rows):
+        scores.append(values)
+        return values.new_zeros(int(rows.max()) + 1).index_add_(0, rows, values)
+
+    model.set_attn_implementation(attention)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("manu_utils.evaluation._mean_per_question", capture)
+            likeliest_options(model, processor, questions, **QUIET)
+            shared = torch.cat(scores).sort().values
+            scores.clear()
+            by_generate(likeliest_options, model, processor, questions, batch_size=1, **QUIET)
+    finally:
+        model.set_attn_implementation(before)
+    torch.testing.assert_close(shared, torch.cat(scores).sort().values, rtol=0, atol=1e-5)  # log-softmax is in float32
+
+
+def test_rows_that_have_ended_are_dropped(trained, benchmark, by_generate, monkeypatch):
+    model, processor = trained
+    questions = questions_of(benchmark.forget.select(range(4)), ["cloze", "generation"])
+    forward, shapes = model.model.forward, []
+
+    def watch(**inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model, "forward", watch)
+        answers = generate_answers(model, processor, questions, **QUIET)
+    assert answers == by_generate(generate_answers, model, processor, questions, **QUIET)
+    # a row per portrait object (one of each task and person) with two questions; then a row per text question
+    text = next(i for i, (r, _) in enumerate(shapes) if r == 16)
+    for (first, *later), r, q in ((shapes[:text], 8, 2), (shapes[text:], 16, 1)):
+        assert first[0] == r and {width for _, width in later} == {q}
+        left = [rows for rows, _ in later]
+        assert left == sorted(left, reverse=True) and left[-1] < r
+
+
+def test_other_models_take_the_plain_path(tiny_model, two_sets, monkeypatch):
+    """What is not known to give the same answers is left to `generate`: other architectures, other attention."""
+    model, processor = tiny_model
+    questions = questions_of(two_sets["forget"], ["cloze"], ["text"])
+    expected = generate_answers(model, processor, questions, max_new_tokens=3, **QUIET)
+    generate, calls = model.generate, []
+    monkeypatch.setattr(model, "generate", lambda **inputs: calls.append(1) or generate(**inputs))
+    assert generate_answers(model, processor, questions, max_new_tokens=3, **QUIET) == expected
+    assert not calls
+    monkeypatch.setattr(model, "hf_device_map", {"model.vision_tower": 0, "lm_head": 1}, raising=False)
+    assert generate_answers(model, processor, questions, max_new_tokens=3, **QUIET) == expected
+    assert calls
+    monkeypatch.undo()
+    calls.clear()
+    monkeypatch.setattr(model, "generate", lambda **inputs: calls.append(1) or generate(**inputs))
+    monkeypatch.setattr("transformers.LlavaForConditionalGeneration", type("Another", (), {}))
+    assert generate_answers(model, processor, questions, max_new_tokens=3, **QUIET) == expected
+    assert calls
 
 
 def test_likelihood_is_that_of_the_options_as_short_answers(tiny_model, table, two_sets):
