@@ -1,9 +1,11 @@
-# make tutorial   run notebooks 00-05 on the bundled miniature, results in build/
+# make tutorial   run notebooks 00-08 on the bundled miniature, results in build/
 # make test       unit tests, notebook hygiene, then every notebook against its stored outputs
 # make lab        open JupyterLab in notebooks/
 # make notebooks  re-execute the notebooks and store their outputs
 # make mini-data  rebuild data/mllmu_mini (SEED=0)
 # make mini-model rebuild data/tiny_llava (SEED=0; DENSE=1 builds the twin without the sparsity penalty)
+# make retrained  train the retrained reference of each forget ratio into build/retrained (20 minutes each on one core)
+# make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
 # make bench      speed and memory ratios, build/bench.csv
 # make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork)
 # make clean      remove build/ and caches; `make distclean` also removes .venv/
@@ -22,7 +24,9 @@ RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_
 NBVAL := -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
          --nbval-cell-timeout=600
 
-.PHONY: tutorial test lab notebooks mini-data mini-model bench repository clean distclean
+RATIOS ?= 5 10 15
+
+.PHONY: tutorial test lab notebooks mini-data mini-model retrained sweeps bench repository clean distclean
 
 tutorial: $(READY)
 	$(RUN) $(PY) notebooks/run_all.py
@@ -43,6 +47,13 @@ mini-data: $(READY)
 
 mini-model: $(READY)
 	$(PY) -m manu_utils.miniature model --seed $(SEED) $(if $(DENSE),--dense)
+
+retrained: $(READY)
+	for ratio in $(RATIOS); do $(PY) -m manu_utils.miniature retrained --forget-ratio $$ratio || exit 1; done
+
+sweeps: $(READY)
+	$(PY) benchmarks/compare.py
+	$(PY) benchmarks/ablate.py
 
 bench: $(READY)
 	$(RUN) $(PY) benchmarks/bench_scoring.py
