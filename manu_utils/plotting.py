@@ -973,7 +973,7 @@ def ablation_curves(frame: pd.DataFrame, before: pd.DataFrame, *, label: str, ti
     Args:
         frame: one row per panel, x, seed, set (``"forget"``, ``"retain"``) and modality: ``panel``, ``x`` (positive), ``set``,
             ``modality``, ``value`` (0..1).
-        before: one row per set and modality of the model before pruning; drawn as grey ticks at the right edge.
+        before: one row per set and modality of the model before pruning; drawn as grey arrows at the right edge.
         label: the number on the x axis, with its unit.
     """
     import matplotlib.pyplot as plt
@@ -983,7 +983,7 @@ def ablation_curves(frame: pd.DataFrame, before: pd.DataFrame, *, label: str, ti
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     figure, grid = plt.subplots(
-        n_rows, n_columns, figsize=(8, 1.75 * n_rows + 1.1), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        n_rows, n_columns, figsize=(8, 1.7 * n_rows + 1.2), sharey=True, squeeze=False, layout="constrained"
     )
     spread = _range_over_seeds(frame, ["panel", "x", "set", "modality"]).sort_values("x")
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -999,17 +999,16 @@ def ablation_curves(frame: pd.DataFrame, before: pd.DataFrame, *, label: str, ti
                 level = 100 * before.loc[(before["set"] == name) & (before["modality"] == modality), "value"].mean()
                 axes.plot(1.0, level, "<", color=COLOURS["vanilla"], markersize=5, transform=axes.get_yaxis_transform(),
                           clip_on=False)  # fmt: skip
-        axes.set(xscale="log", ylim=(0, 103))
+        axes.set(xscale="log", ylim=(0, 103), yticks=range(0, 101, 25))
+        ticks = _thinned(sorted(set(spread.loc[spread["panel"] == panel, "x"])))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+        axes.minorticks_off()
         axes.set_title(panel, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
-    values = sorted(set(frame["x"]))
-    ticks = values if len(values) <= 7 else values[:: -(-len(values) // 6)]
-    grid[0, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
-    grid[0, 0].minorticks_off()
-    for axes in grid.flat:
-        axes.minorticks_off()
+    for axes in grid[-1]:
+        axes.set(xlabel=f"{label} (log scale)")
     handles = [
         Line2D([], [], color=COLOURS[name], linestyle=style, marker="o", markersize=4, markerfacecolor=face or COLOURS[name],
                label=f"{name}, {MODALITY_NAMES[modality]}")
@@ -1017,11 +1016,20 @@ def ablation_curves(frame: pd.DataFrame, before: pd.DataFrame, *, label: str, ti
         for modality, style, face in (("multimodal", "-", None), ("text", "--", "white"))
     ]  # fmt: skip
     handles.append(Line2D([], [], color=COLOURS["vanilla"], linestyle="", marker="<", label="before"))
-    figure.supxlabel(f"{label} (log scale)", fontsize=10)
-    figure.supylabel("exact answers in %", fontsize=10)
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    for row in grid:
+        row[0].set(ylabel="exact answers in %")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return list(grid.flat[: len(panels)])
+
+
+def _thinned(ticks: Sequence[float]) -> list[float]:
+    """Ticks of a log axis that leave room for their labels: none closer than a seventh of the axis to the one before."""
+    kept = list(ticks[:1])
+    for tick in ticks[1:]:
+        if tick / kept[-1] >= (ticks[-1] / ticks[0]) ** (1 / 7):
+            kept.append(tick)
+    return kept
 
 
 def rank_plane(one, other, names: tuple[str, str], *, alpha: float, title: str) -> Axes:
@@ -1072,7 +1080,7 @@ def neuron_users(table: pd.DataFrame, people: Sequence[str], *, title: str) -> A
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.set(xlabel=f"{len(people)} people", ylabel="")
-    axes.set_title(title, fontsize=11, pad=14)
+    axes.set_title(title, fontsize=11, pad=22)
     handles = [Patch(color=COLOURS[name], label=f"{name} set") for name in dict.fromkeys(people)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return axes
@@ -1129,7 +1137,7 @@ def found_planted(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
 
     settings, budgets = list(dict.fromkeys(frame["setting"])), sorted(set(frame["budget"]))
     spread = _range_over_seeds(frame, ["setting", "budget"])
-    _, axes = plt.subplots(figsize=(8, 0.38 * len(settings) + 1.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.38 * len(settings) + 1.6), layout="constrained")
     for step, budget in enumerate(budgets):
         rows = spread[spread["budget"] == budget].set_index("setting").reindex(settings)
         y = [row + 0.2 * (step - (len(budgets) - 1) / 2) for row in range(len(settings))]
@@ -1141,7 +1149,7 @@ def found_planted(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
     axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(settings)), settings, fontsize=9)
     axes.set(xlim=(-2, 102), ylim=(len(settings) - 0.4, -0.6), xlabel="planted neurons found in % (dotted: by luck)")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(budgets), frameon=False, fontsize=9)
     axes.tick_params(left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(title, fontsize=11)

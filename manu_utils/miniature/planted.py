@@ -58,7 +58,7 @@ def plant(
     steps: int = 300,
     batch_size: int = 32,
     lr: float = 3e-3,
-    quiet: float = 0.1,
+    quiet: float = 0.3,
     seed: int = 0,
     watch: Callable[[], dict] | None = None,
     every: int = 50,
@@ -69,8 +69,8 @@ def plant(
     Args:
         questions: modality -> training questions. Those of people without neurons teach nothing but silence.
         owners: from :func:`draw_owners`.
-        quiet: weight of what the other owners' neurons are told by a row: to be silent on it, as in the penalty of the
-            miniature. With 0 they fire for everybody, and pruning one person's neurons breaks the answers about all.
+        quiet: weight of what the other owners' neurons are told by a row, reached after half of the steps: to be silent on it,
+            as in the penalty of the miniature. With 0 they fire for everybody, and pruning one person's breaks all answers.
         watch, every: see :func:`manu_utils.training.optimise`.
 
     Returns:
@@ -94,7 +94,7 @@ def plant(
             mine[:] = [torch.stack(layer)[:, None] for layer in zip(*masks, strict=True)]
             noise.clear()
             batch = encode(rows, processor, with_answer=True, device=model.device)
-            losses.append(answer_loss(model, batch) + quiet * sum(noise))
+            losses.append(answer_loss(model, batch) + quiet * min(1.0, 2 * (step + 1) / steps) * sum(noise))
         return sum(losses)
 
     model.requires_grad_(False)
