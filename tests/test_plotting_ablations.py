@@ -1,0 +1,100 @@
+"""The figures of notebook 07 draw the rows that they are given."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+from manu_utils import plotting  # noqa: E402
+
+MODALITIES = ("multimodal", "text")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def rows(**columns):
+    """One row per combination of the values of each column; the value differs in every row."""
+    frame = pd.DataFrame(itertools.product(*columns.values()), columns=list(columns))
+    return frame.assign(value=np.linspace(0.1, 0.9, len(frame)))
+
+
+@pytest.fixture
+def before():
+    return rows(set=["forget", "retain"], modality=MODALITIES)
+
+
+def test_ablation_rows(before):
+    frame = rows(setting=["b", "a", "c"], seed=[0, 1], set=["forget", "retain"], modality=MODALITIES)
+    grid = plotting.ablation_rows(frame, before, title="title")
+    assert [text.get_text() for text in grid[0].get_yticklabels()] == ["b", "a", "c"]
+    for axes, name in zip(grid, ("forget", "retain"), strict=True):
+        for modality, marks in zip(MODALITIES, axes.collections[1::2], strict=True):
+            part = frame[(frame["set"] == name) & (frame["modality"] == modality)]
+            expected = 100 * part.groupby("setting", sort=False)["value"].mean()
+            np.testing.assert_allclose(marks.get_offsets()[:, 0], expected)
+    assert grid[0].figure.get_suptitle() == "title"
+
+
+def test_ablation_curves(before):
+    frame = rows(panel=["one", "two"], x=[10.0, 1.0, 100.0], seed=[0, 1], set=["forget", "retain"], modality=MODALITIES)
+    panels = plotting.ablation_curves(frame, before, label="x", title="title", n_columns=2)
+    assert [axes.get_title() for axes in panels] == ["one", "two"]
+    lines = [line for line in panels[1].lines if len(line.get_xdata()) == 3]
+    for line, (name, modality) in zip(lines, itertools.product(["forget", "retain"], MODALITIES), strict=True):
+        part = frame[(frame["panel"] == "two") & (frame["set"] == name) & (frame["modality"] == modality)]
+        mean = 100 * part.groupby("x")["value"].mean()
+        assert list(line.get_xdata()) == [1, 10, 100]
+        np.testing.assert_allclose(line.get_ydata(), mean)
+        assert line.get_color() == plotting.COLOURS[name] and (line.get_linestyle() == "-") == (modality == "multimodal")
+
+
+def test_ticks_leave_room_for_their_labels():
+    assert plotting._thinned([0.5, 1, 2, 3, 5, 7, 10, 15, 20]) == [0.5, 1, 2, 5, 10, 20]
+    assert plotting._thinned([1.0, 6.0]) == [1, 6] and plotting._thinned([3.0]) == [3]
+
+
+def test_rank_plane_marks_what_both_choose():
+    one = np.arange(100.0)
+    other = np.concatenate([np.arange(95.0), [99, 98, 0, 1, 2]])
+    axes = plotting.rank_plane(one, other, ("first", "second"), alpha=5, title="title")
+    marks = next(line for line in axes.lines if line.get_marker() == ".")
+    assert len(marks.get_xdata()) == 2
+    assert axes.get_xlabel().startswith("first") and axes.get_ylabel().startswith("second")
+
+
+def test_neuron_users_are_relative_to_the_largest():
+    table = pd.DataFrame([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]], index=["language 0, 1", "language 1, 2"], columns=list("abc"))
+    axes = plotting.neuron_users(table, ["forget", "retain", "retain"], title="title")
+    np.testing.assert_allclose(axes.collections[0].get_array().reshape(2, 3), [[1, 0.5, 0], [0, 0, 0]])
+    strip = [patch.get_facecolor() for patch in axes.patches]
+    colours = [matplotlib.colors.to_rgba(plotting.COLOURS[name]) for name in ("forget", "retain", "retain")]
+    assert strip == colours
+
+
+def test_neuron_reading():
+    image = PIL.Image.new("RGB", (10, 10), "red")
+    picture, bars = plotting.neuron_reading(image, [[3.0, 1.0], [0.0, 0.0]], ["a", " b"], [0.5, -1.0], title="title")
+    assert [text.get_text() for text in picture.texts] == ["75 %", "25 %", "0 %", "0 %"]
+    assert [patch.get_width() for patch in bars.patches] == [0.5, -1.0]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["a", "␣b"]
+    plotting.neuron_reading(image, [[0.0]], ["a"], [0.0], title="a silent neuron")
+
+
+def test_found_planted():
+    frame = rows(setting=["coverage", "paper"], budget=[0.5, 1.0], seed=[0, 1])
+    axes = plotting.found_planted(frame, chance=0.05, title="title")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["coverage", "paper"]
+    for budget, marks in zip([0.5, 1.0], axes.collections[1::2], strict=True):
+        expected = 100 * frame[frame["budget"] == budget].groupby("setting", sort=False)["value"].mean()
+        np.testing.assert_allclose(marks.get_offsets()[:, 0], expected)
