@@ -46,6 +46,7 @@ from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons
 
 ROOT = Path(__file__).resolve().parents[1]
 RETRAINED = ROOT / "build" / "retrained"
+LOCKS = ROOT / "build"
 SCALE = "tiny"
 RATES = (1e-4, 3e-4)  # learning rates to choose from
 STEPS = (6, 12, 24, 48)  # one path through all of them
@@ -204,7 +205,9 @@ class Results:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         about = folder / "comparison.json"
-        with FileLock(f"{about}.lock"):
+        LOCKS.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(LOCKS / "comparison.lock")
+        with self.lock:
             if not about.exists() or json.loads(about.read_text(encoding="utf-8"))["state"] != state:
                 for name in ("comparison", "comparison_cost", "comparison_choice"):
                     (folder / f"{name}.csv").unlink(missing_ok=True)
@@ -216,9 +219,13 @@ class Results:
         return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
     def add(self, name, columns, rows):
+        """Write the rows of one method, in place of any that another process wrote meanwhile."""
         path = self.folder / f"{name}.csv"
-        with FileLock(f"{path}.lock"):
-            frame = pd.concat([self.read(name, columns), pd.DataFrame(rows, columns=columns)]).round(4)
+        new = pd.DataFrame(rows, columns=columns)
+        key = [column for column in KEYS if column in columns]
+        with self.lock:
+            old = self.read(name, columns)
+            frame = pd.concat([old[(old[key] != new[key].iloc[0]).any(axis=1)], new]).round(4)
             part = path.with_name(f".{path.name}.part")
             frame.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
             os.replace(part, path)
