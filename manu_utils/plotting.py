@@ -1144,7 +1144,7 @@ def found_planted(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
         axes.hlines(y, rows["min"], rows["max"], color=COLOURS["forget"], linewidth=3, alpha=0.4)
         axes.scatter(
             rows["mean"], y, s=22 * (step + 1), color=COLOURS["forget"], edgecolor="black", linewidth=0.5, zorder=3,
-            label=f"{budget:g} × as many neurons as planted",
+            label=f"{budget:g} × as many as planted",
         )  # fmt: skip
     axes.axvline(100 * chance, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(settings)), settings, fontsize=9)
