@@ -177,6 +177,15 @@ def test_trade_off_starts_at_vanilla_and_follows_alpha():
             np.testing.assert_allclose(line.get_ydata(), [98, 98, 95, 90])
 
 
+def test_frontier_draws_a_line_per_modality_beside_the_diagonal():
+    rows = [{"modality": m, "forget": 10.0 * k, "retain": 5.0 * k * (1 + (m == "text"))} for m in MODALITIES for k in range(4)]
+    diagonal, *lines = plotting.frontier(pd.DataFrame(rows), title="t").lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
+    for line, factor in zip(lines, (5.0, 10.0), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), factor * np.arange(4))
+        np.testing.assert_allclose(line.get_ydata(), 10.0 * np.arange(4))
+
+
 def test_balance_writes_the_gap():
     axes = FIGURES["balance"](None)
     assert {"5", "10"} <= set(texts(axes))
