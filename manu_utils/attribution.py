@@ -19,7 +19,7 @@ from .batches import batches
 from .benchmark import Question
 from .neurons import check_alpha, find_neurons
 from .progress import bar
-from .training import answer_logits
+from .training import answer_logits, gradients_of
 
 
 def token_rarity(questions: Sequence[Question], tokenizer) -> Tensor:
@@ -104,41 +104,37 @@ def collect_attribution(
 
         return hook
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = []
-    try:
-        hooks += [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
-        total = math.ceil(len(questions) / batch_size)
-        for indices, batch in bar(work, total=total, desc="attribution", shown=progress):
-            inputs_of.clear()
-            with torch.enable_grad():
-                margin = answer_margins(model, batch, rarity).sum()
-                paths = list(inputs_of)
-                gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
-            gradient_of = dict(zip(paths, gradients, strict=True))
-            parts = []
-            for mlp in mlps:
-                gradient = gradient_of.get(mlp.path)
-                if gradient is None:  # not on the way to the answer: no image, or after the feature layer
-                    parts.append(torch.zeros(len(indices), mlp.size))
-                    continue
-                product = (inputs_of[mlp.path].detach() * gradient).float().reshape(len(indices), -1, mlp.size)
-                parts.append(product.sum(1).clamp(min=0).cpu())
-            rows = torch.cat(parts, dim=1)
-            if not torch.isfinite(rows).all():
-                raise ValueError("the attribution is not finite; load the model in float32 or bfloat16.")
-            if reduce:
-                result += _normalise(rows).sum(0) / len(questions)
-            else:
-                result[indices] = rows
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    with gradients_of(model):
+        try:
+            hooks += [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
+            work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
+            total = math.ceil(len(questions) / batch_size)
+            for indices, batch in bar(work, total=total, desc="attribution", shown=progress):
+                inputs_of.clear()
+                with torch.enable_grad():
+                    margin = answer_margins(model, batch, rarity).sum()
+                    paths = list(inputs_of)
+                    gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
+                gradient_of = dict(zip(paths, gradients, strict=True))
+                parts = []
+                for mlp in mlps:
+                    gradient = gradient_of.get(mlp.path)
+                    if gradient is None:  # not on the way to the answer: no image, or after the feature layer
+                        parts.append(torch.zeros(len(indices), mlp.size))
+                        continue
+                    product = (inputs_of[mlp.path].detach() * gradient).float().reshape(len(indices), -1, mlp.size)
+                    parts.append(product.sum(1).clamp(min=0).cpu())
+                rows = torch.cat(parts, dim=1)
+                if not torch.isfinite(rows).all():
+                    raise ValueError("the attribution is not finite; load the model in float32 or bfloat16.")
+                if reduce:
+                    result += _normalise(rows).sum(0) / len(questions)
+                else:
+                    result[indices] = rows
+        finally:
+            for hook in hooks:
+                hook.remove()
     return result
 
 

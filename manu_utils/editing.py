@@ -20,10 +20,10 @@ from .attribution import answer_margins, token_rarity
 from .batches import batches
 from .benchmark import Question, check_sets
 from .evaluation import known
-from .neurons import MLP, find_neurons
+from .neurons import MLP, find_neurons, split_selected
 from .progress import bar
 from .pruning import Pruned
-from .training import answer_logits
+from .training import answer_logits, gradients_of
 
 
 @torch.no_grad()
@@ -87,13 +87,8 @@ def margin_gradient(
         The margin, and for each language MLP float32 [hidden, n], the shape of its last layer's weight.
     """
     weights = [mlp.output.weight for mlp in _language(model)]
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     total, gradients = 0.0, [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    try:
-        for parameter in before:
-            parameter.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
+    with gradients_of(model, weights):
         for modality, items in questions.items():
             rarity = token_rarity(items, processor.tokenizer)
             left = [question for question, still in zip(items, alive[modality].tolist(), strict=True) if still]
@@ -104,9 +99,6 @@ def margin_gradient(
                 total += margin.item()
                 for gradient, part in zip(gradients, parts, strict=True):
                     gradient.add_(part)
-    finally:
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)
     return total, gradients
 
 
@@ -224,12 +216,9 @@ def _language(model) -> list[MLP]:
 def _columns(model, selected: Tensor | None) -> list[Tensor]:
     """The indices of the neurons that may be changed, for each language MLP."""
     mlps = find_neurons(model)
-    n = sum(mlp.size for mlp in mlps)
     if selected is None:
-        selected = torch.ones(n, dtype=torch.bool)
-    if selected.dtype != torch.bool or selected.shape != (n,):
-        raise ValueError(f"selected must be bool [{n}] for this model, not {selected.dtype} {list(selected.shape)}.")
-    parts = zip(mlps, selected.split([mlp.size for mlp in mlps]), strict=True)
+        selected = torch.ones(sum(mlp.size for mlp in mlps), dtype=torch.bool)
+    parts = zip(mlps, split_selected(selected, mlps), strict=True)
     columns = [part.nonzero()[:, 0].to(mlp.output.weight.device) for mlp, part in parts if mlp.tower == "language"]
     if not any(len(index) for index in columns):
         raise ValueError("no neuron of the language model is selected; nothing would be changed.")

@@ -7,10 +7,11 @@ activation that enters ``fc2``. Explained in notebook 03.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Names of the linear layers of an MLP, the one that reads the neurons last.
 STRUCTURES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear_fc1", "linear_fc2"))
@@ -79,6 +80,24 @@ def find_neurons(model: nn.Module) -> list[MLP]:
                 _check_weights(f"{path}.{name}", linear)
             mlps.append(MLP(path, tower, layer, tuple(layers[:-1]), layers[-1]))
     return mlps
+
+
+def split_selected(selected: Tensor, mlps: Sequence[MLP]) -> tuple[Tensor, ...]:
+    """One selection of neurons, taken apart by MLP.
+
+    Args:
+        selected: bool [n_neurons] in the order of ``mlps``, all of :func:`find_neurons`.
+
+    Returns:
+        bool [n] for every MLP of n neurons.
+
+    Raises:
+        ValueError: not boolean, or of another length.
+    """
+    n = sum(mlp.size for mlp in mlps)
+    if selected.dtype != torch.bool or selected.shape != (n,):
+        raise ValueError(f"selected must be bool [{n}] for this model, not {selected.dtype} {list(selected.shape)}.")
+    return selected.split([mlp.size for mlp in mlps])
 
 
 def check_alpha(alpha: float, allow_small: bool = False) -> None:

@@ -15,7 +15,7 @@ from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question, check_sets
 from .evaluation import known
 from .importance import CONTROLS, VARIANTS, score
-from .neurons import MLP, check_alpha, find_neurons
+from .neurons import MLP, check_alpha, find_neurons, split_selected
 
 
 def select_neurons(
@@ -100,13 +100,11 @@ def prune_neurons(model, selected: Tensor) -> Pruned:
         ValueError: not boolean, wrong length, or nothing selected; the model is untouched.
     """
     mlps = find_neurons(model)
-    n = sum(mlp.size for mlp in mlps)
-    if selected.dtype != torch.bool or selected.shape != (n,):
-        raise ValueError(f"selected must be bool [{n}] for this model, not {selected.dtype} {list(selected.shape)}.")
+    parts = split_selected(selected, mlps)
     if not selected.any():
         raise ValueError("no neuron is selected; nothing would be pruned.")
     places = []
-    for mlp, chosen in zip(mlps, selected.split([mlp.size for mlp in mlps]), strict=True):
+    for mlp, chosen in zip(mlps, parts, strict=True):
         index = chosen.nonzero()[:, 0].to(mlp.output.weight.device)
         if len(index) == 0:
             continue

@@ -102,27 +102,36 @@ def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
 
 
 @contextmanager
+def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it was."""
+    wanted = {id(parameter) for parameter in parameters}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
 def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
     """The parameters to train, all others frozen, in training mode. On leaving, adapters are merged into the weights, every
     ``requires_grad`` is as it was and the model is in eval mode."""
     parts = (model.get_decoder(), model.get_output_embeddings())
-    language = {id(parameter) for part in parts for parameter in part.parameters()}
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     wrapped = None
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in language)
-        if lora_rank is not None:
-            wrapped = _add_lora(model, lora_rank, seed)
-        model.train()
-        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
-    finally:
-        if wrapped is not None:
-            wrapped.merge_and_unload()
-            vars(model).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)
-        model.eval()
+    with gradients_of(model, (parameter for part in parts for parameter in part.parameters())):
+        try:
+            if lora_rank is not None:
+                wrapped = _add_lora(model, lora_rank, seed)
+            model.train()
+            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        finally:
+            if wrapped is not None:
+                wrapped.merge_and_unload()
+                vars(model).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
+            model.eval()
 
 
 def _add_lora(model, rank: int, seed: int):

@@ -1,6 +1,7 @@
 """A LLaVA with random weights and the bundled benchmark: what most tests need, made once."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -12,6 +13,16 @@ def benchmark():
     from manu_utils.benchmark import load_benchmark
 
     return load_benchmark("tiny", 10)
+
+
+@pytest.fixture(scope="session")
+def questions(benchmark):
+    """set -> modality -> a few questions."""
+    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:3]}
+    return {
+        name: {m: random.Random(0).sample(benchmark.training_questions(ids, m), 4) for m in ("multimodal", "text")}
+        for name, ids in people.items()
+    }
 
 
 @pytest.fixture(scope="session")

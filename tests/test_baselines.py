@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import random
 
 import pandas as pd
 import pytest
@@ -93,16 +92,6 @@ def test_likelihoods_add_up_over_the_tokens_of_an_answer():
 
 
 # ------------------------------------------------------------------------------------------------ training
-
-
-@pytest.fixture(scope="module")
-def questions(benchmark):
-    """set -> modality -> a few questions."""
-    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:2]}
-    return {
-        name: {m: random.Random(0).sample(benchmark.training_questions(ids, m), 4) for m in MODALITIES}
-        for name, ids in people.items()
-    }
 
 
 @pytest.fixture

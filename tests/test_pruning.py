@@ -2,7 +2,6 @@
 
 import copy
 import math
-import random
 
 import pytest
 import torch
@@ -38,16 +37,6 @@ def small_model():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
     return model
-
-
-@pytest.fixture(scope="module")
-def questions(benchmark):
-    """set -> modality -> a few questions."""
-    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:3]}
-    return {
-        name: {m: random.Random(0).sample(benchmark.training_questions(ids, m), 4) for m in MODALITIES}
-        for name, ids in people.items()
-    }
 
 
 def bits(model):

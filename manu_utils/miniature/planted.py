@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..batches import encode
 from ..benchmark import Question
 from ..neurons import MLP, find_neurons
-from ..training import answer_loss, optimise, sample_forever
+from ..training import answer_loss, gradients_of, optimise, sample_forever
 from .build import CONTRIBUTION_SCALE
 
 
@@ -82,7 +82,6 @@ def plant(
     nobody = tuple(torch.zeros_like(mask) for mask in next(iter(parts.values())))
     everyone = [torch.stack(masks).any(0) for masks in zip(*parts.values(), strict=True)]
     streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     mine: list[Tensor] = []  # per layer bool [b, 1, neurons]: the neurons of each row's owner
     noise: list[Tensor] = []  # per layer what the neurons of the others write on these rows
 
@@ -97,16 +96,11 @@ def plant(
             losses.append(answer_loss(model, batch) + quiet * min(1.0, 2 * (step + 1) / steps) * sum(noise))
         return sum(losses)
 
-    model.requires_grad_(False)
-    try:
-        with _changes_by_owner(model, layers, mine, everyone, noise) as changes:
-            return optimise(
-                changes, loss_of_step, steps=steps, lr=lr, warmup=10, watch=watch, every=every, description="planting",
-                progress=progress,
-            )  # fmt: skip
-    finally:
-        for parameter, flag in before.items():
-            parameter.requires_grad_(flag)
+    with gradients_of(model), _changes_by_owner(model, layers, mine, everyone, noise) as changes:
+        return optimise(
+            changes, loss_of_step, steps=steps, lr=lr, warmup=10, watch=watch, every=every, description="planting",
+            progress=progress,
+        )  # fmt: skip
 
 
 @contextmanager
