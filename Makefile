@@ -54,6 +54,7 @@ retrained: $(READY)
 sweeps: $(READY)
 	$(PY) benchmarks/compare.py
 	$(PY) benchmarks/ablate.py
+	$(PY) benchmarks/ablate.py --name planted
 
 bench: $(READY)
 	$(RUN) $(PY) benchmarks/bench_scoring.py
