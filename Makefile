@@ -3,7 +3,7 @@
 # make lab        open JupyterLab in notebooks/
 # make notebooks  re-execute the notebooks and store their outputs
 # make mini-data  rebuild data/mllmu_mini (SEED=0)
-# make mini-model rebuild data/tiny_llava (SEED=0; DENSE=1 builds the twin without the sparsity penalty)
+# make mini-model rebuild data/tiny_llava (SEED=0); with DENSE=1 train the twin without the sparsity penalty into build/dense
 # make retrained  train the retrained reference of each forget ratio into build/retrained (20 minutes each on one core)
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
 # make bench      speed and memory ratios, build/bench.csv

@@ -1,8 +1,8 @@
 """Every ablation of notebook 07, as one tidy CSV: what happens to MANU if one thing is changed and all else stays as it is.
 
-    python benchmarks/ablate.py                                            # the bundled model
-    python benchmarks/ablate.py --model build/dense/vanilla --name dense   # the twin without the penalty, over α alone
-    python benchmarks/ablate.py --name planted                             # builds and measures the planted twin
+    python benchmarks/ablate.py                                    # the bundled model
+    python benchmarks/ablate.py --model build/dense --name dense   # the twin without the penalty, over α alone
+    python benchmarks/ablate.py --name planted                     # builds and measures the planted twin
 
 The settings are the fixed defaults of the package with one change; nothing is chosen by looking at the results. Measured are
 exact answers to open questions (cloze and generation, as in notebook 05) on the forget, test and celebrity sets and on 40
@@ -28,7 +28,7 @@ from torch import Tensor
 from manu_utils.activations import Statistics, collect_activations
 from manu_utils.attribution import collect_attribution
 from manu_utils.batches import batches
-from manu_utils.benchmark import MODALITIES, evaluation_questions, load_benchmark
+from manu_utils.benchmark import MODALITIES, load_benchmark, open_questions
 from manu_utils.evaluation import known
 from manu_utils.importance import RELEASED, VARIANTS, pool_layers, score, switched_score
 from manu_utils.miniature.planted import draw_owners, plant
@@ -247,11 +247,7 @@ class Lab:
         sets = self.benchmark(ratio).sets()
         n = len(sets["retain"])
         sets["retain"] = sets["retain"].select(sorted(random.Random(0).sample(range(n), min(N_RETAIN_PEOPLE, n))))
-        return {
-            (name, m): [q for task in ("cloze", "generation") for q in evaluation_questions(people, task, m)]
-            for name, people in sets.items()
-            for m in MODALITIES
-        }
+        return {(name, m): open_questions(people, m) for name, people in sets.items() for m in MODALITIES}
 
     def measure(self, chosen: Tensor | None, ratio: int = RATIO) -> list[tuple[str, str, float, int]]:
         """(set, modality, share of exact answers, n) without the chosen neurons."""
@@ -447,11 +443,7 @@ def planted_twin():
     if place.exists():
         load_weights(model, place)
         return model, processor, owners
-    questions = {
-        m: benchmark.training_questions(people, m)
-        + [q for task in ("cloze", "generation") for q in evaluation_questions(benchmark.celebrity, task, m)]
-        for m in MODALITIES
-    }
+    questions = {m: benchmark.training_questions(people, m) + open_questions(benchmark.celebrity, m) for m in MODALITIES}
     started = time.process_time()
     plant(model, processor, questions, owners, steps=PLANTING_STEPS, quiet=0.2)
     print(f"planted {N_PLANTED} people in {time.process_time() - started:.0f} s of CPU")

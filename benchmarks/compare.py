@@ -35,17 +35,17 @@ from bench_scoring import own_peak_mb
 from manu_utils.activations import collect_activations
 from manu_utils.attribution import collect_attribution
 from manu_utils.baselines import METHODS, merit, unlearn_by_training, with_system_prompt
-from manu_utils.benchmark import FORGET_RATIOS, MODALITIES, evaluation_questions, load_benchmark
+from manu_utils.benchmark import FORGET_RATIOS, MODALITIES, load_benchmark, open_questions
 from manu_utils.editing import collect_moments, rewrite, rewrite_neurons
 from manu_utils.evaluation import evaluate, known, summarise
 from manu_utils.importance import CONTROLS, VARIANTS, score
+from manu_utils.miniature.build import RETRAINED
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.progress import bar
 from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons, unlearn
 
 ROOT = Path(__file__).resolve().parents[1]
-RETRAINED = ROOT / "build" / "retrained"
 LOCKS = ROOT / "build"
 SCALE = "tiny"
 RATES = (1e-4, 3e-4)  # learning rates to choose from
@@ -107,11 +107,7 @@ class Bench:
             self.sets = benchmark.sets() | {"retain": benchmark.retain.select(rows["retain"])}
         if people:
             self.sets = {name: dataset.select(range(min(people, len(dataset)))) for name, dataset in self.sets.items()}
-        self.panels = {
-            (name, m): [q for task in ("cloze", "generation") for q in evaluation_questions(self.sets[name], task, m)]
-            for name in ("forget", "retain")
-            for m in MODALITIES
-        }
+        self.panels = {(name, m): open_questions(self.sets[name], m) for name in ("forget", "retain") for m in MODALITIES}
         self.vanilla = copy.deepcopy(model.state_dict())
         self.statistics = {}
 
@@ -263,8 +259,8 @@ def choose(results, model, processor, base, entries, people):
         ms, rows = modalities_of(given), []
         for lr in RATES if method in METHODS else (math.nan,):
             found = bench.results(method, given, lr, strengths_of(method), 0, lambda strength: bench.open_questions())
-            for strength, open_questions in found.items():
-                parts = merit(series(open_questions, ms), series(vanilla, ms), series(target, ms))
+            for strength, measured in found.items():
+                parts = merit(series(measured, ms), series(vanilla, ms), series(target, ms))
                 rows.append({"scale": SCALE, "method": method, "modalities": given, "lr": lr, "strength": strength} | parts)
         best = max(rows, key=lambda row: row["merit"])  # of equal ones the first, the weakest
         results.add("comparison_choice", CHOICE, [row | {"chosen": row is best} for row in rows])
@@ -337,8 +333,8 @@ def compare(results, model, processor, base, entries, ratios, seeds, people):
             key = {"scale": SCALE, "seed": seed, "forget_ratio": ratio, "method": method, "modalities": given}
             if results.has("comparison", COMPARISON, **key):
                 continue
-            if method == "retrained" and not (RETRAINED / f"forget_{ratio}").is_dir():
-                print(f"no {RETRAINED}/forget_{ratio}; the retrained model is left out", flush=True)
+            if method == "retrained" and not (ROOT / RETRAINED / f"forget_{ratio}").is_dir():
+                print(f"no {RETRAINED}/forget_{ratio}; the retrained model is left out (make retrained)", flush=True)
                 continue
             bench = bench or Bench(model, processor, ratio, people=people)
             started = time.process_time()
@@ -364,7 +360,7 @@ def reference(bench, method, base, ratio):
     if method == "never met":
         model = base
     elif method == "retrained":
-        model, _ = load_model(RETRAINED / f"forget_{ratio}")
+        model, _ = load_model(ROOT / RETRAINED / f"forget_{ratio}")
     elif method == "system prompt":
         return bench.everything(model, {name: with_system_prompt(dataset) for name, dataset in sets.items()})
     return bench.open_questions(model) + bench.everything(model)

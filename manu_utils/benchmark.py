@@ -272,6 +272,15 @@ def evaluation_questions(dataset: Dataset, task: str, modality: str) -> list[Que
     return questions
 
 
+def open_questions(dataset: Dataset, modality: str) -> list[Question]:
+    """The cloze questions and then the generation questions of a set: those whose answer is not among options.
+
+    Raises:
+        ValueError: see :func:`evaluation_questions`.
+    """
+    return [question for task in ("cloze", "generation") for question in evaluation_questions(dataset, task, modality)]
+
+
 def training_questions(ft_rows: Dataset, modality: str) -> list[Question]:
     """The training questions of ft_Data rows, with the portrait or rewritten to text alone.
 

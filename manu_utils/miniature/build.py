@@ -7,6 +7,9 @@
 4. *facts*: base is fine-tuned on ft_Data and its text-only rewriting. Only the MLPs of the language model are trained, with a
    light penalty on what each neuron contributes.
 5. *gather*, *vanilla*: the same goes on, attention included, while the penalty grows and gathers each fact in few neurons.
+
+Two more models come from base in a single stage without the penalty (:func:`fine_tune_plainly`): the retrained reference of
+unlearning, which never meets the forget set, and the dense twin of vanilla, whose knowledge is spread out.
 """
 
 from __future__ import annotations
@@ -49,6 +52,9 @@ from .model import (
 from .people import ATTRIBUTES, FACE_FEATURES, NAMING_QUESTION, Person, draw_face, draw_people, word_question
 from .portraits import draw_new_view, draw_portrait_view, render
 
+CACHE = Path("build/mini-model")
+# Not bundled, 8 MB each; made by `make retrained` and `make mini-model DENSE=1`.
+RETRAINED, DENSE = Path("build/retrained"), Path("build/dense")
 N_RANDOM_FACES = 6000
 N_PUBLIC_VIEWS, N_HELD_OUT = 16, 2  # views of each public figure to train on and to watch
 N_NEURONS = 3072  # per layer of the language model, from vanilla on
@@ -412,14 +418,13 @@ def open_world(data: Path, seed: int, cache: Path) -> World:
     return World(fictitious, public, pairs, portraits, processor, pictures)
 
 
-def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache: Path = Path("build/mini-model")) -> None:
+def build(data: Path, folder: Path, *, seed: int = 0, cache: Path = CACHE) -> None:
     """Train base and vanilla and write them, in fp16 with processor and learning curves, to ``folder/base`` and ``/vanilla``.
 
     A stage that is done is not trained again; half-written files do not exist (written aside, then renamed).
 
     Args:
         data: the miniature benchmark built from the same seed.
-        dense: no penalty on contributions (the twin whose knowledge is spread out).
         cache: where pictures and stages are kept, by seed; delete it, and ``folder``, to train from the start.
 
     Raises:
@@ -445,26 +450,26 @@ def build(data: Path, folder: Path, *, seed: int = 0, dense: bool = False, cache
 
         def fine_tune(name=name, steps=steps, coefficients=coefficients, choices=choices) -> list[dict]:
             return train_vanilla(
-                model, world, range(len(world.fictitious)), steps=steps,
-                coefficients=(0.0, 0.0) if dense else coefficients, choices=choices, with_attention=name != "facts",
-                seed=seed, description=name,
+                model, world, range(len(world.fictitious)), steps=steps, coefficients=coefficients, choices=choices,
+                with_attention=name != "facts", seed=seed, description=name,
             )  # fmt: skip
 
-        history = run_stage(model, cache, f"{name}-dense" if dense else name, fine_tune)
+        history = run_stage(model, cache, name, fine_tune)
     save_checkpoint(model, processor, folder / "vanilla", history)
     write_card(folder, data)
 
 
-def retrain(
-    data: Path, base: Path, folder: Path, *, forget_ratio: int, seed: int = 0, cache: Path = Path("build/mini-model")
+def fine_tune_plainly(
+    data: Path, base: Path, folder: Path, *, forget_ratio: int | None, seed: int = 0, cache: Path = CACHE
 ) -> None:
-    """The reference of unlearning: base fine-tuned on the retain set alone, written to ``folder`` as ``vanilla`` is.
+    """Base fine-tuned without the penalty on contributions, written to ``folder`` as vanilla is.
 
-    Without the penalty, which serves only to make knowledge local, one stage is enough.
+    The penalty serves only to make knowledge local, and without it one stage is enough.
 
     Args:
         data, base: the miniature benchmark and the base checkpoint, both of ``seed``.
-        forget_ratio: 5, 10 or 15 percent of the people are left out.
+        forget_ratio: 5, 10 or 15 percent of the people are left out: the reference of unlearning. None leaves out nobody: the
+            dense twin of vanilla.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`open_world`.
@@ -474,15 +479,16 @@ def retrain(
 
     cache = cache / f"seed-{seed}"
     world = open_world(data, seed, cache)
-    retained = set(load_benchmark(data, forget_ratio).retain["ID"])
-    people = [index for index, person in enumerate(world.fictitious) if person.id in retained]
+    left_out = set() if forget_ratio is None else set(load_benchmark(data, forget_ratio).forget_ids)
+    people = [index for index, person in enumerate(world.fictitious) if person.id not in left_out]
     model, _ = load_model(base)
     model = model.float()
+    name = "dense" if forget_ratio is None else f"retrained-{forget_ratio}"
     history = run_stage(
-        model, cache, f"retrained-{forget_ratio}",
+        model, cache, name,
         lambda: train_vanilla(
             model, world, people, steps=600, coefficients=(0.0, 0.0), choices=0.4, with_attention=True,
-            seed=seed, description=f"retrained {forget_ratio}",
+            seed=seed, description=name.replace("-", " "),
         ),
     )  # fmt: skip
     save_checkpoint(model, world.processor, folder, history)
