@@ -2,6 +2,9 @@
 
     python benchmarks/compare.py                     # everything, about an hour on one core
     python benchmarks/compare.py --seeds 0           # a part of it; two processes may share the work
+    python benchmarks/compare.py --settings data/results/comparison_choice.csv --out data/results/second_world
+                                                     # in a clone with another world (make mini-data mini-model SEED=1),
+                                                     # with the strengths that were chosen in this one
 
 Three stages, each kept in data/results and not run again while the weights are the same:
 
@@ -232,7 +235,7 @@ class Results:
 
 
 def state_of(people):
-    """A fingerprint of everything that the results depend on: weights and questions."""
+    """A fingerprint of everything that the results depend on: weights, questions and grids."""
     digest = hashlib.sha256(f"{people} {RATES} {STEPS} {ALPHAS} {ROUNDS} {BATCH} {SAMPLE}".encode())
     files = [ROOT / "data" / "tiny_llava" / name / "model.safetensors" for name in ("vanilla", "base")]
     for file in [*files, *sorted((ROOT / "data" / "mllmu_mini").rglob("*.parquet"))]:
@@ -267,16 +270,15 @@ def choose(results, model, processor, base, entries, people):
         say(started, f"choice  {method}, {given}: lr {best['lr']:g}, strength {best['strength']:g}, {best['merit']:.2f}")
 
 
-def chosen(results):
-    """(method, modalities) -> (lr, strength)."""
-    frame = results.read("comparison_choice", CHOICE)
+def chosen(frame):
+    """(method, modalities) -> (lr, strength), from the table of the choice."""
     return {(row.method, row.modalities): (row.lr, row.strength) for row in frame[frame["chosen"]].itertuples()}
 
 
 def measure_costs(results, entries):
     """Each method in a process of its own, forget 10 %, seed 0; memory is what it needs beyond model and questions."""
     base = None
-    for (method, given), (lr, strength) in bar(chosen(results).items(), desc="cost"):
+    for (method, given), (lr, strength) in bar(chosen(results.read("comparison_choice", CHOICE)).items(), desc="cost"):
         key = {"scale": SCALE, "seed": 0, "forget_ratio": 10, "method": method, "modalities": given}
         if (method, given) not in entries or results.has("comparison_cost", COST, **key):
             continue
@@ -322,9 +324,8 @@ def child(method, given, lr, strength):
     }))  # fmt: skip
 
 
-def compare(results, model, processor, base, entries, ratios, seeds, people):
-    """Every method on every set, task and modality."""
-    settings = chosen(results)
+def compare(results, model, processor, base, entries, settings, ratios, seeds, people):
+    """Every method, at the learning rate and strength of ``settings``, on every set, task and modality."""
     for ratio in ratios:
         bench = None
         units = [(name, "none", seeds[0]) for name in REFERENCES]
@@ -377,6 +378,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=sorted({method for method, _ in ENTRIES}), help="default: all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results")
+    parser.add_argument("--settings", type=Path, help="take learning rates and strengths from this file, and measure no cost")
     parser.add_argument("--people", type=int, help="at most so many of each set, to try things out")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -386,9 +388,13 @@ def main():
     entries = [entry for entry in ENTRIES if not arguments.methods or entry[0] in arguments.methods]
     results = Results(arguments.out, state_of(arguments.people))
     (model, processor), (base, _) = load_model(SCALE), load_model(f"{SCALE}-base")
-    choose(results, model, processor, base, entries, arguments.people)
-    measure_costs(results, entries)
-    compare(results, model, processor, base, entries, arguments.ratios, arguments.seeds, arguments.people)
+    if arguments.settings:
+        settings = chosen(pd.read_csv(arguments.settings))
+    else:
+        choose(results, model, processor, base, entries, arguments.people)
+        measure_costs(results, entries)
+        settings = chosen(results.read("comparison_choice", CHOICE))
+    compare(results, model, processor, base, entries, settings, arguments.ratios, arguments.seeds, arguments.people)
 
 
 if __name__ == "__main__":
