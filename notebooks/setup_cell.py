@@ -1,4 +1,4 @@
-SCALE = "tiny"  # the bundled miniature: offline, no GPU; the only switch of this notebook
+SCALE = "tiny"  # the bundled miniature: offline, no GPU. The only switch: "colab" and "paper" are in notebook 10
 REPOSITORY = "https://github.com/manu-tutorial/manu"
 import importlib.util, os, subprocess, sys
 from pathlib import Path
