@@ -112,11 +112,11 @@ def test_the_script_under_accelerate_launch_gives_the_same_neurons_and_table(tra
     table, folder = tmp_path / "table.csv", tmp_path / "pruned"
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 1, "--mixed_precision", "no",
               "--dynamo_backend", "no", "--main_process_port", 0, "--num_processes", 2)  # fmt: skip
-    printed = launched(*launch, SCRIPT, "--questions", 40, "--people", 1, "--table", table, "--save", folder)
+    printed = launched(*launch, SCRIPT, "--questions", 12, "--people", 1, "--table", table, "--save", folder)
     assert printed.count("forget classification multimodal   accuracy") == 1  # one process prints
 
     asked = {
-        people: {m: random.Random(0).sample(benchmark.training_questions(people, m), 40) for m in MODALITIES}
+        people: {m: random.Random(0).sample(benchmark.training_questions(people, m), 12) for m in MODALITIES}
         for people in ("forget", "retain")
     }
     with unlearn(model, processor, asked["forget"], asked["retain"], **QUIET):
