@@ -6,7 +6,7 @@
 # make mini-model rebuild data/tiny_llava (SEED=0); with DENSE=1 train the twin without the sparsity penalty into build/dense
 # make retrained  train the retrained reference of each forget ratio into build/retrained (20 minutes each on one core)
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
-# make bench      speed and memory ratios, build/bench.csv
+# make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
 # make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork)
 # make clean      remove build/ and caches; `make distclean` also removes .venv/
 
@@ -57,8 +57,9 @@ sweeps: $(READY)
 	$(PY) benchmarks/ablate.py --name planted
 
 bench: $(READY)
-	$(RUN) $(PY) benchmarks/bench_scoring.py
-	$(RUN) $(PY) benchmarks/bench_evaluation.py
+	@failed=0; for name in scoring keeping evaluation parallel; do \
+	  $(RUN) $(PY) benchmarks/bench_$$name.py || failed=1; \
+	done; exit $$failed
 
 repository: $(READY)
 	$(PY) notebooks/repository.py $(if $(URL),"$$URL")

@@ -21,7 +21,7 @@ from manu_utils.models import load_model
 from report import report
 
 BATCH = 32
-MAX_RATIO = 1.15
+MAX_RATIO = 1.10
 MAX_GROWTH_MB = 16  # of the peak, from 1x to 20x samples: a batch's worth of allocator noise, not 20 batches
 
 

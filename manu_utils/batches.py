@@ -102,8 +102,28 @@ def batches(
     Raises:
         ValueError: batch_size below 1; see also :func:`encode`.
     """
+    groups = plan_batches(questions, processor, batch_size, with_answer)
+    return ((group, encode([questions[i] for i in group], processor, with_answer, device)) for group in groups)
+
+
+def plan_batches(
+    questions: Sequence[Question], processor, batch_size: int, with_answer: bool, shared: bool = False
+) -> list[list[int]]:
+    """The indices into ``questions`` of each batch of :func:`batches` or, if ``shared``, of :func:`shared_batches`, in order.
+
+    The questions of some of these batches, taken in the order of ``questions``, fall into the same batches again (with
+    ``shared``, unless more than ``batch_size`` of them share an image or a prompt). So whole batches can be handed out to
+    several processes, and each computes what one process would have computed.
+
+    Raises:
+        ValueError: batch_size below 1; see also :func:`encode`.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
+    if shared:
+        prompts = [prompt(question, processor) for question in questions]
+        sequences, _ = _sequences(questions, prompts, processor, with_answer)
+        return [[index for row in rows for index in row] for rows in _plan_rows(questions, prompts, sequences, batch_size)]
     lengths: list[int] = []
     for start in range(0, len(questions), batch_size):  # in parts, so that only the lengths are kept
         part = questions[start : start + batch_size]
@@ -114,7 +134,7 @@ def batches(
         indices = [index for index, question in enumerate(questions) if question.modality == modality]
         indices.sort(key=lambda index: -lengths[index])
         groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    return ((group, encode([questions[i] for i in group], processor, with_answer, device)) for group in groups)
+    return groups
 
 
 def shared_batches(
@@ -144,25 +164,8 @@ def shared_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
     prompts = [prompt(question, processor) for question in questions]
-    groups: dict[object, list[int]] = {}
-    for index, question in enumerate(questions):
-        groups.setdefault(prompts[index] if question.image is None else id(question.image), []).append(index)
     sequences, borders = _sequences(questions, prompts, processor, with_answer)
-    plan = []
-    for modality in MODALITIES:
-        rows = [
-            group[start : start + batch_size]
-            for group in groups.values()
-            if questions[group[0]].modality == modality
-            for start in range(0, len(group), batch_size)
-        ]
-        widths = {row[0]: len(_tree([sequences[index] for index in row])[0]) for row in rows}
-        rows.sort(key=lambda row: -widths[row[0]])
-        while rows:
-            longest = max(len(sequences[index]) for index in rows[0])
-            fit = max(1, batch_size * longest // widths[rows[0][0]])
-            plan.append(rows[:fit])
-            del rows[:fit]
+    plan = _plan_rows(questions, prompts, sequences, batch_size)
 
     def pack(rows: list[list[int]]) -> dict[str, Tensor]:
         trees = [_tree([sequences[index] for index in row]) for row in rows]
@@ -191,6 +194,31 @@ def shared_batches(
         return {key: value.to(device) for key, value in batch.items()}
 
     return (([index for row in rows for index in row], pack(rows)) for rows in plan)
+
+
+def _plan_rows(
+    questions: Sequence[Question], prompts: list[str], sequences: list[list[int]], batch_size: int
+) -> list[list[list[int]]]:
+    """The batches of :func:`shared_batches`: rows of indices that share an image or a prompt, the widest rows first."""
+    groups: dict[object, list[int]] = {}
+    for index, question in enumerate(questions):
+        groups.setdefault(prompts[index] if question.image is None else id(question.image), []).append(index)
+    plan = []
+    for modality in MODALITIES:
+        rows = [
+            group[start : start + batch_size]
+            for group in groups.values()
+            if questions[group[0]].modality == modality
+            for start in range(0, len(group), batch_size)
+        ]
+        widths = {row[0]: len(_tree([sequences[index] for index in row])[0]) for row in rows}
+        rows.sort(key=lambda row: -widths[row[0]])
+        while rows:
+            longest = max(len(sequences[index]) for index in rows[0])
+            fit = max(1, batch_size * longest // widths[rows[0][0]])
+            plan.append(rows[:fit])
+            del rows[:fit]
+    return plan
 
 
 def _sequences(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batches import batches, shared_batches
+from .batches import batches, plan_batches, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .progress import bar
 from .training import answer_logits
@@ -45,6 +45,7 @@ def generate_answers(
     max_new_tokens: int = 50,
     batch_size: int = 64,
     progress: bool = True,
+    accelerator=None,
 ) -> list[str]:
     """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
 
@@ -75,7 +76,8 @@ def generate_answers(
             return _continue(model, batch, greedy)
         return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
 
-    for indices, new in _in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
+    work = _in_batches(write, model, processor, questions, batch_size, False, progress, "answers", accelerator)
+    for indices, new in work:
         for index, text in zip(indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[index] = text.strip()
     return answers
@@ -116,7 +118,7 @@ def truth_of(question: Question) -> str:
 
 @torch.no_grad()
 def likeliest_options(
-    model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True
+    model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True, accelerator=None
 ) -> list[str]:
     """The letter of the option whose words the model finds likeliest, without showing it the options.
 
@@ -144,7 +146,8 @@ def likeliest_options(
         logits, targets, rows = _answer_logits(model, batch)
         return _mean_per_question(logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows)
 
-    for indices, means in _in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options"):
+    work = _in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options", accelerator)
+    for indices, means in work:
         likelihood[indices] = means.cpu()
     parts = likelihood.split([len(question.options) for question in questions])
     return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
@@ -252,11 +255,23 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _in_batches(
     work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence[Question],
-    batch_size: int, with_answer: bool, progress: bool, name: str,
+    batch_size: int, with_answer: bool, progress: bool, name: str, accelerator=None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
-    """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size."""
+    """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size.
+
+    With an accelerator the processes share the batches that one would compute, and each is given the results of all.
+    """
     make = shared_batches if _shares(model) else batches
     todo = list(range(len(questions)))
+    if accelerator is not None and accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        plan = plan_batches(questions, processor, batch_size, with_answer, shared=make is shared_batches)
+        todo = sorted(index for part in plan[accelerator.process_index :: accelerator.num_processes] for index in part)
+        shown = progress and accelerator.is_main_process
+        own = _in_batches(work, model, processor, [questions[i] for i in todo], batch_size, with_answer, shown, name)
+        yield from gather_object([([todo[i] for i in indices], result.cpu()) for indices, result in own])
+        return
     with bar(total=len(questions), desc=name, shown=progress) as shown:
         while todo:
             done: set[int] = set()
@@ -338,6 +353,7 @@ def evaluate(
     modalities: Sequence[str] = MODALITIES,
     batch_size: int = 64,
     progress: bool = True,
+    accelerator=None,
 ) -> pd.DataFrame:
     """Ask every question of some sets and judge the answers: one row per question and metric.
 
@@ -347,6 +363,7 @@ def evaluate(
 
     Args:
         sets: name -> dataset, such as :meth:`manu_utils.benchmark.Benchmark.sets`.
+        accelerator: share the questions between its processes, see :func:`manu_utils.parallel.evaluate`.
 
     Returns:
         Columns :data:`COLUMNS`: set, task, modality, metric, person_id, question, answer (the model's), truth, value (0 to 1);
@@ -378,7 +395,7 @@ def evaluate(
         letters_only = task == "classification"
         length = LETTER_TOKENS if letters_only else 50
         questions = [question for _, question in pairs]
-        options = {"batch_size": batch_size, "progress": progress}
+        options = {"batch_size": batch_size, "progress": progress, "accelerator": accelerator}
         responses = generate_answers(model, processor, questions, max_new_tokens=length, **options)
         letters = likeliest_options(model, processor, questions, **options) if letters_only else [""] * len(questions)
         for (name, question), response, letter in zip(pairs, responses, letters, strict=True):

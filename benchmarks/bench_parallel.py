@@ -1,0 +1,101 @@
+"""One process against two on a CPU, one thread each: scoring and evaluation, and whether both find the same.
+
+The processes are launched as a user's would be; the time is that of the work between two barriers, without start-up and
+loading. On a machine that has other things to do, or a single core, the ratio says nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from bench_scoring import questions_of
+from manu_utils.benchmark import load_benchmark
+from manu_utils.models import load_model
+from manu_utils.parallel import collect_activations, evaluate, start
+from report import report
+
+MIN_SPEED_UP = 1.5
+
+
+def child(questions, people, rounds, path):
+    """Writes what this number of processes found and the seconds that it took."""
+    accelerator = start()
+    model, processor = load_model("tiny", device=accelerator.device)
+    forget = load_benchmark("tiny").forget
+    sets = {"forget": forget.select(range(min(people, len(forget))))}
+    asked = questions_of("multimodal", questions)
+
+    def score(asked=asked):
+        sums = collect_activations(accelerator, model, processor, asked, progress=False)
+        return [sums.total.sum().item(), sums.total_squares.sum().item(), int(sums.n_active.sum())]
+
+    def ask(sets=sets):
+        return evaluate(accelerator, model, processor, sets, progress=False)["answer"].tolist()
+
+    work = {"scoring": score, "evaluation": ask}
+    score(asked[:64])  # warm up
+    seconds = {name: [] for name in work}
+    found = {}
+    for _ in range(rounds):
+        for name, function in work.items():
+            accelerator.wait_for_everyone()
+            started = time.perf_counter()
+            found[name] = function()
+            accelerator.wait_for_everyone()
+            seconds[name].append(time.perf_counter() - started)
+    if accelerator.is_main_process:
+        fastest = {name: min(times) for name, times in seconds.items()}
+        Path(path).write_text(json.dumps({"seconds": fastest, "found": found}), encoding="utf-8")
+    accelerator.end_training()
+
+
+def launch(processes, options):
+    """seconds and found of :func:`child` in so many processes."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
+                    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(processes)]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run([*command, __file__, "--child", str(path), *options], check=True, env=environment)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--questions", type=int, default=512)
+    parser.add_argument("--people", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return child(arguments.questions, arguments.people, arguments.rounds, arguments.child)
+
+    names = ("questions", "people", "rounds")
+    options = [word for name in names for word in (f"--{name}", str(getattr(arguments, name)))]
+    one, two = (launch(processes, options) for processes in (1, 2))
+    rows, checks = [], {}
+    for name in one["seconds"]:
+        speed_up = one["seconds"][name] / two["seconds"][name]
+        rows += [
+            (f"{name}: one process", one["seconds"][name], "s"),
+            (f"{name}: two processes", two["seconds"][name], "s"),
+            (f"{name}: one / two", speed_up, "x"),
+        ]
+        checks[f"{name}: two processes find the same as one"] = one["found"][name] == two["found"][name]
+        if (os.cpu_count() or 1) > 1:
+            checks[f"{name}: two processes are at least {MIN_SPEED_UP:g} x as fast"] = speed_up >= MIN_SPEED_UP
+    return report("parallel", rows, checks)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

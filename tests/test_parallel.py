@@ -1,0 +1,189 @@
+"""Two processes choose the same neurons and write the same table as one, however they are launched."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from manu_utils import parallel
+from manu_utils.activations import collect_activations
+from manu_utils.attribution import collect_attribution
+from manu_utils.batches import plan_batches
+from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
+from manu_utils.evaluation import evaluate
+from manu_utils.models import load_model
+from manu_utils.pruning import unlearn
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "unlearn_parallel.py"
+QUIET = {"progress": False}
+SUMS = ("tokens", "total", "total_abs", "total_squares", "n_active")
+
+# What a cell of a notebook would hold: a function, and its launch.
+NOTEBOOK = """
+import sys
+
+import torch
+from accelerate import notebook_launcher
+from safetensors.torch import save_file
+
+from manu_utils import parallel
+from manu_utils.benchmark import load_benchmark
+from manu_utils.models import load_model
+
+
+def work(folder):
+    torch.set_num_threads(1)
+    accelerator = parallel.start()
+    model, processor = load_model("tiny", device=accelerator.device)
+    every = {m: load_benchmark("tiny", 10).training_questions("forget", m)[:10] for m in ("multimodal", "text")}
+    options = {"batch_size": 4, "progress": False}
+    found = {}
+    for modality, questions in every.items():
+        for name, asked in (("ten", questions), ("one", questions[:1])):
+            sums = parallel.collect_activations(accelerator, model, processor, asked, **options)
+            for field in ("tokens", "total", "total_abs", "total_squares", "n_active"):
+                found[f"{modality} {name} {field}"] = getattr(sums, field).clone()
+            rows = parallel.collect_attribution(accelerator, model, processor, asked, **options)
+            mean = parallel.collect_attribution(accelerator, model, processor, asked, reduce=True, **options)
+            found |= {f"{modality} {name} rows": rows, f"{modality} {name} mean": mean}
+    try:
+        parallel.collect_activations(accelerator, model, processor, every["text"] + every["multimodal"], **options)
+    except ValueError as error:
+        print(f"process {accelerator.process_index} of {accelerator.num_processes}: {error}\\n", end="", flush=True)
+    save_file(found, f"{folder}/{accelerator.process_index}.safetensors")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    notebook_launcher(work, args=(sys.argv[1],), num_processes=2, use_port=sys.argv[2])
+"""
+
+
+def launched(*command):
+    """The output of a command that uses this checkout; the package that is installed may be another."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = os.environ | quiet | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The accelerator of a script that was not launched."""
+    return parallel.start()
+
+
+@pytest.fixture(scope="module")
+def in_a_notebook(tmp_path_factory):
+    """What each of two processes of ``notebook_launcher`` found, and what they printed."""
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "cell.py").write_text(NOTEBOOK, encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    printed = launched(folder / "cell.py", folder, port)
+    return [load_file(folder / f"{process}.safetensors") for process in (0, 1)], printed
+
+
+@pytest.fixture(scope="module")
+def two_sets(benchmark):
+    return {"forget": benchmark.forget.select([0, 1]), "celebrity": benchmark.celebrity.select([0])}
+
+
+def test_the_script_under_accelerate_launch_gives_the_same_neurons_and_table(trained, benchmark, tmp_path):
+    model, processor = trained
+    table, folder = tmp_path / "table.csv", tmp_path / "pruned"
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 1, "--mixed_precision", "no",
+              "--dynamo_backend", "no", "--main_process_port", 0, "--num_processes", 2)  # fmt: skip
+    printed = launched(*launch, SCRIPT, "--questions", 12, "--people", 1, "--table", table, "--save", folder)
+    assert printed.count("forget classification multimodal   accuracy") == 1  # one process prints
+
+    asked = {
+        people: {m: random.Random(0).sample(benchmark.training_questions(people, m), 12) for m in MODALITIES}
+        for people in ("forget", "retain")
+    }
+    with unlearn(model, processor, asked["forget"], asked["retain"], **QUIET):
+        after = {name: value.clone() for name, value in model.state_dict().items()}
+        expected = evaluate(model, processor, {name: part.select([0]) for name, part in benchmark.sets().items()}, **QUIET)
+    saved = load_model(folder, device="cpu")[0].state_dict()
+    changed = [name for name, value in model.state_dict().items() if not value.equal(after[name])]
+    assert changed and all(saved[name].equal(value) for name, value in after.items())
+    found = pd.read_csv(table, dtype={"person_id": str}, keep_default_na=False)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("name, n", [("ten", 10), ("one", 1)])  # one question: the second process has nothing to do
+def test_notebook_launcher_gives_the_same_sums(in_a_notebook, trained, benchmark, modality, name, n):
+    questions = benchmark.training_questions("forget", modality)[:n]
+    options = {"batch_size": 4, **QUIET}
+    sums = collect_activations(*trained, questions, **options)
+    rows = collect_attribution(*trained, questions, **options)
+    mean = collect_attribution(*trained, questions, reduce=True, **options)
+    for found in in_a_notebook[0]:
+        for field in SUMS:
+            assert found[f"{modality} {name} {field}"].equal(getattr(sums, field)), field
+        assert found[f"{modality} {name} rows"].equal(rows)
+        torch.testing.assert_close(found[f"{modality} {name} mean"], mean, rtol=1e-6, atol=1e-12)
+
+
+def test_an_error_is_raised_on_every_process(in_a_notebook):
+    for process in (0, 1):
+        assert f"process {process} of 2: " in in_a_notebook[1]
+    assert in_a_notebook[1].count("one modality") == 2
+
+
+def test_one_process_is_the_plain_functions(tiny_model, alone, questions, two_sets):
+    assert alone.num_processes == 1
+    for variant in ("coverage", "ratio"):
+        options = {"variant": variant, "alpha": 5.0, "batch_size": 3, **QUIET}
+        with unlearn(*tiny_model, questions["forget"], questions["retain"], **options):
+            expected = {name: value.clone() for name, value in tiny_model[0].state_dict().items()}
+        with parallel.unlearn(alone, *tiny_model, questions["forget"], questions["retain"], **options):
+            assert all(value.equal(expected[name]) for name, value in tiny_model[0].state_dict().items())
+    table = evaluate(*tiny_model, two_sets, **QUIET)
+    pd.testing.assert_frame_equal(parallel.evaluate(alone, *tiny_model, two_sets, **QUIET), table)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("n_processes", [2, 3, 5])
+def test_a_part_of_the_batches_is_cut_into_the_same_batches(trained, benchmark, shared, n_processes):
+    every = [q for task in TASKS for m in MODALITIES for q in evaluation_questions(benchmark.forget, task, m)]
+    plan = plan_batches(every, trained[1], 32, True, shared)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(every)))
+    for process in range(n_processes):
+        own = parallel._own(SimpleNamespace(process_index=process, num_processes=n_processes), plan)
+        indices = sorted(index for batch in own for index in batch)
+        again = plan_batches([every[index] for index in indices], trained[1], 32, True, shared)
+        assert [[indices[index] for index in batch] for batch in again] == own
+
+
+@pytest.mark.parametrize("variant, alpha, message", [("ours", 5.0, "variant='ours'"), ("paper", 0.05, "alpha=0.05")])
+def test_bad_arguments_leave_the_model_alone(tiny_model, alone, questions, variant, alpha, message):
+    before = {name: value.clone() for name, value in tiny_model[0].state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        parallel.unlearn(alone, *tiny_model, questions["forget"], questions["retain"], variant=variant, alpha=alpha, **QUIET)
+    assert all(value.equal(before[name]) for name, value in tiny_model[0].state_dict().items())
+
+
+@pytest.mark.parametrize("collect", [parallel.collect_activations, parallel.collect_attribution])
+def test_no_questions(tiny_model, alone, collect):
+    with pytest.raises(ValueError, match="at least one question"):
+        collect(alone, *tiny_model, [])
