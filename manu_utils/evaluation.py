@@ -1,6 +1,7 @@
 """What a model still knows: the three tasks of MLLMU-Bench on every set and modality, as one tidy table.
 
-The protocol is that of the official ``eval.py``, zero-shot, with every image of the test set. Derived in notebook 05.
+Unless another protocol is asked for (:mod:`manu_utils.protocols`) it is that of the official ``eval.py``, zero-shot, with
+every image of the test set. Derived in notebook 05.
 """
 
 from __future__ import annotations
@@ -12,25 +13,31 @@ import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .batches import batches, plan_batches, shared_batches
+from .batches import batches, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .progress import bar
+from .resume import fingerprint, remembered
 from .training import answer_logits
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
+    from .protocols import Prompt
+
+PROTOCOLS = ("zero-shot", "official", "robust")
 SETS = ("forget", "test", "retain", "celebrity")  # in the order of the official evaluation
-METRICS = {"classification": ("accuracy", "likelihood"), "cloze": ("accuracy",), "generation": ("accuracy", "rougeL")}
 COLUMNS = ("set", "task", "modality", "metric", "person_id", "question", "answer", "truth", "value")
 LEADERBOARD = ("scale", "seed", "method", "alpha", "set", "task", "modality", "metric", "value", "n")
+METRIC_ORDER = ("accuracy", "likelihood", "rouge1", "rouge2", "rougeL", "bleu", "factuality")
+CHUNK = 8  # batches between two writes of a run that may be resumed
 LETTER_TOKENS = 5  # enough for a letter and what a tokenizer may put before it; only the first character counts
 
 
@@ -55,19 +62,8 @@ def generate_answers(
     Raises:
         ValueError: no questions, or max_new_tokens or batch_size below 1.
     """
-    from transformers import GenerationConfig
-
     _need(questions)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
-    tokenizer = processor.tokenizer
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
-        eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
     answers = [""] * len(questions)
 
     @torch.no_grad()
@@ -76,11 +72,31 @@ def generate_answers(
             return _continue(model, batch, greedy)
         return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
 
-    work = _in_batches(write, model, processor, questions, batch_size, False, progress, "answers", accelerator)
-    for indices, new in work:
+    for indices, new in _in_batches(
+        write, model, processor, questions, batch_size, False, progress, "answers", accelerator=accelerator
+    ):
         for index, text in zip(indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[index] = text.strip()
     return answers
+
+
+def greedy_config(model, processor, max_new_tokens: int):
+    """The ``GenerationConfig`` of greedy decoding that ends at any end-of-sequence token of the model or the tokenizer.
+
+    Raises:
+        ValueError: max_new_tokens below 1.
+    """
+    from transformers import GenerationConfig
+
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id} - {None}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
+        eos_token_id=sorted(ends), pad_token_id=processor.tokenizer.pad_token_id,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -146,8 +162,9 @@ def likeliest_options(
         logits, targets, rows = _answer_logits(model, batch)
         return _mean_per_question(logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows)
 
-    work = _in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options", accelerator)
-    for indices, means in work:
+    for indices, means in _in_batches(
+        mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options", accelerator=accelerator
+    ):
         likelihood[indices] = means.cpu()
     parts = likelihood.split([len(question.options) for question in questions])
     return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
@@ -254,14 +271,18 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _in_batches(
-    work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence[Question],
-    batch_size: int, with_answer: bool, progress: bool, name: str, accelerator=None,
+    work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence, batch_size: int,
+    with_answer: bool, progress: bool, name: str, make: Callable | None = None, accelerator=None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
     """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size.
 
-    With an accelerator the processes share the batches that one would compute, and each is given the results of all.
+    Args:
+        questions: what ``make`` takes: Questions, unless it is given.
+        make: gives the batches, called as :func:`manu_utils.batches.batches`.
+        accelerator: its processes share the batches that one would compute, and each is given the results of all; without
+            ``make``.
     """
-    make = shared_batches if _shares(model) else batches
+    make = make or (shared_batches if _shares(model) else batches)
     todo = list(range(len(questions)))
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
@@ -349,20 +370,43 @@ def evaluate(
     processor,
     sets: dict[str, Dataset],
     *,
+    protocol: str = "zero-shot",
     tasks: Sequence[str] = TASKS,
     modalities: Sequence[str] = MODALITIES,
+    shots: Dataset | None = None,
+    seed: int | None = None,
+    resume: str | Path | None = None,
+    model_key: str | None = None,
     batch_size: int = 64,
     progress: bool = True,
     accelerator=None,
 ) -> pd.DataFrame:
     """Ask every question of some sets and judge the answers: one row per question and metric.
 
-    ``accuracy`` of classification reads the generated letter, ``likelihood`` takes the likeliest option
-    (:func:`likeliest_options`); cloze asks whether the response contains the truth; generation compares the whole statement
-    (``accuracy``) and by ``rougeL``.
+    ``protocol="zero-shot"``: the official prompts without shots, every test image. ``accuracy`` of classification reads the
+    first character of the answer, ``likelihood`` takes the likeliest option (:func:`likeliest_options`); cloze asks whether
+    the response contains the truth; generation compares the whole statement (``accuracy``) and by ``rougeL``.
+
+    ``protocol="official"``: MLLMU-Bench's own evaluation to the letter. Classification and cloze follow solved questions of
+    people of the set itself, who are not scored; one random image of each test person and task; ``rouge1``, ``rouge2``,
+    ``rougeL`` and ``bleu`` for generation. For numbers to compare with published ones;
+    :data:`manu_utils.protocols.PITFALLS` says what is wrong with them.
+
+    ``protocol="robust"``: as zero-shot, with up to 50 tokens for a letter that may stand anywhere
+    (:func:`manu_utils.protocols.find_letter`), cloze truths as whole words, and ``bleu``. Zero-shot unless ``shots`` are
+    given: shots cost a model context and say more about its skill with the format than about what it knows. Intervals:
+    :func:`manu_utils.protocols.summarise_with_intervals`.
 
     Args:
         sets: name -> dataset, such as :meth:`manu_utils.benchmark.Benchmark.sets`.
+        shots: official: Full_Set, such as ``load_config("tiny", "Full_Set")``. Robust: people of the retain set of whom one
+            who is in none of the scored sets is drawn, or None.
+        seed: of the draws of shots and test images. Official: None draws anew each time, as the official code does.
+            Robust: None is 0.
+        resume: a file that answers are added to as they come; a run that was killed takes from it what was answered and
+            gives the same table. Answers of other weights, protocols or questions in it are left alone.
+        model_key: what tells the model from others in that file, in place of a hash of its weights (which takes half a
+            minute for 7B); for a model that hooks change it must be given.
         accelerator: share the questions between its processes, see :func:`manu_utils.parallel.evaluate`.
 
     Returns:
@@ -370,14 +414,89 @@ def evaluate(
         in the order of ``sets``, tasks and modalities.
 
     Raises:
-        ValueError: no sets, tasks or modalities, an unknown one, or a set without questions of a task and modality.
+        ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
+            modality, shots where there are none to take or none that are needed, a resumed draw without a seed, or several
+            processes with shots or resume.
     """
-    import pandas as pd
     from rouge_score import rouge_scorer
 
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}.")
     for name, given in (("sets", sets), ("tasks", tasks), ("modalities", modalities)):
         if not given:
             raise ValueError(f"{name} is empty; name at least one.")
+    if protocol == "zero-shot" and shots is not None:
+        raise ValueError("protocol='zero-shot' takes no shots; leave them out, or use protocol='official' or 'robust'.")
+    if protocol == "official" and shots is None:
+        raise ValueError("protocol='official' takes its shots from Full_Set; give shots=load_config(source, 'Full_Set').")
+    if protocol == "official" and resume is not None and seed is None:
+        raise ValueError("a run that may go on later has to draw the same shots again; give a seed with resume.")
+    if accelerator is not None and accelerator.num_processes > 1 and (resume is not None or shots is not None):
+        raise ValueError("several processes share neither an evaluation with shots nor one that is resumed; use one process.")
+    run = "" if resume is None else model_key or fingerprint(model, processor)
+    remember = partial(remembered, resume, run, chunk_size=CHUNK * batch_size)
+    options = {"batch_size": batch_size, "progress": progress}
+    if protocol == "official":
+        from .protocols import evaluate_official
+
+        return evaluate_official(
+            model, processor, sets, shots, seed=seed, tasks=tasks, modalities=modalities, remember=remember, **options
+        )
+    judged = judge
+    if protocol == "robust":
+        from .protocols import judge_robustly, respond, robust_prompts
+
+        judged = judge_robustly
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    rows = []
+    for task, pairs in questions_by_task(sets, tasks, modalities).items():
+        letters_only = task == "classification"
+        length = LETTER_TOKENS if letters_only and protocol == "zero-shot" else 50
+        items = questions = [question for _, question in pairs]
+        ask, likeliest = (partial(f, accelerator=accelerator) for f in (generate_answers, likeliest_options))
+        if shots is not None:
+            items, ask = robust_prompts(questions, shots, sets, processor, seed or 0), respond
+        what = partial(identity, processor, protocol=protocol, max_new_tokens=length)
+        responses = remember(items, what, partial(ask, model, processor, max_new_tokens=length, **options))
+        letters = [""] * len(questions)
+        if letters_only:
+            what = partial(identity, processor, protocol=protocol, answer="likeliest option")
+            letters = remember(questions, what, partial(likeliest, model, processor, **options))
+        for (name, question), response, letter in zip(pairs, responses, letters, strict=True):
+            for metric, (answer, value) in judged(question, response, letter, scorer).items():
+                rows.append((name, task, question.modality, metric, question.person_id, question.question,
+                             answer, truth_of(question), value))  # fmt: skip
+    return as_table(rows, sets)
+
+
+def identity(processor, asked: Question | Prompt, **more) -> dict:
+    """What tells a question or prompt from others in a file of answers (:func:`manu_utils.resume.remembered`)."""
+    question = asked if isinstance(asked, Question) else asked.question
+    if isinstance(asked, Question):
+        text, images = prompt(asked, processor), [image for image in (asked.image,) if image is not None]
+    else:
+        text, images = asked.text, list(asked.images)
+    own = {"person_id": question.person_id, "question": question.question, "prompt": text, "images": images}
+    return own | {"options": question.options} | more
+
+
+def as_table(rows: list[tuple], sets: dict[str, Dataset]) -> pd.DataFrame:
+    """Rows of :data:`COLUMNS`, those of one set together, in the order of ``sets``."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    order = {name: index for index, name in enumerate(sets)}
+    return frame.sort_values("set", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def questions_by_task(
+    sets: dict[str, Dataset], tasks: Sequence[str], modalities: Sequence[str]
+) -> dict[str, list[tuple[str, Question]]]:
+    """task -> (set, question), with every image of a person.
+
+    Raises:
+        ValueError: a set without questions of a task and modality, or an empty truth.
+    """
     asked: dict[str, list[tuple[str, Question]]] = {task: [] for task in tasks}
     for name, dataset in sets.items():
         for task in tasks:
@@ -389,22 +508,7 @@ def evaluate(
                 if blank := next((q for q in questions if not q.answer.strip()), None):
                     raise ValueError(f"set {name!r}: person {blank.person_id} has an empty truth for {blank.question!r}.")
                 asked[task] += [(name, question) for question in questions]
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    rows = []
-    for task, pairs in asked.items():
-        letters_only = task == "classification"
-        length = LETTER_TOKENS if letters_only else 50
-        questions = [question for _, question in pairs]
-        options = {"batch_size": batch_size, "progress": progress, "accelerator": accelerator}
-        responses = generate_answers(model, processor, questions, max_new_tokens=length, **options)
-        letters = likeliest_options(model, processor, questions, **options) if letters_only else [""] * len(questions)
-        for (name, question), response, letter in zip(pairs, responses, letters, strict=True):
-            for metric, (answer, value) in judge(question, response, letter, scorer).items():
-                rows.append((name, task, question.modality, metric, question.person_id, question.question,
-                             answer, truth_of(question), value))  # fmt: skip
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    order = {name: index for index, name in enumerate(sets)}
-    return frame.sort_values("set", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    return asked
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
@@ -415,8 +519,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["set", "task", "modality", "metric"]
     table = frame.groupby(keys, sort=False)["value"].agg(value="mean", n="size").reset_index()
-    metrics = tuple(dict.fromkeys(metric for names in METRICS.values() for metric in names))
-    order = {"set": SETS, "task": TASKS, "modality": MODALITIES, "metric": metrics}
+    order = {"set": SETS, "task": TASKS, "modality": MODALITIES, "metric": METRIC_ORDER}
 
     def rank(column):
         known = {name: index for index, name in enumerate(order[column.name])}

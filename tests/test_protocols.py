@@ -1,0 +1,611 @@
+"""The official protocol word for word, each of its pitfalls seen happening, and the robust one that avoids them."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from manu_utils.batches import prompt
+from manu_utils.benchmark import MODALITIES, evaluation_questions, load_config
+from manu_utils.evaluation import COLUMNS, evaluate, generate_answers, parse_letter, truth_of
+from manu_utils.models import load_model
+from manu_utils.protocols import (
+    PITFALLS,
+    Prompt,
+    bleu,
+    encode_prompts,
+    find_letter,
+    holds,
+    judge_officially,
+    judge_robustly,
+    official_prompts,
+    official_response,
+    official_scores,
+    official_shot,
+    respond,
+    robust_prompts,
+    summarise_with_intervals,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")  # few shots of the miniature; P4 tests the warning
+QUIET = {"progress": False}
+FEW_SHOT = [("classification", 1), ("cloze", 2)]
+BLANK = "\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
+
+
+@pytest.fixture(scope="module")
+def full():
+    return load_config("tiny", "Full_Set")
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model):
+    return tiny_model[1]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sets(benchmark):
+    return {"forget": benchmark.forget.select(range(3)), "test": benchmark.test.select(range(3)),
+            "celebrity": benchmark.celebrity.select([0, 1])}  # fmt: skip
+
+
+def asked(dataset, full, name, task, modality, processor, seed=0, **options):
+    return official_prompts(dataset, full, name, task, modality, processor, seed=seed, **options)
+
+
+def people_of(prompts):
+    return {one.question.person_id for one in prompts}
+
+
+# ------------------------------------------------------------------------------------------------ the official prompts
+
+
+def test_queries_and_shots_are_worded_as_in_the_official_code(benchmark, processor):
+    """Each template spelt out, newline by newline."""
+    row = benchmark.forget[0]
+    choice = {m: row["Classification_Task"][f"{kind}_Questions"][0] for m, kind in
+              (("multimodal", "Image_Textual"), ("text", "Pure_Text"))}  # fmt: skip
+    options = {m: "".join(f"{k}: {v}\n" for k, v in record["Options"].items()) for m, record in choice.items()}
+    q = {m: record["Question"] for m, record in choice.items()}
+    letter = {m: record["Correct_Answer"] for m, record in choice.items()}
+    first = {(task, m): evaluation_questions(benchmark.forget, task, m)[0] for task in ("classification", "cloze")
+             for m in MODALITIES}  # fmt: skip
+    one = "Just give ONE letter representing the answer directly."
+    assert prompt(first["classification", "multimodal"], processor) == (
+        f"USER: <image>\n{q['multimodal']}\n{options['multimodal']}{one}\nASSISTANT:"
+    )
+    assert prompt(first["classification", "text"], processor) == f"USER:\n{q['text']}\n{options['text']}{one}\nASSISTANT:"
+    assert official_shot(first["classification", "multimodal"], processor) == (
+        f"USER: <image>\nQuestion: {q['multimodal']}\n{options['multimodal']}Correct Answer: {letter['multimodal']}\n"
+    )
+    assert official_shot(first["classification", "text"], processor) == (
+        f"USER:\nQuestion: {q['text']}\n{options['text']}Correct Answer: {letter['text']}\n"
+    )
+    for modality, image, shot_image in (("multimodal", " <image>", "<image>"), ("text", "", "")):
+        question = first["cloze", modality]
+        sentence = question.question.replace("__", "[Blank]") + BLANK
+        assert "[Blank]" in question.question.replace("__", "[Blank]")
+        assert prompt(question, processor) == f"USER:{image}\n{sentence}\nASSISTANT:"
+        assert official_shot(question, processor) == f"USER:{shot_image}\n{sentence}\nCorrect Answer: {question.answer}\n"
+
+
+def test_generation_is_zero_shot_and_its_image_prompt_ends_in_a_space(benchmark, full, processor):
+    for modality, image, how, end in (("multimodal", " <image>\n", " accurately", " "), ("text", " ", "", "")):
+        prompts = asked(benchmark.forget, full, "forget", "generation", modality, processor)
+        assert len(prompts) == len(evaluation_questions(benchmark.forget, "generation", modality))
+        assert prompts[0].text == (
+            f"USER:{image}{prompts[0].question.question}\nAnswer the question based on your trained knowledge in one "
+            f"sentence{how} in ENGLISH.\nASSISTANT:{end}"
+        )
+        assert all(len(one.images) == (modality == "multimodal") for one in prompts)
+
+
+@pytest.mark.parametrize(("task", "n"), FEW_SHOT)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_shots_are_people_of_the_set_with_the_questions_of_full_set(benchmark, full, processor, task, n, modality):
+    for name, dataset in (("forget", benchmark.forget), ("test", benchmark.test)):
+        prompts = asked(dataset, full, name, task, modality, processor)
+        shots = set(dataset["ID"]) - people_of(prompts)  # who is a shot is not scored
+        assert len(shots) == n
+        solved = evaluation_questions(full.filter(lambda row, s=shots: row["ID"] in s), task, modality)
+        assert prompts[0].text == "".join(official_shot(q, processor) for q in solved) + prompt(prompts[0].question, processor)
+        per_person = len(solved) // n
+        assert len(prompts) == (len(dataset) - n) * per_person
+        for one in prompts:
+            assert one.text.count("<image>") == len(one.images) == (per_person * n + 1) * (modality == "multimodal")
+        if modality == "multimodal":
+            pairs = zip(prompts[0].images, solved, strict=False)
+            assert all(image.tobytes() == q.image.tobytes() for image, q in pairs)
+            assert prompts[0].images[-1] is prompts[0].question.image
+
+
+def test_both_modalities_have_the_same_shots_and_idefics_has_one(benchmark, full, processor):
+    for options, n in (({}, 2), ({"idefics": True}, 1)):
+        left = [people_of(asked(benchmark.forget, full, "forget", "cloze", m, processor, **options)) for m in MODALITIES]
+        assert left[0] == left[1] and len(left[0]) == len(benchmark.forget) - n
+
+
+def test_celebrities_are_asked_zero_shot(benchmark, full, processor):
+    """The look-up in Full_Set finds none of them."""
+    for task in ("classification", "cloze", "generation"):
+        for modality in MODALITIES:
+            prompts = asked(benchmark.celebrity, full, "celebrity", task, modality, processor)
+            assert len(prompts) == len(evaluation_questions(benchmark.celebrity, task, modality))
+            space = " " if task == "generation" and modality == "multimodal" else ""
+            assert all(one.text == prompt(one.question, processor) + space for one in prompts)
+
+
+def test_one_test_image_per_person_and_task(benchmark, full, processor):
+    drawn = {}
+    for task in ("classification", "cloze", "generation"):
+        prompts = asked(benchmark.test, full, "test", task, "multimodal", processor)
+        images = {}
+        for one in prompts:
+            images.setdefault(one.question.person_id, set()).add(id(one.images[-1]))
+        assert {len(own) for own in images.values()} == {1}
+        rows = dict(zip(benchmark.test["ID"], benchmark.test["images"], strict=True))
+        drawn[task] = {
+            one.question.person_id: [i.convert("RGB").tobytes() for i in rows[one.question.person_id]].index(
+                one.images[-1].tobytes()
+            )
+            for one in prompts
+        }
+    assert drawn["classification"] != drawn["generation"]
+    assert len(set(drawn["generation"].values())) > 1
+
+
+def test_sets_too_small_for_their_shots(benchmark, full, processor):
+    two = benchmark.forget.select([0, 1])
+    with pytest.raises(ValueError, match="everybody is a shot for cloze"):
+        asked(two, full, "forget", "cloze", "text", processor)
+    with pytest.raises(ValueError, match="has 1 person, but the official shots for cloze are 2"):
+        asked(two.select([0]), full, "forget", "cloze", "text", processor)
+
+
+# ------------------------------------------------------------------------------------------------ answering prompts
+
+
+@pytest.mark.parametrize("task", ["classification", "cloze"])
+def test_few_shot_prompts_in_batches_are_answered_as_one_at_a_time(trained, sets, full, task):
+    """Left-padded, several images each; the longest have six images and go beyond the positions of the miniature."""
+    model, processor = trained
+    prompts = [one for m in MODALITIES for one in asked(sets["forget"], full, "forget", task, m, processor)][::2]
+    expected = []
+    for one in prompts:
+        inputs = {"text": one.text, "return_tensors": "pt"}
+        batch = processor(images=list(one.images), **inputs) if one.images else processor.tokenizer(**inputs)
+        batch.pop("token_type_ids", None)
+        with torch.no_grad():
+            whole = model.generate(**batch, max_new_tokens=6, do_sample=False)
+        expected.append(processor.decode(whole[0][2:], skip_special_tokens=True))
+    with pytest.warns(UserWarning, match="positions") if task == "classification" else pytest.MonkeyPatch.context():
+        echoed = respond(model, processor, prompts, echo=True, max_new_tokens=6, batch_size=4, **QUIET)
+    assert echoed == expected
+    assert all("ASSISTANT:" in text for text in echoed)
+    new = [text.split("ASSISTANT:")[-1].strip() for text in echoed]
+    if task == "cloze":
+        assert respond(model, processor, prompts, max_new_tokens=6, batch_size=3, **QUIET) == new
+
+
+def test_prompts_and_images_must_match(processor, benchmark):
+    question = evaluation_questions(benchmark.forget, "cloze", "multimodal")[0]
+    good = Prompt(question, prompt(question, processor), (question.image,))
+    with pytest.raises(ValueError, match="1 <image> but 2 images"):
+        encode_prompts([good, replace(good, images=good.images * 2)], processor)
+    with pytest.raises(ValueError, match="one modality"):
+        encode_prompts([good, Prompt(question, "USER: a\nASSISTANT:")], processor)
+
+
+def test_nothing_to_answer_and_bad_sizes(tiny_model):
+    one = Prompt(None, "USER: a\nASSISTANT:")
+    with pytest.raises(ValueError, match="no prompt"):
+        respond(*tiny_model, [])
+    with pytest.raises(ValueError, match="max_new_tokens=0"):
+        respond(*tiny_model, [one], max_new_tokens=0)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        respond(*tiny_model, [one], batch_size=0, **QUIET)
+
+
+# ------------------------------------------------------------------------------------------------ the official judgement
+
+
+def test_official_metrics_are_those_of_the_libraries(benchmark):
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    question = replace(evaluation_questions(benchmark.forget, "generation", "text")[0], answer="She works as a nurse in Rome.")
+    response = "She worked as a nurse."
+    judged = judge_officially(question, response, scorer)
+    assert list(judged) == ["rouge1", "rouge2", "rougeL", "bleu"]
+    assert judged["rouge1"] == pytest.approx(2 * (5 / 5) * (5 / 7) / (5 / 5 + 5 / 7))  # "works" and "worked" are one stem
+    assert judged["rougeL"] == scorer.score(question.answer, response)["rougeL"].fmeasure
+    # words between spaces, so "nurse." is not "nurse", and brevity counts
+    assert judged["bleu"] == sentence_bleu(
+        ["She works as a nurse in Rome.".split()], response.split(), smoothing_function=SmoothingFunction().method1
+    )
+    assert 0 < judged["bleu"] < bleu(question.answer, "She works as a nurse.") < bleu(question.answer, question.answer) == 1
+    assert bleu("a", "") == 0
+
+
+@pytest.mark.parametrize(
+    ("decoded", "task", "response"),
+    [
+        ("ER:\nq\nASSISTANT: B", "classification", "B"),
+        ("ER:\nq\nASSISTANT: B\nUSER: more\nASSISTANT: C", "classification", "B\nUSER: more"),
+        ("no marker. Answer: B", "classification", "no marker. Answer: B"),
+        ("no marker. Answer: nurse", "cloze", "nurse"),
+        (" neither ", "generation", "neither"),
+    ],
+)
+def test_the_response_is_what_follows_the_first_marker(decoded, task, response):
+    assert official_response(decoded, task) == response
+
+
+def test_the_official_table(tiny_model, sets, full):
+    model, processor = tiny_model
+    options = {"protocol": "official", "shots": full, "seed": 3, **QUIET}
+    table = evaluate(*tiny_model, sets, **options)
+    assert tuple(table.columns) == COLUMNS
+    assert table["set"].drop_duplicates().tolist() == list(sets)
+    for name, dataset in sets.items():
+        for task in ("classification", "cloze", "generation"):
+            for modality in MODALITIES:
+                prompts = asked(dataset, full, name, task, modality, processor, seed=3)
+                part = table[(table["set"] == name) & (table["task"] == task) & (table["modality"] == modality)]
+                part = part[part["metric"] == part["metric"].iloc[0]]
+                assert part["question"].tolist() == [one.question.question for one in prompts]
+                assert part["truth"].tolist() == [truth_of(one.question) for one in prompts]
+    cloze = table[(table["set"] == "forget") & (table["task"] == "cloze") & (table["modality"] == "multimodal")]
+    prompts = asked(sets["forget"], full, "forget", "cloze", "multimodal", processor, seed=3)
+    assert cloze["answer"].tolist() == respond(*tiny_model, prompts, batch_size=1, **QUIET)
+    assert cloze["value"].tolist() == [float(t.lower() in a.lower()) for t, a in cloze[["truth", "answer"]].to_numpy()]
+    # what else is asked, and in what batches, changes nothing
+    part = evaluate(*tiny_model, {"test": sets["test"]}, tasks=["cloze"], modalities=["multimodal"], batch_size=3, **options)
+    whole = table[(table["set"] == "test") & (table["task"] == "cloze") & (table["modality"] == "multimodal")]
+    pd.testing.assert_frame_equal(part, whole.reset_index(drop=True))
+    scores = official_scores(table)
+    accuracy = scores[(scores["set"] == "forget") & (scores["metric"] == "accuracy")]
+    assert accuracy["n"].tolist() == [10, 10, 2, 2]  # (3 - 1) × 5 and (3 - 2) × 2, per modality
+    assert accuracy["value"].iloc[2] == 100 * cloze["value"].mean()
+    generation = scores[scores["task"] == "generation"]
+    assert generation["metric"].drop_duplicates().tolist() == ["rouge1", "rouge2", "rougeL", "bleu"]
+
+
+def test_text_letters_of_idefics_have_five_tokens(tiny_model, sets, full, monkeypatch):
+    model, processor = tiny_model
+    generate, lengths = model.generate, []
+
+    def watch(generation_config, **batch):
+        lengths.append(("pixel_values" in batch, generation_config.max_new_tokens))
+        generation_config.max_new_tokens = 1
+        return generate(generation_config=generation_config, **batch)
+
+    monkeypatch.setattr(model, "generate", watch)
+    options = {"protocol": "official", "shots": full, "seed": 0, "tasks": ["classification"], **QUIET}
+    for model_type, expected in (("llava", {(True, 50), (False, 50)}), ("idefics2", {(True, 50), (False, 5)})):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model.config), "model_type", model_type)
+            evaluate(model, processor, {"forget": sets["forget"]}, **options)
+        assert set(lengths) == expected
+        lengths.clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "chain-of-thought"}, "protocol='chain-of-thought' is unknown; use one of zero-shot, official, robust"),
+        ({"protocol": "official"}, "shots=load_config"),
+        ({"protocol": "zero-shot", "shots": "full"}, "takes no shots"),
+        ({"protocol": "official", "shots": "full", "resume": "answers.jsonl"}, "give a seed"),
+        ({"protocol": "official", "shots": "full", "tasks": ["vqa"]}, "set 'forget': task='vqa' is unknown"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_protocol(tiny_model, sets, full, options, message):
+    options = {key: full if value == "full" else value for key, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        evaluate(*tiny_model, sets, **options)
+
+
+# ------------------------------------------------------------------------------------------------ the pitfalls, one by one
+
+
+def test_the_list_of_pitfalls_is_whole():
+    assert [number for number, *_ in PITFALLS] == [f"P{n}" for n in range(1, 17)]
+    assert all(official and robust for _, official, robust in PITFALLS)
+
+
+def test_p1_without_a_seed_every_run_draws_again(benchmark, full, processor):
+    def shot(seed):
+        left = people_of(asked(benchmark.forget, full, "forget", "classification", "text", processor, seed=seed))
+        return (set(benchmark.forget["ID"]) - left).pop()
+
+    assert len({shot(None) for _ in range(12)}) > 1  # the same one of 12 twelve times: 12 ** -11
+    assert len({shot(seed) for seed in range(8)}) > 1
+    assert shot(5) == shot(5)
+
+
+def test_p1_two_seeds_give_one_model_two_scores(trained, benchmark, full):
+    """The same weights, the same questions asked of the same set; only the shots differ."""
+    sets = {"forget": benchmark.forget.select(range(4))}
+    options = {"protocol": "official", "shots": full, "tasks": ["cloze"], "modalities": ["multimodal"], **QUIET}
+    scores = {seed: official_scores(evaluate(*trained, sets, seed=seed, **options))["value"].item() for seed in range(4)}
+    assert len(set(scores.values())) > 1
+    again = official_scores(evaluate(*trained, sets, seed=0, **options))["value"].item()
+    assert again == scores[0]
+    options |= {"protocol": "robust", "shots": None}
+    pd.testing.assert_frame_equal(*(evaluate(*trained, sets, seed=seed, **options) for seed in (0, 1)))
+
+
+def test_p2_shots_show_answers_that_are_to_be_forgotten_and_are_not_scored(benchmark, full, processor):
+    prompts = asked(benchmark.forget, full, "forget", "cloze", "text", processor)
+    shots = sorted(set(benchmark.forget_ids) - people_of(prompts))
+    assert len(shots) == 2
+    for question in evaluation_questions(full.filter(lambda row: row["ID"] in shots), "cloze", "text"):
+        assert all(f"Correct Answer: {question.answer}\n" in one.text for one in prompts)
+    # robust: whoever is a shot is in none of the scored sets, and everybody is scored
+    questions = evaluation_questions(benchmark.forget, "cloze", "text")
+    sets = {"forget": benchmark.forget, "retain": benchmark.retain.select(range(5))}
+    robust = robust_prompts(questions, benchmark.retain, sets, processor, seed=0)
+    assert people_of(robust) == set(benchmark.forget_ids)
+    shown = robust[0].text.removesuffix(prompt(questions[0], processor))
+    owner = [q.person_id for q in evaluation_questions(benchmark.retain, "cloze", "text")
+             if f"{prompt(q, processor)} {q.answer}\n" in shown]  # fmt: skip
+    assert len(owner) == 2 and not {*owner} & {*benchmark.forget_ids, *sets["retain"]["ID"]}
+
+
+def test_p3_images_without_their_shots_break_the_prompt(tiny_model, full, benchmark):
+    """A celebrity whose ID is in Full_Set, too: the official code passes six images with one placeholder."""
+    model, processor = tiny_model
+    celebrity = benchmark.forget.select(range(2))  # as if celebrities had the IDs of fictitious people
+    one = asked(celebrity, full, "celebrity", "classification", "multimodal", processor)[0]
+    assert one.text.count("<image>") == len(one.images) == 1  # ours drops both
+    with pytest.raises(ValueError, match="1 <image> tokens and 6 images"):
+        processor(images=[one.images[0]] * 6, text=one.text, return_tensors="pt")
+    batch = processor(images=one.images[0], text=one.text, return_tensors="pt")
+    batch["pixel_values"] = batch["pixel_values"].repeat(6, 1, 1, 1)  # as processors let pass that did not count
+    with torch.no_grad(), pytest.raises(ValueError, match="[Ii]mage features and image tokens"):
+        model.generate(**batch, max_new_tokens=1)
+
+
+def test_p4_few_shot_prompts_fill_the_context(tiny_model, sets, full):
+    model, processor = tiny_model
+    prompts = asked(sets["forget"], full, "forget", "classification", "multimodal", processor)
+    positions = model.config.get_text_config().max_position_embeddings
+    tokens = encode_prompts(prompts[:1], processor)["input_ids"].shape[1]
+    assert tokens > positions
+    with pytest.warns(UserWarning, match=f"up to {tokens} tokens and 1 new ones go beyond the {positions} positions"):
+        respond(model, processor, prompts[:1], max_new_tokens=1, **QUIET)
+    assert 6 * (336 // 14) ** 2 == 3456  # the images alone, of LLaVA-1.5's 4,096 positions
+
+
+@pytest.mark.parametrize(
+    ("response", "official", "robust"),
+    [
+        ("B", "B", "B"), ("b", "B", "B"), ("B.", "B", "B"), ("C: nurse", "C", "C"), ("D) baker", "D", "D"),
+        ("Answer: B", "A", "B"), ("The answer is B", None, "B"), ("The correct answer is (c).", None, "C"),
+        ("Both", "B", None), ("Definitely not", "D", None), ("Anna works as a nurse.", "A", None), ("(B)", None, "B"),
+        ("**C**", None, "C"), ("I would say B.", None, "B"), ("Option D, since she is a baker", None, "D"),
+        ("A nurse", "A", None), ("A", "A", "A"), ("A is right", "A", "A"), ("It is a nurse", None, None),
+        ("A or B", "A", None), ("Both A and B", "B", None), ("A: nurse\nB: baker", "A", None),
+        ("The answer is B, not A", None, "B"), ("E", None, None), ("", None, None), ("I'd guess", None, None),
+    ],
+)  # fmt: skip
+def test_p5_letters(response, official, robust):
+    assert parse_letter(response) == official
+    assert find_letter(response) == robust
+
+
+def test_p5_letters_that_are_no_option():
+    assert find_letter("D", "ABC") is None
+    assert find_letter("The answer is B", "AB") == "B"
+
+
+def test_p6_a_question_that_holds_the_marker_becomes_the_response(tiny_model, benchmark):
+    model, processor = tiny_model
+    question = evaluation_questions(benchmark.forget, "cloze", "text")[0]
+    question = replace(question, question=f"She said 'ASSISTANT: {question.answer} it is': __.")
+    one = Prompt(question, prompt(question, processor))
+    echoed, new = (respond(model, processor, [one], echo=echo, max_new_tokens=4, **QUIET)[0] for echo in (True, False))
+    official = official_response(echoed, "cloze")
+    assert official.startswith(f"{question.answer} it is': [Blank].") and new not in ("", official)
+    assert judge_officially(question, official, None) == {"accuracy": 1.0}  # right without a word of the model's
+    assert judge_robustly(question, new, "", None)["accuracy"] == (new, 0.0)
+
+
+def test_p7_cloze_accepts_any_response_that_contains_the_truth(benchmark, tiny_model):
+    question = evaluation_questions(benchmark.forget, "cloze", "text")[0]
+
+    def verdicts(truth, response):
+        asked = replace(question, answer=truth)
+        return judge_officially(asked, response, None)["accuracy"], judge_robustly(asked, response, "", None)["accuracy"][1]
+
+    assert verdicts("US", "because") == (1, 0)
+    assert verdicts("US", "In the US.") == (1, 1)
+    assert verdicts("chess", "nurse, baker, chess, rowing") == (1, 1)  # a list still passes
+    assert verdicts("", "anything")[0] == 1
+    blank = benchmark.forget.select([0]).map(
+        lambda row: {"Mask_Task": [record | {"Ground_Truth": " "} for record in row["Mask_Task"]]}
+    )
+    with pytest.raises(ValueError, match="empty truth"):
+        evaluate(*tiny_model, {"forget": blank}, protocol="robust", tasks=["cloze"])
+
+
+@pytest.mark.parametrize(
+    ("truth", "response", "expected"),
+    [("29 May", "on 29 May 1990", True), ("Rome", "Romeo", False), ("C++", "She writes C++.", True), ("a.b", "axb", False),
+     ("nurse", "A NURSE!", True), ("São Paulo", "são paulo", True), (" Rome ", "rome", True)],
+)  # fmt: skip
+def test_p7_whole_words(truth, response, expected):
+    assert holds(truth, response) is expected
+
+
+def test_p8_type_bool_reads_false_as_true():
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_argument("--pretrain", type=bool, default=False)
+    assert parser.parse_args(["--pretrain", "False"]).pretrain is True
+
+
+def test_p12_truncating_a_prompt_would_cut_its_image(processor, benchmark):
+    question = evaluation_questions(benchmark.forget, "cloze", "multimodal")[0]
+    text = prompt(question, processor)
+    with pytest.raises(ValueError, match="truncation"):
+        processor(images=question.image, text=text, truncation=True, max_length=10, return_tensors="pt")
+    long = Prompt(question, text.replace("\nASSISTANT:", " more" * 400 + "\nASSISTANT:"), (question.image,))
+    ids = encode_prompts([long], processor)["input_ids"]
+    assert processor.tokenizer.decode(ids[0]).endswith("ASSISTANT:") and ids.shape[1] > 400
+
+
+def test_p14_the_two_modalities_are_asked_in_different_words(benchmark, full, processor):
+    image, text = (asked(benchmark.forget, full, "forget", "generation", m, processor)[0].text for m in MODALITIES)
+    assert "accurately" in image and "accurately" not in text
+    assert image.endswith(" ") and not text.endswith(" ")
+
+
+def test_p14_the_space_changes_what_follows(trained, benchmark):
+    """The miniature knows the answer but has never begun one after a space of its own."""
+    model, processor = trained
+    questions = evaluation_questions(benchmark.forget.select(range(3)), "generation", "multimodal")
+    texts = [prompt(question, processor) for question in questions]
+    with_space, without = (
+        respond(model, processor, [Prompt(q, t + end, (q.image,)) for q, t in zip(questions, texts, strict=True)], **QUIET)
+        for end in (" ", "")
+    )
+    right = [[a == q.answer for a, q in zip(answers, questions, strict=True)] for answers in (with_space, without)]
+    assert sum(right[0]) < sum(right[1])
+
+
+def test_p16_short_answers_have_less_than_full_bleu():
+    assert bleu("Keeps a goldfish.", "Keeps a goldfish.") < 0.8
+    assert bleu("Keeps a goldfish.", "Keeps a goldfish.", short=True) == 1
+    assert bleu("Works as a nurse.", "Works as a nurse.") == bleu("Works as a nurse.", "Works as a nurse.", short=True) == 1
+    assert bleu("Keeps a goldfish.", "", short=True) == 0 < bleu("Keeps a goldfish.", "Keeps", short=True) < 1
+
+
+# ------------------------------------------------------------------------------------------------ robust
+
+
+def test_the_robust_table(trained, sets):
+    options = {"protocol": "robust", **QUIET}
+    table = evaluate(*trained, sets, **options)
+    plain = evaluate(*trained, sets, **QUIET)
+    assert tuple(table.columns) == COLUMNS
+    counts = table.groupby(["set", "task", "modality"])["question"].nunique()
+    assert counts.equals(plain.groupby(["set", "task", "modality"])["question"].nunique())  # every person and question
+    generation = table[table["metric"] == "bleu"]
+    assert generation["value"].tolist() == [
+        bleu(truth, answer, short=True) for truth, answer in zip(generation["truth"], generation["answer"], strict=True)
+    ]
+    likelihood, rouge = ([t[t["metric"] == metric].reset_index(drop=True) for t in (table, plain)]
+                         for metric in ("likelihood", "rougeL"))  # fmt: skip
+    pd.testing.assert_frame_equal(*likelihood)
+    pd.testing.assert_frame_equal(*rouge)
+    images = [len(images) for images in sets["test"]["images"]]
+    test = table[(table["set"] == "test") & (table["task"] == "cloze") & (table["modality"] == "multimodal")]
+    assert len(test) == 2 * sum(images)
+
+
+def test_robust_letters_are_read_from_long_answers(tiny_model, sets, monkeypatch):
+    seen = {}
+
+    def generate(model, processor, questions, *, max_new_tokens, **options):
+        seen["tokens"] = max_new_tokens
+        return [f"I think that the answer is {truth_of(question)}." for question in questions]
+
+    monkeypatch.setattr("manu_utils.evaluation.generate_answers", generate)
+    chosen = {"forget": sets["forget"].select([0])}
+    for protocol, tokens, value in (("robust", 50, 1.0), ("zero-shot", 5, 0.0)):
+        table = evaluate(*tiny_model, chosen, protocol=protocol, tasks=["classification"], modalities=["text"], **QUIET)
+        assert table[table["metric"] == "accuracy"]["value"].unique().tolist() == [value]
+        assert seen["tokens"] == tokens
+
+
+def test_robust_shots(tiny_model, benchmark, sets):
+    model, processor = tiny_model
+    questions = [q for m in MODALITIES for q in evaluation_questions(sets["forget"], "classification", m)][::6]
+    prompts = robust_prompts(questions, benchmark.retain, sets, processor, seed=0)
+    for one in prompts:
+        n = 6 if one.question.image is not None else 0
+        assert len(one.images) == one.text.count("<image>") == n
+        assert one.text.count("USER:") == one.text.count("ASSISTANT:") == 6
+        assert len(re.findall(r"ASSISTANT: [A-D]\n", one.text)) == 5
+    assert [p.text for p in robust_prompts(questions, benchmark.retain, sets, processor, seed=0)] == [p.text for p in prompts]
+    others = {robust_prompts(questions, benchmark.retain, sets, processor, seed=s)[0].text for s in range(4)}
+    assert len(others) > 1
+    with pytest.raises(ValueError, match="everybody in shots is scored"):
+        robust_prompts(questions, sets["forget"], sets, processor, seed=0)
+    chosen = {"forget": sets["forget"].select([0])}
+    options = {"tasks": ["cloze"], "modalities": ["text"], "protocol": "robust", **QUIET}
+    table = evaluate(*tiny_model, chosen, shots=benchmark.retain, **options)
+    cloze = evaluation_questions(chosen["forget"], "cloze", "text")
+    expected = respond(*tiny_model, robust_prompts(cloze, benchmark.retain, chosen, processor, seed=0), **QUIET)
+    assert table["answer"].tolist() == expected != generate_answers(*tiny_model, cloze, **QUIET)
+
+
+# ------------------------------------------------------------------------------------------------ intervals
+
+
+def frame_of(values):
+    """person -> values, as a table of one set and metric."""
+    rows = [("forget", "cloze", "text", "accuracy", person, f"q{i}", "a", "t", float(value))
+            for person, own in values.items() for i, value in enumerate(own)]  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_intervals_are_those_of_resampled_people():
+    rng = np.random.default_rng(0)
+    values = {f"{i:03}": rng.integers(0, 2, size=rng.integers(1, 6)) for i in range(20)}
+    frame = frame_of(values)
+    row = summarise_with_intervals(frame, resamples=4000).iloc[0]
+    assert row["value"] == frame["value"].mean() and row["n"] == len(frame) and row["people"] == 20
+    people, means = list(values), []
+    for _ in range(4000):  # spelt out: draw people, put all their answers together
+        drawn = np.concatenate([values[person] for person in rng.choice(people, len(people))])
+        means.append(drawn.mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert row["low"] == pytest.approx(low, abs=0.02) and row["high"] == pytest.approx(high, abs=0.02)
+    assert row["low"] < row["value"] < row["high"]
+    again = summarise_with_intervals(frame, resamples=4000).iloc[0]
+    assert (again["low"], again["high"]) == (row["low"], row["high"])
+    narrow = summarise_with_intervals(frame, level=0.5, resamples=4000).iloc[0]
+    assert row["low"] < narrow["low"] < narrow["high"] < row["high"]
+
+
+def test_repeating_the_questions_of_a_person_does_not_narrow_the_interval():
+    """Answers about one person go together: five copies of each are no more evidence."""
+    once = summarise_with_intervals(frame_of({str(i): [i % 2] for i in range(10)})).iloc[0]
+    often = summarise_with_intervals(frame_of({str(i): [i % 2] * 5 for i in range(10)})).iloc[0]
+    assert (once["low"], once["high"]) == (often["low"], often["high"])
+    assert often["high"] - often["low"] > 0.4
+
+
+def test_intervals_at_the_edges():
+    alike = summarise_with_intervals(frame_of({"1": [1, 1], "2": [1]})).iloc[0]
+    assert (alike["low"], alike["value"], alike["high"]) == (1, 1, 1)
+    alone = summarise_with_intervals(frame_of({"1": [1, 0]})).iloc[0]
+    assert alone[["low", "high"]].isna().all() and alone["value"] == 0.5 and alone["people"] == 1
+    with pytest.raises(ValueError, match="empty"):
+        summarise_with_intervals(frame_of({}))
+    with pytest.raises(ValueError, match="level=95"):
+        summarise_with_intervals(frame_of({"1": [1]}), level=95)
+
+
+def test_intervals_of_a_whole_table_are_in_its_order(trained, sets):
+    from manu_utils.evaluation import summarise
+
+    table = evaluate(*trained, sets, protocol="robust", tasks=["cloze", "generation"], modalities=["text"], **QUIET)
+    summary = summarise_with_intervals(table)
+    assert list(summary.columns) == ["set", "task", "modality", "metric", "value", "low", "high", "n", "people"]
+    pd.testing.assert_frame_equal(summary.drop(columns=["low", "high", "people"]), summarise(table))
+    several = summary[summary["people"] > 1]
+    assert (several["low"] <= several["value"]).all() and (several["value"] <= several["high"]).all()
+    assert (several["people"] == summary["set"].map({name: len(dataset) for name, dataset in sets.items()})).all()

@@ -1,0 +1,228 @@
+"""A killed evaluation goes on where it stopped, gives the same table, and never takes another model's answers."""
+
+import json
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+import torch
+
+from manu_utils.benchmark import load_config
+from manu_utils.evaluation import CHUNK, evaluate
+from manu_utils.models import load_model
+from manu_utils.resume import append_answers, fingerprint, read_answers, remembered
+
+pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")
+OPTIONS = {"tasks": ["cloze"], "modalities": ["text"], "batch_size": 2, "progress": False}
+
+
+class Killed(BaseException):
+    """As a signal: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def people(benchmark):
+    return {"forget": benchmark.forget.select(range(5))}
+
+
+@pytest.fixture(params=["zero-shot", "official", "robust"])
+def protocol(request):
+    shots = {"shots": load_config("tiny", "Full_Set"), "seed": 0} if request.param == "official" else {}
+    return {"protocol": request.param, **shots}
+
+
+@pytest.fixture
+def forwards(tiny_model, monkeypatch):
+    """Counts forward passes, and dies at the one asked for."""
+    model, forward, state = tiny_model[0], tiny_model[0].model.forward, {"calls": 0, "die_at": None}
+
+    def count(*arguments, **inputs):
+        state["calls"] += 1
+        if state["calls"] == state["die_at"]:
+            raise Killed
+        return forward(*arguments, **inputs)
+
+    monkeypatch.setattr(model.model, "forward", count)
+    return state
+
+
+def test_a_killed_evaluation_goes_on_and_gives_the_same_table(tiny_model, people, protocol, forwards, tmp_path, monkeypatch):
+    monkeypatch.setattr("manu_utils.evaluation.CHUNK", 1)
+    if protocol["protocol"] == "zero-shot":  # which has letters and likeliest options to remember, too
+        monkeypatch.setitem(OPTIONS, "tasks", ["classification", "cloze"])
+    expected = evaluate(*tiny_model, people, **protocol, **OPTIONS)
+    forwards["calls"] = 0
+    uninterrupted = evaluate(*tiny_model, people, **protocol, **OPTIONS, resume=tmp_path / "whole.jsonl")
+    pd.testing.assert_frame_equal(uninterrupted, expected)
+    whole, path = forwards["calls"], tmp_path / "new folder" / "answers.jsonl"
+    kills = 0
+    while kills < 20:
+        forwards.update(calls=0, die_at=int(whole * 0.45))
+        try:
+            resumed = evaluate(*tiny_model, people, **protocol, **OPTIONS, resume=path)
+            break
+        except Killed:
+            kills += 1
+    assert 1 < kills < 5
+    assert 0 < forwards["calls"] < 0.45 * whole  # the last run had only the rest to do
+    pd.testing.assert_frame_equal(resumed, expected)
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    forwards.update(calls=0, die_at=1)
+    pd.testing.assert_frame_equal(evaluate(*tiny_model, people, **protocol, **OPTIONS, resume=path), expected)
+    assert forwards["calls"] == 0  # nothing left to ask
+
+
+SCRIPT = """
+import os, signal, sys
+from manu_utils.benchmark import load_benchmark
+from manu_utils.evaluation import evaluate
+from manu_utils.models import load_model
+model, processor = load_model("tiny", device="cpu")
+forward, calls = model.model.forward, []
+def count(*arguments, **inputs):
+    calls.append(1)
+    if len(calls) == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(*arguments, **inputs)
+model.model.forward = count
+sets = {"forget": load_benchmark("tiny", 10).forget.select(range(8))}
+evaluate(model, processor, sets, tasks=["cloze"], modalities=["text"], batch_size=1, progress=False, resume=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_after_sigkill(tmp_path, benchmark):
+    path = tmp_path / "answers.jsonl"
+    killed = subprocess.run([sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(read_answers(path)) == CHUNK
+    with path.open("ab") as file:
+        file.write(b'{"key": "cut of')  # as if it had died in the middle of a write
+    sets = {"forget": benchmark.forget.select(range(8))}
+    options = {"tasks": ["cloze"], "modalities": ["text"], "batch_size": 1, "progress": False}
+    model, processor = load_model("tiny", device="cpu")
+    resumed = evaluate(model, processor, sets, **options, resume=path)
+    pd.testing.assert_frame_equal(resumed, evaluate(model, processor, sets, **options))
+    assert len(read_answers(path)) == 16
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def test_answers_of_other_weights_protocols_and_questions_are_not_taken(tiny_model, people, benchmark, forwards, tmp_path):
+    model, processor = tiny_model
+    path = tmp_path / "answers.jsonl"
+    cloze = OPTIONS | {"resume": path}
+
+    def asked(sets=people, **changes):
+        forwards["calls"] = 0
+        evaluate(model, processor, sets, **cloze | changes)
+        return forwards["calls"] > 0
+
+    assert asked() and not asked()
+    assert asked(protocol="robust") and not asked(protocol="robust")
+    assert asked({"retain": benchmark.retain.select([0])})
+    assert asked(modalities=["multimodal"]) and not asked(modalities=["multimodal"])
+    assert not asked(batch_size=3)
+    weight = model.model.language_model.layers[0].mlp.down_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[:, 5] = 0  # one neuron pruned
+    try:
+        assert asked() and not asked()
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert not asked()  # both models' answers are in the file
+    assert asked(model_key="by hand") and not asked(model_key="by hand") and asked(model_key="another")
+
+
+def test_the_official_draw_is_part_of_the_question(tiny_model, people, forwards, tmp_path):
+    options = OPTIONS | {"protocol": "official", "shots": load_config("tiny", "Full_Set"),
+                         "resume": tmp_path / "answers.jsonl"}  # fmt: skip
+    for seed, asked in ((0, True), (1, True), (0, False)):
+        forwards["calls"] = 0
+        evaluate(*tiny_model, people, seed=seed, **options)
+        assert (forwards["calls"] > 0) is asked
+
+
+def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
+    model, processor = tiny_model
+    first = fingerprint(model, processor)
+    assert fingerprint(model, processor) == first and len(first) == 64
+    weight = model.model.vision_tower.embeddings.class_embedding
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[0] += 1e-6
+        assert fingerprint(model, processor) != first
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert fingerprint(model, processor) == first
+    size = processor.image_processor.size
+    try:
+        processor.image_processor.size = {"shortest_edge": 32}
+        assert fingerprint(model, processor) != first
+    finally:
+        processor.image_processor.size = size
+    assert fingerprint(torch.nn.Linear(2, 2).bfloat16(), processor) != fingerprint(torch.nn.Linear(2, 2), processor)
+    with pytest.raises(ValueError, match="weight is off-loaded.*model_key"):
+        fingerprint(torch.nn.Linear(2, 2, device="meta"), processor)
+
+
+def test_answers_are_asked_in_the_same_chunks_after_a_kill(tmp_path):
+    path, asked = tmp_path / "answers.jsonl", []
+
+    def ask(items):
+        asked.append(items)
+        if len(asked) == 2:
+            raise Killed
+        return [item.upper() for item in items]
+
+    def identity(item):
+        return {"protocol": "p", "person_id": "1", "question": item}
+
+    call = (path, "model", list("abcdefg"), identity, ask, 3)
+    with pytest.raises(Killed):
+        remembered(*call)
+    assert sorted(read_answers(path).values()) == ["A", "B", "C"]
+    assert remembered(*call) == list("ABCDEFG")
+    assert asked == [["a", "b", "c"], ["d", "e", "f"], ["d", "e", "f"], ["g"]]
+    line = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert {k: line[k] for k in ("protocol", "person_id", "question", "answer", "run")} == {
+        "protocol": "p", "person_id": "1", "question": "a", "answer": "A", "run": "model"
+    }  # fmt: skip
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_overwritten(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    append_answers(path, [{"key": "1", "answer": "é\nx"}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:-4])
+    assert read_answers(path) == {"1": "é\nx"}
+    append_answers(path, [{"key": "2", "answer": "b"}])
+    assert read_answers(path) == {"1": "é\nx", "2": "b"}
+    assert read_answers(tmp_path / "none.jsonl") == {}
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"key": 1}\n', "[1]\n"])
+def test_another_file_is_not_taken_for_answers(tmp_path, content):
+    path = tmp_path / "other.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a file of answers"):
+        remembered(path, "m", ["a"], lambda item: {}, lambda items: items, 1)
+    assert path.read_text(encoding="utf-8") == content
+
+
+def test_writers_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "answers.jsonl"
+
+    def write(writer):
+        for i in range(10):
+            append_answers(path, [{"key": f"{writer} {i} {j}", "answer": "x" * 2000} for j in range(3)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(read_answers(path)) == 4 * 10 * 3
