@@ -353,7 +353,8 @@ def evaluate(
         in the order of ``sets``, tasks and modalities.
 
     Raises:
-        ValueError: no sets, tasks or modalities, an unknown one, or a set without questions of a task and modality.
+        ValueError: no sets, tasks or modalities, an unknown one, or a set without questions of a task and modality (unless its
+            benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`).
     """
     import pandas as pd
     from rouge_score import rouge_scorer
@@ -372,6 +373,9 @@ def evaluate(
                 if blank := next((q for q in questions if not q.answer.strip()), None):
                     raise ValueError(f"set {name!r}: person {blank.person_id} has an empty truth for {blank.question!r}.")
                 asked[task] += [(name, question) for question in questions]
+    asked = {task: pairs for task, pairs in asked.items() if pairs}  # TOFU and CLEAR have no cloze questions
+    if not asked:
+        raise ValueError(f"these sets have no question for {', '.join(tasks)} in {' or '.join(modalities)}.")
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     rows = []
     for task, pairs in asked.items():
