@@ -119,15 +119,16 @@ def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Datas
     """
     import datasets
 
+    # Columns of text are short and far apart: reading ahead by the Hub client's 5 MB would fetch the pictures between them.
+    options = {"hf": {"block_size": 1 << 16}}
+    arguments = {"split": "train", "streaming": True, "storage_options": options} | arguments
     try:
         with no_dataset_bars():
-            stream = datasets.load_dataset(split="train", streaming=True, **arguments)
+            stream = datasets.load_dataset(**arguments)
             if not set(IMAGE_COLUMNS) & set(stream.features or ()):
                 return None  # nothing to leave out, and JSON cannot be read by column
             features = datasets.Features({name: kind for name, kind in stream.features.items() if name not in IMAGE_COLUMNS})
-            stream = datasets.load_dataset(
-                split="train", streaming=True, columns=list(features), **arguments, **_only(people, "parquet")
-            )
+            stream = datasets.load_dataset(columns=list(features), **arguments, **_only(people, "parquet"))
             return datasets.Dataset.from_list(list(stream), features=features)
     except ConnectionError:  # the files may be in the cache all the same
         return None

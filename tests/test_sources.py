@@ -2,9 +2,15 @@
 
 import io
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
 
 import datasets
 import numpy as np
@@ -29,12 +35,12 @@ from manu_utils.sources import config_names, read_config
 PEOPLE = [f"{i + 1:03}" for i in range(20)]
 NAMES = {person: f"Anna Berg-{person}" for person in PEOPLE}
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-PICTURE_BYTES = 12_000  # at least, of each
+PICTURE_BYTES = 49_000  # at least, of each
 
 
 def picture(seed):
     """Noise, which does not compress: a picture weighs what its pixels weigh."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
@@ -304,7 +310,9 @@ def test_text_alone_never_touches_a_picture(copy_of, tmp_path):
 def test_only_the_test_pictures_of_the_forget_set_are_copied(clone, tmp_path):
     test = read_config(clone, "Test_Set", people=["003", "014"])
     assert test["ID"] == ["003", "014"]
-    assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.arrow")) < 6 * 3 * PICTURE_BYTES
+    assert (
+        sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.arrow")) < 5 * PICTURE_BYTES
+    )  # one and three views
 
 
 def test_modalities_are_checked():
@@ -312,6 +320,103 @@ def test_modalities_are_checked():
         load_benchmark("tiny", modalities=("audio",))
     with pytest.raises(ValueError, match="modalities is empty"):
         load_benchmark("tiny", modalities=())
+
+
+# ------------------------------------------------------------------------------------------------ the Hub
+
+
+@pytest.fixture
+def hub(clone):
+    """A stub of the Hub that serves the clone as MLLMMU/MLLMU-Bench: its address, and a list of the bytes sent per file."""
+    name, commit, sent = "MLLMMU/MLLMU-Bench", "a" * 40, []
+    files = {path.relative_to(clone).as_posix(): path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def answer(self, body, status=200, **headers):
+            self.send_response(status)
+            for key, value in {"Content-Length": len(body), **headers}.items():
+                self.send_header(key.replace("_", "-"), str(value))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            path = unquote(urlparse(self.path).path)
+            if path in (
+                f"/api/datasets/{name}",
+                f"/api/datasets/{name}/revision/main",
+                f"/api/datasets/{name}/revision/{commit}",
+            ):
+                siblings = [{"rfilename": file} for file in files]
+                return self.answer(json.dumps({"id": name, "sha": commit, "tags": [], "siblings": siblings}).encode())
+            if path.startswith(tree := f"/api/datasets/{name}/tree/{commit}"):
+                inside = f"{path.removeprefix(tree).strip('/')}/".lstrip("/")
+                below = [file.removeprefix(inside) for file in files if file.startswith(inside)]
+                entries = [
+                    {"type": "file", "path": inside + file, "size": len(files[inside + file]), "oid": "b" * 40}
+                    for file in below if "/" not in file
+                ] + [
+                    {"type": "directory", "path": inside + folder, "size": 0, "oid": "c" * 40}
+                    for folder in sorted({file.split("/")[0] for file in below if "/" in file})
+                ]  # fmt: skip
+                return self.answer(json.dumps(entries).encode())
+            for revision in ("main", commit):
+                file = path.removeprefix(f"/datasets/{name}/resolve/{revision}/")
+                if file in files:
+                    body, last = files[file], len(files[file]) - 1
+                    headers = {"ETag": f'"{len(body):064}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+                    if wanted := self.headers.get("Range"):
+                        first, end = wanted.removeprefix("bytes=").split("-")
+                        end = min(int(end or last), last)
+                        headers["Content_Range"] = f"bytes {first}-{end}/{len(body)}"
+                        body = body[int(first) : end + 1]
+                    if self.command == "GET":
+                        sent.append((file, len(body)))
+                    return self.answer(body, 206 if wanted else 200, **headers)
+            return self.answer(b"", 404, X_Error_Code="EntryNotFound")
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", sent
+    server.shutdown()
+    server.server_close()
+
+
+def test_from_the_hub_too_only_what_is_needed_comes(clone, hub, tmp_path):
+    """In a process of its own: the address of the Hub is read when its client is imported."""
+    address, sent = hub
+    program = (
+        "import sys; from manu_utils.benchmark import load_benchmark as load\n"
+        "b = load('MLLMMU/MLLMU-Bench', 15, modalities=sys.argv[1:])\n"
+        "for m in sys.argv[1:]:\n"
+        "    print(*[(q.person_id, q.question, q.answer) for q in b.training_questions('all', m)], sep='\\n')"
+    )
+    environment = os.environ | {
+        "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    local = load_benchmark(clone, 15)
+    taken = {}
+    for modalities in (["text"], list(MODALITIES)):
+        sent.clear()
+        run = subprocess.run(
+            [sys.executable, "-c", program, *modalities], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert run.returncode == 0, run.stderr
+        expected = [str((q.person_id, q.question, q.answer)) for m in modalities for q in local.training_questions("all", m)]
+        assert run.stdout.splitlines() == expected
+        taken[modalities[0]] = [n for _, n in sent]
+    pictures = PICTURE_BYTES * (20 + 20 + 40)  # ft_Data, forget and retain, the test views
+    assert sum(taken["multimodal"]) > pictures
+    # A footer and then a piece of text at a time, with 64 KB read ahead, which is more than a picture only in this small clone.
+    assert sum(taken["text"]) < pictures / 2 and max(taken["text"]) < 100_000
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be rewritten
