@@ -1,7 +1,8 @@
 """MLLMU-Bench: its schema, its sets, and the question records that everything else works on.
 
-The same functions read the bundled miniature (``"tiny"``), a local copy and the Hub. Explained in notebook 01;
-the schema is that of ``MLLMMU/MLLMU-Bench`` (arXiv 2410.22108).
+The same functions read the bundled miniature (``"tiny"``), a local copy and the Hub (:mod:`manu_utils.sources`), and other
+benchmarks whose rows are turned into these (:mod:`manu_utils.clear_tofu`). Explained in notebook 01; the schema is that of
+``MLLMMU/MLLMU-Bench`` (arXiv 2410.22108).
 """
 
 from __future__ import annotations

@@ -415,7 +415,7 @@ def test_from_the_hub_too_only_what_is_needed_comes(clone, hub, tmp_path):
         taken[modalities[0]] = [n for _, n in sent]
     pictures = PICTURE_BYTES * (20 + 20 + 40)  # ft_Data, forget and retain, the test views
     assert sum(taken["multimodal"]) > pictures
-    # A footer and then a piece of text at a time, with 64 KB read ahead, which is more than a picture only in this small clone.
+    # A footer, then a piece of text at a time with 64 KB read ahead, which is more than a picture only in this small clone.
     assert sum(taken["text"]) < pictures / 2 and max(taken["text"]) < 100_000
 
 
