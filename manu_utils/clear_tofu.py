@@ -26,7 +26,8 @@ not used       ``real_world``, ``full`` and ``default``      ``world_facts``, ``
 ============== ============================================= ======================================================
 
 There are four options, as in MLLMU-Bench, the wrong ones being the first three of the file; their order is drawn from a seed
-that depends on the words alone. The official metrics of CLEAR and TOFU compare likelihoods of whole answers; these do not.
+that depends on the words alone. These are the tasks of MLLMU-Bench, not the official metrics of TOFU (probability and truth
+ratio of whole answers) and CLEAR. Columns and files are as the two publish them; another layout fails with what is missing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 CAPTION = "What can you see in this picture?"  # two of the requests of CLEAR's own training code
 CAPTION_IN_TEST = "Describe the image in detail."
-NAMING = "What is the name of the person in the image?"  # the question of CLEAR's evaluation
+NAMING = "What is the name of the person in the image?"  # as evaluations on CLEAR ask for the name
 FITTING = "Which description fits this image?"  # ours: CLEAR compares likelihoods of whole captions
 QUESTIONS_PER_AUTHOR = 20  # TOFU's rows are in the order of the authors
 
@@ -245,7 +246,7 @@ def _row(
 
 def _choice(question: str, right: str, wrong: Sequence[str]) -> dict:
     """A question with up to four different options in an order that depends on the words alone."""
-    words = list(dict.fromkeys([right, *wrong]))[:4]
+    words = list(dict.fromkeys([right, *(wrong or ())]))[:4]
     random.Random(f"{question} {right}").shuffle(words)
     options = dict(zip("ABCD", words, strict=False))
     return {"Question": question, "Options": options, "Correct_Answer": "ABCD"[words.index(right)]}
