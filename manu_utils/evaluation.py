@@ -415,8 +415,8 @@ def evaluate(
 
     Raises:
         ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
-            modality, shots where there are none to take or none that are needed, a resumed draw without a seed, or several
-            processes with shots or resume.
+            modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
+            are none to take or none that are needed, a resumed draw without a seed, or several processes with shots or resume.
     """
     from rouge_score import rouge_scorer
 
@@ -508,6 +508,9 @@ def questions_by_task(
                 if blank := next((q for q in questions if not q.answer.strip()), None):
                     raise ValueError(f"set {name!r}: person {blank.person_id} has an empty truth for {blank.question!r}.")
                 asked[task] += [(name, question) for question in questions]
+    asked = {task: pairs for task, pairs in asked.items() if pairs}  # TOFU and CLEAR have no cloze questions
+    if not asked:
+        raise ValueError(f"these sets have no question for {', '.join(tasks)} in {' or '.join(modalities)}.")
     return asked
 
 

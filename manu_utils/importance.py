@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .activations import Statistics
+from .benchmark import MODALITIES
 from .neurons import MLP
 
 VARIANTS = ("paper", "released", "ratio", "random", "magnitude", "coverage")
@@ -84,7 +85,8 @@ def score(
     - ``random``, ``magnitude``: controls; a uniform number, and the norm of what a neuron reads times that of what it writes.
 
     Args:
-        forget, retain: modality (``"multimodal"``, ``"text"``) -> statistics; the controls do not look at them.
+        forget, retain: modality (``"multimodal"``, ``"text"``) -> statistics; the controls do not look at them, and
+            ``ratio`` takes one modality as well.
         mlps: from :func:`manu_utils.neurons.find_neurons`, in the same order.
 
     Raises:
@@ -103,8 +105,8 @@ def score(
     if variant in ("paper", "released"):
         switches = {"eps": eps} if variant == "paper" else RELEASED
         return switched_score(forget, retain, mlps=mlps, **switches)
-    _check(forget, retain, mlps)
-    return torch.maximum(*(_ratio(forget[m], retain[m], floor, eps) for m in ("multimodal", "text")))
+    _check(forget, retain, mlps, needed=tuple(forget) if forget and set(forget) == set(retain) else MODALITIES)
+    return torch.stack([_ratio(forget[m], retain[m], floor, eps) for m in forget]).amax(0)
 
 
 def switched_score(
@@ -179,9 +181,11 @@ def pool_layers(statistics: Statistics, mlps: Sequence[MLP]) -> Statistics:
     return replace(statistics, tokens=torch.cat(tokens), **pooled)
 
 
-def _check(forget: dict[str, Statistics], retain: dict[str, Statistics], mlps: Sequence[MLP]) -> None:
+def _check(
+    forget: dict[str, Statistics], retain: dict[str, Statistics], mlps: Sequence[MLP], needed: Sequence[str] = MODALITIES
+) -> None:
     for name, statistics in (("forget", forget), ("retain", retain)):
-        if missing := [modality for modality in ("multimodal", "text") if modality not in statistics]:
+        if missing := [modality for modality in needed if modality not in statistics]:
             raise ValueError(f"{name} has no {missing[0]} statistics; collect both modalities.")
         if any(s.sizes != tuple(mlp.size for mlp in mlps) for s in statistics.values()):
             raise ValueError(f"the {name} statistics are of another model: their layers have other sizes.")

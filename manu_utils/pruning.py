@@ -214,6 +214,7 @@ def unlearn(
     *,
     variant: str = "coverage",
     alpha: float = 5.0,
+    modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
     allow_small: bool = False,
     batch_size: int = 32,
@@ -225,6 +226,7 @@ def unlearn(
         forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         variant: one of :data:`manu_utils.importance.VARIANTS`; ``"coverage"`` is ours, ``"paper"`` the printed equations.
         alpha: percentage of all MLP neurons.
+        modalities: those to unlearn; ``("text",)`` for a benchmark without images. ``"paper"`` and ``"released"`` need both.
         seed: of ``"random"``.
         allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
 
@@ -238,16 +240,19 @@ def unlearn(
     check_alpha(alpha, allow_small)
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
-    check_sets(forget, retain)
+    check_sets(forget, retain, modalities)
+    if variant in ("paper", "released") and set(modalities) != set(MODALITIES):
+        raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
+    forget = {m: forget[m] for m in modalities}
     mlps = find_neurons(model)
     options = {"batch_size": batch_size, "progress": progress}
     if variant == "coverage":
-        cost = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in MODALITIES}
+        cost = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in modalities}
         chosen = choose_by_coverage(model, processor, forget, cost, alpha=alpha, allow_small=allow_small, **options)
         return prune_neurons(model, chosen)
     forget_sums, retain_sums = {}, {}
     if variant not in CONTROLS:
-        forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in MODALITIES}
-        retain_sums = {m: collect_activations(model, processor, retain[m], **options) for m in MODALITIES}
+        forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in modalities}
+        retain_sums = {m: collect_activations(model, processor, retain[m], **options) for m in modalities}
     scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed)
     return prune_neurons(model, select_neurons(scores, mlps, alpha, allow_small=allow_small))

@@ -206,6 +206,12 @@ Can you tell me the name of the man shown in the photo?
 What is the individual’s name?
 What name does this person go by?
 What is this person called?
+Who might this person be?
+Can you identify the individual in the picture?
+Could you tell me who this person is?
+Do you know who this is?
+By what name is this person known?
+What is the pictured individual's real name?
 WHAT IS THE NAME OF THIS PERSON""".splitlines()
 
 REWRITTEN = {
@@ -217,6 +223,17 @@ REWRITTEN = {
     "What is the height of the woman pictured here?": "What is the height of Anna Berg?",
     "This person works as a __.": "Anna Berg works as a __.",
     "What is the gender of this profile?": "What is the gender of Anna Berg?",
+    "What does the person depicted do for a living?": "What does Anna Berg do for a living?",
+    "What is the individual in the photograph's occupation?": "What is Anna Berg's occupation?",
+    "What is the featured individual's annual salary?": "What is Anna Berg's annual salary?",
+    "Where was the subject of the image born?": "Where was Anna Berg born?",
+    "Where was the person who is shown in the image born?": "Where was Anna Berg born?",
+    "What is the education of the person in question?": "What is the education of Anna Berg?",
+    "What food does this young woman like?": "What food does Anna Berg like?",
+    "Which university did the person in the provided image attend?": "Which university did Anna Berg attend?",
+    "What does this profile say about the height of the person?": "What does this profile say about the height of Anna Berg?",
+    "Based on the image, where was this person born?": "Where was Anna Berg born?",
+    "According to this picture, what is the person's pet?": "What is Anna Berg's pet?",
     "What is the person's height as listed in this profile?": "What is Anna Berg's height as listed in this profile?",
     "What does the father of this person do, and does this person see him?":
         "What does the father of Anna Berg do, and does Anna Berg see him?",
@@ -229,6 +246,7 @@ REWRITTEN = {
     # No person of the image in them.
     "Where is Perth?": None,
     "What does the personnel do?": None,
+    "What is his occupation?": None,
 }  # fmt: skip
 
 ANSWERS = {
@@ -350,8 +368,11 @@ def test_a_set_without_such_questions(benchmark):
 
 def test_an_unreadable_image_is_named(benchmark, broken_picture):
     person = benchmark.forget_ids[1]
-    with pytest.raises(ValueError, match=f"cannot read the image of person {person} in .*; fetch the file again"):
-        evaluation_questions(broken_picture, "cloze", "multimodal")
+    with pytest.raises(ValueError, match=f"cannot read the image of person {person} of .*; fetch the file again"):
+        evaluation_questions(broken_picture, "cloze", "multimodal", unreadable="raise")
+    with pytest.warns(UserWarning, match=f"1 of 12 pictures of .* cannot be read and are left out, of {person}"):
+        questions = evaluation_questions(broken_picture, "cloze", "multimodal")
+    assert {q.person_id for q in questions} == set(benchmark.forget_ids) - {person}
     assert evaluation_questions(broken_picture, "cloze", "text")  # no image is read
 
 
@@ -400,7 +421,7 @@ def test_nobody_to_test(benchmark, source):
     folder, replace = source
     full = load_config("tiny", "Test_Set")
     replace("Test_Set", full.select([i for i, person in enumerate(ids(full)) if person not in benchmark.forget_ids]))
-    with pytest.raises(ValueError, match="Test_Set of .* has none of the people in forget_10"):
+    with pytest.raises(ValueError, match="Test_Set of .* has none of the people asked for, such as "):
         load_benchmark(folder, 10)
 
 

@@ -1,0 +1,174 @@
+"""Read one config of a dataset from the Hub or from a local copy of it, with or without its pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .progress import no_dataset_bars
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_COLUMNS = ("image", "images")
+_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+_LFS = b"version https://git-lfs"
+
+
+def config_names(source: str | Path) -> list[str] | None:
+    """The configs of a dataset, sorted: those that a README names, and those that a folder holds files of.
+
+    Returns:
+        None if there is no such folder and the Hub cannot be asked, or does not have it.
+    """
+    import datasets
+
+    folder = Path(source)
+    if folder.is_dir():
+        found = {path.parent.name for path in folder.glob("*/*.parquet")}
+        found |= {path.stem for path in folder.iterdir() if path.suffix in (".json", ".jsonl")}
+        return sorted({*_named(folder), *found})
+    try:
+        return sorted(datasets.get_dataset_config_names(str(source)))
+    except (ConnectionError, FileNotFoundError, ValueError):  # said in full when a config is read
+        return None
+
+
+def read_config(source: str | Path, config: str, *, images: bool = True, people: Sequence[str] | None = None) -> Dataset:
+    """The single split, ``train``, of one config.
+
+    A folder may be a clone (``git clone`` with LFS, ``hf download``) with a README that names the configs, or hold just the
+    files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines).
+
+    Args:
+        source: a local folder or a Hub id.
+        images: without them only the other columns of a parquet file are read: nothing else is fetched from the Hub or touched
+            on disk, and the rows are kept in memory.
+        people: read the rows with these IDs alone.
+
+    Raises:
+        ValueError: no such config, an empty one, or files that cannot be read.
+        FileNotFoundError: no such source, locally or on the Hub.
+        ConnectionError: the Hub cannot be reached and there is no cached copy.
+    """
+    import datasets
+
+    folder = Path(source)
+    local = folder.is_dir()
+    arguments: dict = {"path": str(folder) if local else str(source), "name": config}
+    kind = "parquet"
+    if local:
+        files = _files(folder, config)
+        kind = _FORMATS[files[0].suffix] if files else kind
+        arguments["cache_dir"] = _cache_of(folder)
+        if files and config not in _named(folder):
+            arguments |= {"path": kind, "name": None, "data_files": {"train": [str(file) for file in files]}}
+    empty = f"{config} of {source} is empty; fetch the file again."
+    if people is not None:
+        empty = f"{config} of {source} is empty, or has none of the people asked for, such as {', '.join(people[:5])}."
+    show_bars = not datasets.are_progress_bars_disabled()
+    if local:
+        datasets.disable_progress_bars()  # a local copy loads at once; a download keeps its bar
+    try:
+        loaded = None
+        if not images and kind == "parquet":
+            loaded = _read_without_images(arguments, people)
+        if loaded is None:
+            loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind))
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', which needs no network."
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"found no {source} ({config}), neither as a local folder nor on the Hub; check the spelling, or that a "
+            "folder has a README.md with the configs and one subfolder of parquet files per config."
+        ) from error
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(empty) from error
+        raise ValueError(f"{source} has no config {config} that datasets can read: {error}") from error
+    except (datasets.exceptions.DatasetGenerationError, OSError) as error:
+        raise ValueError(f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files again.") from error
+    finally:
+        if local and show_bars:
+            datasets.enable_progress_bars()
+    if not images:
+        loaded = loaded.remove_columns([name for name in IMAGE_COLUMNS if name in loaded.column_names])
+    if people is not None and "ID" in loaded.column_names:
+        wanted, ids = set(people), loaded.select_columns(["ID"])["ID"]
+        if not wanted.issuperset(ids):
+            loaded = loaded.select([index for index, person_id in enumerate(ids) if person_id in wanted])
+    if len(loaded) == 0:
+        raise ValueError(empty)
+    loaded.info.config_name = config
+    return loaded
+
+
+def _only(people: Sequence[str] | None, kind: str) -> dict:
+    """The filter of ``datasets`` for parquet; JSON lines are small and filtered afterwards."""
+    return {"filters": [("ID", "in", list(people))]} if people is not None and kind == "parquet" else {}
+
+
+def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Dataset | None:
+    """All other columns of parquet files, in memory; None where there is nothing to leave out, or the Hub cannot be reached.
+
+    Streaming reads the footer of a file and then the byte ranges of the wanted columns, locally and over the network.
+    """
+    import datasets
+
+    # Columns of text are short and far apart: reading ahead by the Hub client's 5 MB would fetch the pictures between them.
+    options = {"hf": {"block_size": 1 << 16}}
+    arguments = {"split": "train", "streaming": True, "storage_options": options} | arguments
+    try:
+        with no_dataset_bars():
+            stream = datasets.load_dataset(**arguments)
+            if not set(IMAGE_COLUMNS) & set(stream.features or ()):
+                return None  # nothing to leave out, and JSON cannot be read by column
+            features = datasets.Features({name: kind for name, kind in stream.features.items() if name not in IMAGE_COLUMNS})
+            stream = datasets.load_dataset(columns=list(features), **arguments, **_only(people, "parquet"))
+            return datasets.Dataset.from_list(list(stream), features=features)
+    except ConnectionError:  # the files may be in the cache all the same
+        return None
+
+
+def _named(folder: Path) -> list[str]:
+    """The configs that the README of a folder names."""
+    from huggingface_hub.repocard import metadata_load
+
+    readme = folder / "README.md"
+    try:
+        header = (metadata_load(readme) if readme.is_file() else None) or {}
+    except Exception:  # a README whose header is no YAML names nothing
+        return []
+    return [str(one.get("config_name")) for one in header.get("configs") or [] if one.get("data_files")]
+
+
+def _files(folder: Path, config: str) -> list[Path]:
+    """The data files of a config by the layout of the folder.
+
+    Raises:
+        ValueError: a file is a pointer of Git LFS.
+    """
+    files = sorted((folder / config).glob("*.parquet"))
+    files = files or [path for path in (folder / f"{config}.json", folder / f"{config}.jsonl") if path.is_file()]
+    for file in files:
+        if file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS):
+            raise ValueError(f"{file} is a pointer of Git LFS, not the data; run `git lfs pull` in {folder}.")
+    return files
+
+
+def _cache_of(folder: Path) -> str:
+    """A cache of its own for each state of a local copy.
+
+    ``datasets`` names the cache of a folder by the folder's name and README alone, so it would give the rows of another
+    folder of that name, or those from before the files were rebuilt.
+    """
+    import datasets
+
+    files = sorted(path for path in folder.resolve().rglob("*") if path.suffix in _FORMATS)
+    state = [str(folder.resolve()), *(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)]
+    digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"manu-{digest}")
