@@ -12,10 +12,10 @@ from torch import Tensor
 from .batches import batches
 from .benchmark import Question
 from .neurons import MLP, find_neurons
+from .patches import check_positions, patch_positions
 from .progress import bar
 
 POSITIONS = ("answer", "last", "all")
-_CLASS_TOKENS = ("class_embedding", "cls_token")  # parameters of CLIP-like towers, whose position 0 is no patch
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def collect_activations(
     """The statistics of every MLP neuron over questions of one modality.
 
     One forward pass without logits; memory does not grow with the number of questions. Padding never counts. In the vision
-    tower all patches of every image count (the class token does not), in a text-only pass nothing does.
+    tower all patches of every image count (see :func:`manu_utils.patches.patch_positions`), in a text-only pass nothing does.
 
     Args:
         questions: all with an image or all without, with answers.
@@ -76,8 +76,8 @@ def collect_activations(
             prompt, or ``"all"``.
 
     Raises:
-        ValueError: no questions, mixed modalities, unknown positions, negative tau, padded images, or activations that are
-            not finite.
+        ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
+            known, or activations that are not finite.
     """
     if not questions:
         raise ValueError("collect_activations needs at least one question.")
@@ -92,16 +92,15 @@ def collect_activations(
     # On the device of each layer: no copy, and no waiting for the GPU, until the end.
     sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=mlp.output.weight.device) for mlp in mlps]
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
-    has_class_token = any(name.endswith(_CLASS_TOKENS) for name, _ in model.named_parameters())
-    rows = torch.empty(0)  # flat indices of the language positions of the current batch
+    rows, patches = torch.empty(0), torch.empty(0)  # flat indices of the positions of the current batch that count
+    n_positions = 0  # of its images
 
     def count(index: int, mlp: MLP):
         def hook(module, arguments):
-            z = arguments[0]
-            if mlp.tower == "language":
-                z = z.flatten(0, -2).index_select(0, rows.to(z.device))
-            else:
-                z = (z[..., 1:, :] if has_class_token else z).flatten(0, -2)
+            z = arguments[0].flatten(0, -2)
+            if mlp.tower == "vision":
+                check_positions(mlp.path, len(z), n_positions)
+            z = z.index_select(0, (rows if mlp.tower == "language" else patches).to(z.device))
             sums[index] += _sums(z, tau)
             tokens[index] += len(z)
 
@@ -112,9 +111,9 @@ def collect_activations(
         hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
         work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
         for _, batch in bar(work, total=math.ceil(len(questions) / batch_size), desc="statistics", shown=progress):
-            if not batch.get("pixel_attention_mask", torch.ones(1)).all():
-                raise ValueError("images of different sizes were padded, and padding must not count; resize them first.")
             rows = _positions(batch, positions).flatten().nonzero()[:, 0]
+            is_patch = patch_positions(model, batch)[1]
+            patches, n_positions = is_patch.nonzero()[:, 0], len(is_patch)
             inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
             model.model(**inputs, use_cache=False)
     finally:

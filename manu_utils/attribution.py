@@ -15,17 +15,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .batches import batches
+from .batches import answer_texts, batches
 from .benchmark import Question
 from .neurons import check_alpha, find_neurons
+from .patches import check_positions, patch_positions
 from .progress import bar
 from .training import answer_logits, gradients_of
 
 
-def token_rarity(questions: Sequence[Question], tokenizer) -> Tensor:
+def token_rarity(questions: Sequence[Question], processor) -> Tensor:
     """How much each token tells an answer from the other answers: its inverse document frequency.
 
     The tokens that all answers share ("Works as a", end of sequence) get about 0, a name of a town much more.
+
+    Args:
+        processor: the model's processor; a tokenizer does for LLaVA-1.5, whose prompts need no chat template.
 
     Returns:
         float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get the largest value.
@@ -35,7 +39,8 @@ def token_rarity(questions: Sequence[Question], tokenizer) -> Tensor:
     """
     if not questions:
         raise ValueError("token_rarity needs at least one question.")
-    answers = tokenizer([f" {question.answer}{tokenizer.eos_token}" for question in questions])["input_ids"]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    answers = tokenizer(answer_texts(questions, processor))["input_ids"]
     counts = Counter(token for ids in answers for token in set(ids))
     rarity = torch.full((len(tokenizer),), math.log(len(answers)))
     for token, count in counts.items():
@@ -84,14 +89,14 @@ def collect_attribution(
         float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with ``reduce``.
 
     Raises:
-        ValueError: no questions, mixed modalities, or a gradient that is not finite.
+        ValueError: no questions, mixed modalities, images laid out in an unknown way, or a gradient that is not finite.
     """
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
     if len({question.modality for question in questions}) > 1:
         raise ValueError("one call takes one modality; split the questions with and without an image.")
     mlps = find_neurons(model)
-    rarity = token_rarity(questions, processor.tokenizer) if rarity is None else rarity
+    rarity = token_rarity(questions, processor) if rarity is None else rarity
     n_neurons = sum(mlp.size for mlp in mlps)
     result = torch.zeros(n_neurons) if reduce else torch.zeros(len(questions), n_neurons)
     inputs_of: dict[str, Tensor] = {}
@@ -117,13 +122,16 @@ def collect_attribution(
                     paths = list(inputs_of)
                     gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
                 gradient_of = dict(zip(paths, gradients, strict=True))
+                question, _ = patch_positions(model, batch)
                 parts = []
                 for mlp in mlps:
                     gradient = gradient_of.get(mlp.path)
                     if gradient is None:  # not on the way to the answer: no image, or after the feature layer
                         parts.append(torch.zeros(len(indices), mlp.size))
                         continue
-                    product = (inputs_of[mlp.path].detach() * gradient).float().reshape(len(indices), -1, mlp.size)
+                    product = (inputs_of[mlp.path].detach() * gradient).float()
+                    if mlp.tower == "vision":
+                        product = _by_question(mlp.path, product.flatten(0, -2), question, len(indices))
                     parts.append(product.sum(1).clamp(min=0).cpu())
                 rows = torch.cat(parts, dim=1)
                 if not torch.isfinite(rows).all():
@@ -136,6 +144,15 @@ def collect_attribution(
             for hook in hooks:
                 hook.remove()
     return result
+
+
+def _by_question(path: str, values: Tensor, question: Tensor, b: int) -> Tensor:
+    """Values [n, neurons] at the positions of a vision tower as [b, positions, neurons], zeros after the shorter images."""
+    check_positions(path, len(values), len(question))
+    counts = question.bincount(minlength=b).tolist()
+    if len(set(counts)) == 1:
+        return values.view(b, -1, values.shape[-1])
+    return torch.nn.utils.rnn.pad_sequence(values.split(counts), batch_first=True)
 
 
 def effective_neurons(attribution: Tensor) -> Tensor:

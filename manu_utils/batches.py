@@ -1,6 +1,7 @@
 """From question records to the tensors that a vision-language model takes.
 
 The prompt templates are those of the official MLLMU-Bench evaluation (``eval.py``), zero-shot. Derived in notebook 02.
+LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every other family in the chat template of its processor.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ def prompt(question: Question, processor) -> str:
     """The prompt of a question, ending in ``ASSISTANT:`` (the image generation prompt of the official code ends in a space;
     ours does not, so that all answers start alike).
 
+    A processor with a chat template, other than LLaVA-1.5's, puts the same words into a turn of the user and ends in the
+    beginning of the assistant's.
+
     Raises:
         ValueError: unknown task, classification without options, or a question that holds the image placeholder.
     """
@@ -41,10 +45,29 @@ def prompt(question: Question, processor) -> str:
         body = "\n".join([body, *lines, LETTER_LINE])
     elif question.task != "training":
         raise ValueError(f"task={question.task!r} is unknown; use training, generation, cloze or classification.")
+    if _chats(processor):
+        picture = [] if text_only else [{"type": "image"}]
+        return _chat(processor, [*picture, {"type": "text", "text": body}])
     if not text_only:
         return f"USER: {image_token}\n{body}\nASSISTANT:"
     gap = "\n" if question.task in ("cloze", "classification") else " "  # as the official templates have it
     return f"USER:{gap}{body}\nASSISTANT:"
+
+
+def answer_texts(questions: Sequence[Question], processor) -> list[str]:
+    """What follows the prompt of each question: `` {answer}`` and the end of sequence, or what the chat template has there.
+
+    Args:
+        processor: a processor, or a tokenizer of one without a chat template.
+    """
+    before, after = " ", getattr(processor, "tokenizer", processor).eos_token
+    if _chats(processor):
+        user, assistant = ([{"type": "text", "text": text}] for text in ("Q", "ANSWER"))
+        asked, whole = _chat(processor, user), _chat(processor, user, assistant)
+        until, _, end = whole.rpartition("ANSWER")
+        before = until.removeprefix(asked) if until.startswith(asked) else ""
+        after = end.rstrip() or after  # the line break after the end of a turn is not the assistant's
+    return [f"{before}{question.answer}{after}" for question in questions]
 
 
 def encode(
@@ -54,7 +77,7 @@ def encode(
 
     Args:
         questions: all with an image, or all without.
-        with_answer: append `` {answer}`` and the end-of-sequence token to each prompt.
+        with_answer: append the answer and its end to each prompt, see :func:`answer_texts`.
 
     Returns:
         ``input_ids`` int64 [b, t] and ``attention_mask`` int64 [b, t]; with images ``pixel_values`` float32 [b, 3, h, w];
@@ -62,7 +85,8 @@ def encode(
         the processor returns is passed through.
 
     Raises:
-        ValueError: no question, mixed modalities, or a prompt whose image tokens do not match the image's features.
+        ValueError: no question, mixed modalities, a prompt whose image tokens do not match the image's features, or a
+            processor that writes something after the answer.
     """
     if not questions:
         raise ValueError("a batch needs at least one question.")
@@ -72,17 +96,28 @@ def encode(
     prompts = [prompt(question, processor) for question in questions]
     texts = prompts
     if with_answer:
-        texts = [f"{p} {q.answer}{tokenizer.eos_token}" for p, q in zip(prompts, questions, strict=True)]
-    options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
+    options = {"padding": True, "padding_side": "left", "return_tensors": "pt", "return_token_type_ids": False}
+    # A chat template may begin with the token that the tokenizer would put there a second time.
+    special = not (tokenizer.bos_token and _chats(processor) and prompts[0].startswith(tokenizer.bos_token))
+    options["add_special_tokens"] = special
     if questions[0].image is None:
-        batch = dict(tokenizer(texts, return_token_type_ids=False, **options))
+        batch = dict((processor if _chats(processor) else tokenizer)(text=texts, **options))
     else:
-        batch = dict(processor(images=[question.image for question in questions], text=texts, **options))
+        images = [[question.image] if _chats(processor) else question.image for question in questions]
+        batch = dict(processor(images=images, text=texts, **options))
         _check_image_tokens(batch, processor)
     if with_answer:
         # A tokenizer may merge across the border, so the answer is what follows the longest common beginning.
-        pairs = zip(tokenizer(prompts)["input_ids"], tokenizer(texts)["input_ids"], strict=True)
-        lengths = torch.tensor([len(whole) - _common_beginning(part, whole) for part, whole in pairs])
+        parts, wholes = (tokenizer(part, add_special_tokens=special)["input_ids"] for part in (prompts, texts))
+        starts = [_common_beginning(part, whole) for part, whole in zip(parts, wholes, strict=True)]
+        answers = [whole[start:] for start, whole in zip(starts, wholes, strict=True)]
+        if any(ids[-len(answer) :].tolist() != answer for ids, answer in zip(batch["input_ids"], answers, strict=True)):
+            raise ValueError(
+                f"the batches of a {type(processor).__name__} do not end with the answer, so its tokens cannot be told from "
+                "the others; use a processor that takes prompt and answer as one text."
+            )
+        lengths = torch.tensor([len(answer) for answer in answers])
         t = batch["input_ids"].shape[1]
         batch["answer_mask"] = torch.arange(t)[None, :] >= (t - lengths)[:, None]  # left-padded: the answer is at the end
     return {key: value.to(device) for key, value in batch.items()}
@@ -229,7 +264,7 @@ def _sequences(
     sequences = tokenizer(prompts)["input_ids"] if prompts else []
     borders = [len(ids) for ids in sequences]
     if with_answer and prompts:
-        texts = [f"{p} {q.answer}{tokenizer.eos_token}" for p, q in zip(prompts, questions, strict=True)]
+        texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
         whole = tokenizer(texts)["input_ids"]
         borders = [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
         sequences = whole
@@ -256,6 +291,22 @@ def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:
             path.append(node)
         paths.append(path)
     return [token for _, token in nodes], paths
+
+
+def _chats(processor) -> bool:
+    """Whether prompts are in the chat template; LLaVA-1.5 has one too, but the official evaluation does not use it."""
+    return type(processor).__name__ != "LlavaProcessor" and bool(getattr(processor, "chat_template", None))
+
+
+def _chat(processor, user: list[dict], assistant: list[dict] | None = None) -> str:
+    """A turn of the user, and either one of the assistant or the beginning of it, in the chat template."""
+    turns = [{"role": "user", "content": user}]
+    if assistant is not None:
+        turns.append({"role": "assistant", "content": assistant})
+    # Of the tokenizer: what the processor would do is the same, but SmolVLM's asks for videos first.
+    return processor.tokenizer.apply_chat_template(
+        turns, chat_template=processor.chat_template, add_generation_prompt=assistant is None, tokenize=False
+    )
 
 
 def _image_token(processor) -> str:

@@ -90,15 +90,16 @@ def margin_gradient(
     total, gradients = 0.0, [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     with gradients_of(model, weights):
         for modality, items in questions.items():
-            rarity = token_rarity(items, processor.tokenizer)
+            rarity = token_rarity(items, processor)
             left = [question for question, still in zip(items, alive[modality].tolist(), strict=True) if still]
             for _, batch in batches(left, processor, batch_size, with_answer=True, device=model.device):
                 with torch.enable_grad():
                     margin = answer_margins(model, batch, rarity).sum() / len(left)
-                    parts = torch.autograd.grad(margin, weights)
+                    parts = torch.autograd.grad(margin, weights, allow_unused=True)
                 total += margin.item()
                 for gradient, part in zip(gradients, parts, strict=True):
-                    gradient.add_(part)
+                    if part is not None:  # Mllama passes its cross-attention layers only with an image
+                        gradient.add_(part)
     return total, gradients
 
 

@@ -1,7 +1,9 @@
-"""Load a vision-language model and its processor: the bundled miniature, a local folder or the Hub."""
+"""Load a vision-language model and its processor: the bundled miniature, a local folder, the Hub, or a LoRA adapter."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +11,29 @@ from pathlib import Path
 import torch
 
 from .benchmark import data_dir
+from .neurons import towers
 
 BUNDLED = {"tiny": "vanilla", "tiny-base": "base"}  # source -> folder in data/tiny_llava
+_PREFIX_MODELS = ("paligemma",)
+_OLD_PLACES = {  # where transformers 4 had the parts of a model, in the adapters that it wrote -> where they are
+    r"^language_model\.lm_head": "lm_head",
+    r"^language_model\.model": "model.language_model",
+    r"^model\.layers": "model.language_model.layers",
+    r"^(vision_tower|vision_model|visual|multi_modal_projector)": r"model.\1",
+}
+_PROCESSORS = {  # model_type -> a checkpoint whose processor fits, for those that ship none
+    "llava": "llava-hf/llava-1.5-7b-hf",
+    "llava_next": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "idefics2": "HuggingFaceM4/idefics2-8b",
+    "idefics3": "HuggingFaceM4/Idefics3-8B-Llama3",
+    "smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+    "gemma3": "google/gemma-3-4b-it",
+    "mllama": "meta-llama/Llama-3.2-11B-Vision-Instruct",
+}
 
 
 def pick_device() -> torch.device:
@@ -29,6 +52,7 @@ def load_model(
     source: str | Path = "tiny",
     *,
     processor: str | Path | None = None,
+    base: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | dict | None = None,
@@ -36,12 +60,14 @@ def load_model(
     """Load a model in eval mode, and its processor.
 
     Code that comes with a checkpoint is never run. Images go through the PIL backend, so that a machine with torchvision
-    computes the same pixels as one without.
+    computes the same pixels as one without. Where a processor can split an image into tiles (Idefics, SmolVLM), it is told not
+    to, as in the official evaluation. LoRA adapters are merged into the weights, so that neurons are plain linear layers.
 
     Args:
         source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has never met them), a local
-            folder, or a Hub id such as ``"llava-hf/llava-1.5-7b-hf"``.
+            folder, or a Hub id such as ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA adapter of one.
         processor: where the processor comes from, if not from ``source`` (``"MLLMMU/LLaVA_Vanilla"`` ships none).
+        base: the model that the adapter in ``source`` belongs to, if not the one that it names.
         dtype, device: default :func:`pick_dtype` and :func:`pick_device`.
         device_map: such as ``"auto"``, to spread a model over several devices (needs accelerate); instead of ``device``.
 
@@ -51,14 +77,25 @@ def load_model(
     Raises:
         FileNotFoundError: no such folder or Hub id, or no checkpoint, weights or processor there.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
-        ValueError: quantised, damaged or incomplete weights, a model that needs its own code, or both device and device_map.
+        ImportError: the processor needs a package that is not installed.
+        ValueError: quantised, damaged or incomplete weights or adapters, a model that needs its own code, is not causal or
+            whose MLPs are not found, ``base`` without an adapter, or both device and device_map.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     if device is not None and device_map is not None:
         raise ValueError("give device or device_map, not both.")
-    place = _place(source)
+    place, adapter = _place(source), None
+    with _plain_errors(source):
+        adapter_config = _adapter_config(place)
+    if adapter_config is not None:
+        adapter, source = place, base or adapter_config.get("base_model_name_or_path")
+        if not source:
+            raise ValueError(f"the adapter in {adapter} does not name its model; give load_model(..., base=...).")
+        place = _place(source)
+    elif base is not None:
+        raise ValueError(f"base={str(base)!r} goes with a LoRA adapter, and {source} holds none (no adapter_config.json).")
     with _plain_errors(source):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
@@ -66,11 +103,18 @@ def load_model(
             f"the weights of {source} are quantised, and neurons of packed weights cannot be zeroed; load the float16 or "
             "bfloat16 checkpoint that it was made from, prune that, and quantise afterwards."
         )
+    if config.model_type in _PREFIX_MODELS:
+        raise ValueError(
+            f"{source} is a {config.model_type}, whose prompt is read in both directions, so that statistics and answers "
+            "would depend on where it ends; use a causal model such as LLaVA."
+        )
     home = place if processor is None else _place(processor)
-    with _plain_errors(processor or source, what="processor"):
-        loaded_processor = AutoProcessor.from_pretrained(home, backend="pil", trust_remote_code=False)
+    with _plain_errors(processor or source, what="processor", model_type=config.model_type):
+        loaded_processor = _load_processor(home, config)
     if not hasattr(loaded_processor, "tokenizer") or not hasattr(loaded_processor, "image_processor"):
-        raise FileNotFoundError(_no_processor(processor or source))
+        raise FileNotFoundError(_no_processor(processor or source, config.model_type))
+    if getattr(loaded_processor.image_processor, "do_image_splitting", False):
+        loaded_processor.image_processor.do_image_splitting = False
 
     device = torch.device(device) if device is not None else pick_device()
     options = {"dtype": dtype or pick_dtype(device), "trust_remote_code": False, "output_loading_info": True}
@@ -86,9 +130,81 @@ def load_model(
             f"{source} lacks {len(incomplete)} weights of a {type(model).__name__}, such as {incomplete[0]}; they would be "
             "random. Fetch the checkpoint again, or check that config.json belongs to it."
         )
+    if adapter is not None:
+        model = _merge(model, adapter)
     if device_map is None:
         model.to(device)
+    towers(model)  # raises where no MLP is found
     return model.eval(), loaded_processor
+
+
+def _adapter_config(place: Path | str) -> dict | None:
+    """The configuration of a LoRA adapter, or None if there is none."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    file = find_adapter_config_file(str(place))
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _merge(model, adapter: Path | str):
+    """The model with the weights of a LoRA adapter added to its own."""
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            merged = PeftModel.from_pretrained(model, str(adapter), key_mapping=_OLD_PLACES).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, UserWarning) as error:
+        raise ValueError(
+            f"the adapter in {adapter} cannot be merged into this {type(model).__name__}; give the model that it was trained "
+            f"on as base, or merge it with the version of transformers that wrote it: {str(error)[:300]}"
+        ) from error
+    vars(merged).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
+    return merged
+
+
+def _load_processor(home: Path | str, config):
+    """The processor, without its video part if torchvision, which only that needs, is not there."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(home, backend="pil", trust_remote_code=False)
+    except ImportError as missing:
+        error = missing
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+        from transformers.video_processing_utils import BaseVideoProcessor
+
+        kind = PROCESSOR_MAPPING.get(type(config), None)
+        try:
+            if kind is not None and "video_processor" in kind.get_attributes():
+                processor = without_video(kind).from_pretrained(home, backend="pil", trust_remote_code=False)
+                # Its settings only: saved with the processor, they make it whole again where torchvision is.
+                processor.video_processor = BaseVideoProcessor.get_video_processor_dict(home)[0]
+                return processor
+        except ImportError as other:
+            error = other
+        raise ImportError(
+            f"the processor of {home} needs a package that is not installed (torchvision for videos, num2words for SmolVLM); "
+            f"pip install torchvision num2words, in the version that fits the installed torch: {error}"
+        ) from error
+
+
+def without_video(kind: type) -> type:
+    """A processor class of transformers that takes text and images and has no video processor."""
+
+    def get_attributes(cls) -> list[str]:
+        return [name for name in kind.get_attributes() if name != "video_processor"]
+
+    def _get_arguments_from_pretrained(cls, *arguments, **options) -> list:
+        parts = super(still, cls)._get_arguments_from_pretrained(*arguments, **options)
+        found = dict(zip(cls.get_attributes(), parts, strict=True))
+        return [found.get(name) for name in kind.get_attributes()]
+
+    still = type(kind.__name__, (kind,), {  # under the same name, which is what the processor's file says
+        "get_attributes": classmethod(get_attributes),
+        "_get_arguments_from_pretrained": classmethod(_get_arguments_from_pretrained),
+    })  # fmt: skip
+    return still
 
 
 def _place(source: str | Path) -> Path | str:
@@ -100,7 +216,7 @@ def _place(source: str | Path) -> Path | str:
         return folder
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(f"{folder} holds no checkpoint (no config.json); save one there with save_pretrained.")
         return folder
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1 or "\\" in source:
@@ -109,7 +225,7 @@ def _place(source: str | Path) -> Path | str:
 
 
 @contextmanager
-def _plain_errors(source, what: str = "model") -> Iterator[None]:
+def _plain_errors(source, what: str = "model", model_type: str = "llava") -> Iterator[None]:
     """Turn the errors of transformers and the Hub into ones that say what to do."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -123,7 +239,7 @@ def _plain_errors(source, what: str = "model") -> Iterator[None]:
                 "needs no network."
             ) from error
         if what == "processor":
-            raise FileNotFoundError(_no_processor(source)) from error
+            raise FileNotFoundError(_no_processor(source, model_type)) from error
         here = source in BUNDLED or Path(source).is_dir()
         advice = "fetch the checkpoint again" if here else f"check the spelling, or use {' or '.join(BUNDLED)}"
         raise FileNotFoundError(f"cannot load the {what} of {source}; {advice}: {error}") from error
@@ -133,14 +249,15 @@ def _plain_errors(source, what: str = "model") -> Iterator[None]:
                 f"{source} needs code of its own, which is never run here; use a checkpoint of a model that transformers has."
             ) from error
         if what == "processor":
-            raise FileNotFoundError(_no_processor(source)) from error
+            raise FileNotFoundError(_no_processor(source, model_type)) from error
         raise ValueError(f"{source} is not a vision-language model that transformers can load: {error}") from error
 
 
-def _no_processor(source) -> str:
+def _no_processor(source, model_type: str) -> str:
+    named = f"processor={_PROCESSORS[model_type]!r}" if model_type in _PROCESSORS else "processor=..."
     return (
-        f"{source} has no processor for images and text; name a checkpoint of the same architecture that has one, such as "
-        "load_model(..., processor='llava-hf/llava-1.5-7b-hf')."
+        f"{source} has no processor for images and text; name a checkpoint of the same architecture and size that has one, "
+        f"such as load_model({str(source)!r}, {named})."
     )
 
 

@@ -44,6 +44,35 @@ class MLP:
         return self.output.in_features
 
 
+def towers(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, tuple[str, ...]]]]:
+    """Where the MLPs of both towers are, whatever their weights: tower -> (path, module, names of its linear layers).
+
+    Raises:
+        ValueError: a tower without an MLP of a known structure, with the modules that were looked at.
+    """
+    found: dict[str, list[tuple[str, nn.Module, tuple[str, ...]]]] = {"vision": [], "language": []}
+    seen: dict[str, dict[str, None]] = {"vision": {}, "language": {}}  # what else has linear layers, for the error
+    for path, module in model.named_modules():
+        if not any(part.isdecimal() for part in path.split(".")) or any(word in path for word in _BETWEEN_THE_TOWERS):
+            continue
+        tower = "vision" if any(word in path for word in _VISION) else "language"
+        names = next((names for names in STRUCTURES if all(hasattr(module, name) for name in names)), None)
+        if names is not None:
+            found[tower].append((path, module, names))
+        elif linear := [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            where = ".".join("*" if part.isdecimal() else part for part in path.split("."))
+            seen[tower][f"{where} ({' / '.join(linear)})"] = None
+    has_vision = getattr(getattr(model, "config", None), "vision_config", None) is not None
+    if missing := [tower for tower in found if not found[tower] and (tower == "language" or has_vision)]:
+        known = ", ".join(" / ".join(names) for names in STRUCTURES)
+        looked = "; ".join(where for tower in missing for where in seen[tower]) or "no numbered layer with linear layers"
+        raise ValueError(
+            f"found no MLP with {known} in the {' and '.join(missing)} layers of {type(model).__name__}; looked at {looked}. "
+            "Add the names of its layers to manu_utils.neurons.STRUCTURES."
+        )
+    return found
+
+
 def find_neurons(model: nn.Module) -> list[MLP]:
     """Every MLP of both towers: vision first, then language, each in the order of its layers.
 
@@ -56,24 +85,8 @@ def find_neurons(model: nn.Module) -> list[MLP]:
         ValueError: a tower without an MLP of a known structure, or weights that are quantised, wrapped by an adapter or
             offloaded.
     """
-    found: dict[str, list[tuple[str, nn.Module, tuple[str, ...]]]] = {"vision": [], "language": []}
-    for path, module in model.named_modules():
-        names = next((names for names in STRUCTURES if all(hasattr(module, name) for name in names)), None)
-        in_a_layer = any(part.isdecimal() for part in path.split("."))
-        if names is None or not in_a_layer or any(word in path for word in _BETWEEN_THE_TOWERS):
-            continue
-        tower = "vision" if any(word in path for word in _VISION) else "language"
-        found[tower].append((path, module, names))
-    has_vision = getattr(getattr(model, "config", None), "vision_config", None) is not None
-    if missing := [tower for tower in found if not found[tower] and (tower == "language" or has_vision)]:
-        kinds = sorted({type(module).__name__ for module in model.modules()})
-        known = ", ".join(" / ".join(names) for names in STRUCTURES)
-        raise ValueError(
-            f"found no MLP with {known} in the {' and '.join(missing)} layers; the model has {', '.join(kinds)}: "
-            "add the names of its layers to manu_utils.neurons.STRUCTURES."
-        )
     mlps = []
-    for tower, members in found.items():
+    for tower, members in towers(model).items():
         for layer, (path, module, names) in enumerate(members):
             layers = [getattr(module, name) for name in names]
             for name, linear in zip(names, layers, strict=True):
@@ -129,4 +142,7 @@ def _check_weights(path: str, linear: nn.Module) -> None:
             "model in float16, bfloat16 or float32, prune, and quantise afterwards."
         )
     if linear.weight.is_meta:
-        raise ValueError(f"{path} is offloaded, its weights are not in memory; load the model without offloading.")
+        raise ValueError(
+            f"{path} is offloaded to the CPU or to disk, and weights that are not in memory cannot be pruned: load the model "
+            "in bfloat16, with device='cpu', or on more GPUs with device_map='auto', so that all of it fits."
+        )

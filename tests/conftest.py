@@ -2,9 +2,13 @@
 
 import copy
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tiny_models, which several test files import
 
 
 @pytest.fixture(scope="session")

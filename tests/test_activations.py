@@ -237,13 +237,13 @@ def test_one_modality_at_a_time(tiny_model, questions):
         collect(tiny_model, questions["text"][:1] + questions["multimodal"][:1])
 
 
-def test_padded_images_are_refused(tiny_model, questions, monkeypatch):
+def test_images_padded_in_an_unknown_way_are_refused(tiny_model, questions, monkeypatch):
     def padded(*arguments, **options):
         for indices, batch in batches(*arguments, **options):
             yield indices, batch | {"pixel_attention_mask": torch.tensor([[True, False]])}
 
     monkeypatch.setattr(activations, "batches", padded)
-    with pytest.raises(ValueError, match="images of different sizes were padded"):
+    with pytest.raises(ValueError, match="it is not known which positions of the vision tower of Llava.* are padding"):
         collect(tiny_model, questions["multimodal"][:2])
 
 

@@ -3,12 +3,22 @@
 import json
 import shutil
 
+import PIL.Image
 import pytest
+import tiny_models
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
+from manu_utils.activations import collect_activations
 from manu_utils.batches import encode
-from manu_utils.benchmark import evaluation_questions
+from manu_utils.benchmark import Question, evaluation_questions
+from manu_utils.evaluation import generate_answers
 from manu_utils.models import load_model, pick_device, pick_dtype
+from manu_utils.neurons import find_neurons
+from manu_utils.pruning import prune_neurons
+
+PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +42,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-def edit_config(folder, **changes):
-    path = folder / "config.json"
+def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
@@ -117,13 +126,13 @@ def test_half_downloaded_weights(copy, share):
 
 def test_weights_that_lack_a_layer_are_not_filled_with_random_ones(copy):
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-    edit_config(copy, text_config=config["text_config"] | {"num_hidden_layers": 3})
+    edit(copy / "config.json", text_config=config["text_config"] | {"num_hidden_layers": 3})
     with pytest.raises(ValueError, match=r"lacks \d+ weights .*layers\.2"):
         load_model(copy)
 
 
 def test_quantised_weights_are_refused_with_a_way_out(copy):
-    edit_config(copy, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    edit(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.raises(ValueError, match="quantised.*float16 or"):
         load_model(copy)
 
@@ -137,7 +146,7 @@ def test_a_model_that_is_not_for_images_and_text(copy):
 def test_code_of_a_checkpoint_is_never_run(copy):
     trap = copy / "ran"
     (copy / "trap.py").write_text(f"open({str(trap)!r}, 'w')\nclass Config: pass\n", encoding="utf-8")
-    edit_config(copy, model_type="trap", auto_map={"AutoConfig": "trap.Config"})
+    edit(copy / "config.json", model_type="trap", auto_map={"AutoConfig": "trap.Config"})
     with pytest.raises(ValueError, match="needs code of its own, which is never run"):
         load_model(copy)
     assert not trap.exists()
@@ -171,3 +180,166 @@ def test_no_network_for_the_processor_alone(offline, checkpoint):
 def test_device_and_device_map_exclude_each_other(checkpoint):
     with pytest.raises(ValueError, match="not both"):
         load_model(checkpoint, device="cpu", device_map="auto")
+
+
+# ------------------------------------------------------------------------------------------------ other architectures
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """family -> folder of a small checkpoint of it, saved on the first request."""
+    folder = tmp_path_factory.mktemp("others")
+
+    def save(family):
+        if not (folder / family).exists():
+            for part in tiny_models.FAMILIES.get(family, tiny_models.paligemma)():
+                part.save_pretrained(folder / family)
+        return folder / family
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "family, named",
+    [("LLaVA-NeXT", "llava-hf/llava-v1.6-vicuna-7b-hf"), ("Idefics2", "HuggingFaceM4/idefics2-8b"),
+     ("Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct"), ("LLaVA-1.5 (CLIP)", "llava-hf/llava-1.5-7b-hf")],
+)  # fmt: skip
+def test_a_missing_processor_is_named_by_architecture(other, tmp_path, family, named):
+    folder = shutil.copytree(other(family), tmp_path / "copy", ignore=lambda *_: PROCESSOR_FILES)
+    with pytest.raises(FileNotFoundError, match=f"such as load_model.*processor='{named}'"):
+        load_model(folder)
+
+
+def test_a_model_whose_layers_are_not_known_lists_what_was_looked_at(other, monkeypatch):
+    monkeypatch.setattr("manu_utils.neurons.STRUCTURES", (("gate_proj", "up_proj", "down_proj"),))
+    looked = r"model\.vision_tower\.encoder\.layers\.\*\.{} "
+    looked = looked.format("self_attn") + r".*; " + looked.format("mlp") + r"\(fc1 / fc2\)\. Add the names"
+    with pytest.raises(ValueError, match=rf"in the vision layers of LlavaFor.*looked at {looked}"):
+        load_model(other("LLaVA-1.5 (CLIP)"), device="cpu")
+
+
+def test_a_prefix_model_is_refused(other):
+    with pytest.raises(ValueError, match="is a paligemma, whose prompt is read in both directions"):
+        load_model(other("PaliGemma"))
+
+
+def test_the_video_part_of_a_processor_is_kept_though_it_is_not_built(other, tmp_path):
+    _, processor = load_model(other("Qwen2-VL"), device="cpu")
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+    assert saved["processor_class"] == "Qwen2VLProcessor"
+    assert saved["video_processor"]["video_processor_type"] == "Qwen2VLVideoProcessor"
+
+
+def test_a_package_that_a_processor_lacks_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as installed:
+        tiny_models.without_num2words(installed)
+        for part in tiny_models.FAMILIES["SmolVLM"]():
+            part.save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    with pytest.raises(ImportError, match="pip install torchvision num2words"):
+        load_model(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ precision, devices
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["LLaVA-1.5 (CLIP)", "Idefics2", "Qwen2.5-VL"])
+def test_half_precision_is_scored_and_pruned(other, family, dtype):
+    loaded = load_model(other(family), device="cpu", dtype=dtype)
+    model, processor = loaded
+    question = Question("001", "Who is this?", "Anna.", PIL.Image.new("RGB", (32, 32), (200, 9, 90)), "training")
+    half = collect_activations(model, processor, [question], progress=False)
+    whole = collect_activations(*load_model(other(family), device="cpu"), [question], progress=False)
+    assert half.tokens.equal(whole.tokens)
+    torch.testing.assert_close(half.total_squares, whole.total_squares, rtol=0.1, atol=0.05 * float(whole.total_squares.max()))
+    down = find_neurons(model)[-1].output.weight
+    before = down.clone()
+    with prune_neurons(model, torch.arange(len(half.total)) == len(half.total) - 1):
+        assert model.dtype == dtype and not down[:, -1].any() and down[:, :-1].equal(before[:, :-1])
+    assert down.equal(before)
+
+
+def test_device_map_auto(other):
+    model, _ = load_model(other("LLaVA-1.5 (CLIP)"), device_map="auto")
+    plain, _ = load_model(other("LLaVA-1.5 (CLIP)"), device="cpu")
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    with prune_neurons(model, torch.arange(sum(mlp.size for mlp in find_neurons(model))) == 0):
+        assert not find_neurons(model)[0].output.weight[:, 0].any()
+
+
+def test_weights_offloaded_to_disk_can_be_asked_but_not_pruned(other):
+    folder = other("LLaVA-1.5 (CLIP)")
+    language = {f"model.language_model.{name}": "cpu" for name in ("embed_tokens", "layers.0", "norm", "rotary_emb")}
+    places = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu", **language}
+    model, processor = load_model(folder, device_map=places | {"model.language_model.layers.1": "disk"})
+    question = [Question("001", "Who?", "Anna.", None, "training")]
+    plain = load_model(folder, device="cpu")
+    options = {"max_new_tokens": 3, "progress": False}
+    assert generate_answers(model, processor, question, **options) == generate_answers(*plain, question, **options)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.gate_proj is offloaded .*device='cpu', or on more GPUs"):
+        collect_activations(model, processor, question, progress=False)
+
+
+# ------------------------------------------------------------------------------------------------ adapters
+
+
+@pytest.fixture
+def adapter(other, tmp_path):
+    """(folder of a LoRA adapter of a small LLaVA, the base's folder, logits with the adapter, batch)."""
+    base = other("LLaVA-1.5 (CLIP)")
+    model, processor = load_model(base, device="cpu")
+    targets = r"model\.language_model.*\.(q_proj|v_proj|up_proj|down_proj)"
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    image = PIL.Image.new("RGB", (32, 32), (200, 9, 90))
+    batch = encode([Question("001", "Who is this?", "Anna.", image, "training")], processor, with_answer=False)
+    with torch.no_grad():
+        return tmp_path / "adapter", base, wrapped(**batch).logits, batch
+
+
+def test_an_adapter_is_merged_into_the_model_that_it_names(adapter, tmp_path):
+    folder, base, expected, batch = adapter
+    for options in ({}, {"base": base}):
+        model, _ = load_model(folder, device="cpu", **options)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+        assert len(find_neurons(model)) == 4 and not any("lora" in name for name, _ in model.named_modules())
+    with torch.no_grad():
+        assert (load_model(base, device="cpu")[0](**batch).logits - expected).abs().max() > 1e-2
+    model.save_pretrained(tmp_path / "merged")
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_an_adapter_written_by_an_older_transformers_is_merged_too(adapter):
+    """There the language model was at ``language_model.model``, which is ``model.language_model`` now."""
+    folder, _, expected, batch = adapter
+    weights = load_file(folder / "adapter_model.safetensors")
+    old = {name.replace("model.model.language_model.", "model.language_model.model."): w for name, w in weights.items()}
+    assert set(old).isdisjoint(weights)
+    save_file(old, folder / "adapter_model.safetensors")
+    edit(folder / "adapter_config.json", target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj|down_proj)")
+    model, _ = load_model(folder, device="cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_of_another_model_is_refused(adapter, checkpoint):
+    folder = adapter[0]
+    with pytest.raises(ValueError, match="cannot be merged into this LlavaForConditionalGeneration; give the model"):
+        load_model(folder, base=checkpoint, device="cpu")
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({name.replace("layers", "blocks"): w for name, w in weights.items()}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="cannot be merged .*Found missing adapter keys"):
+        load_model(folder, device="cpu")
+
+
+def test_an_adapter_without_a_base_and_a_base_without_an_adapter(adapter, checkpoint):
+    folder = adapter[0]
+    edit(folder / "adapter_config.json", base_model_name_or_path=None)
+    with pytest.raises(ValueError, match=r"does not name its model; give load_model\(..., base=...\)"):
+        load_model(folder)
+    with pytest.raises(ValueError, match="base='tiny' goes with a LoRA adapter"):
+        load_model(checkpoint, base="tiny")

@@ -121,8 +121,11 @@ def test_refuses_a_tower_without_known_mlps(tower):
 
 
 def test_refuses_a_model_of_another_kind():
-    with pytest.raises(ValueError, match="the model has Linear, ReLU, Sequential"):
-        find_neurons(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    block = nn.ModuleDict({"w1": nn.Linear(2, 2), "w2": nn.Linear(2, 2), "act": nn.ReLU()})
+    with pytest.raises(ValueError, match=r"language layers of Sequential; looked at \* \(w1 / w2\)\. Add the names"):
+        find_neurons(nn.Sequential(block, block))
+    with pytest.raises(ValueError, match="looked at no numbered layer with linear layers"):
+        find_neurons(nn.ReLU())
 
 
 def test_refuses_int8_and_float8_weights():
@@ -158,7 +161,7 @@ def test_refuses_adapters_and_offloaded_weights():
     with pytest.raises(ValueError, match=r"down_proj is a Adapter, not a plain torch.nn.Linear: merge adapters"):
         find_neurons(model)
     mlp.down_proj = plain.to("meta")
-    with pytest.raises(ValueError, match="down_proj is offloaded"):
+    with pytest.raises(ValueError, match="down_proj is offloaded .* load the model in bfloat16, with device='cpu'"):
         find_neurons(model)
 
 
