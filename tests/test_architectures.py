@@ -11,7 +11,7 @@ from manu_utils.activations import collect_activations
 from manu_utils.attribution import collect_attribution
 from manu_utils.batches import encode, prompt
 from manu_utils.benchmark import Question
-from manu_utils.editing import collect_moments, margin_gradient
+from manu_utils.editing import collect_moments, margin_gradient, rewrite_neurons
 from manu_utils.evaluation import generate_answers
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
@@ -233,7 +233,7 @@ def test_each_question_has_its_own_attribution(family, modality):
         torch.testing.assert_close(row, alone, rtol=1e-3, atol=1e-4 * float(alone.max()))
 
 
-def test_rewriting_has_moments_and_gradients_of_every_language_layer(family):
+def test_rewriting_moves_the_margin_and_is_undone(family, monkeypatch):
     _, model, processor = family
     moments = collect_moments(model, processor, QUESTIONS, progress=False)
     alive = {m: torch.ones(len(items), dtype=torch.bool) for m, items in QUESTIONS.items()}
@@ -241,3 +241,8 @@ def test_rewriting_has_moments_and_gradients_of_every_language_layer(family):
     assert torch.isfinite(torch.tensor(margin)) and len(gradients) == len(moments) == tiny_models.LAYERS
     for gradient, moment in zip(gradients, moments, strict=True):
         assert torch.isfinite(gradient).all() and gradient.any() and moment.diagonal().gt(0).any()
+    monkeypatch.setattr("manu_utils.editing.known", lambda *_, **__: torch.ones(3, dtype=torch.bool))
+    before = [mlp.output.weight.clone() for mlp in find_neurons(model)]
+    with rewrite_neurons(model, processor, QUESTIONS, moments, strength=0.1, rounds=1, progress=False):
+        assert abs(margin_gradient(model, processor, QUESTIONS, alive)[0]) < abs(margin)  # both signs move towards zero
+    assert all(torch.equal(mlp.output.weight, weight) for mlp, weight in zip(find_neurons(model), before, strict=True))
