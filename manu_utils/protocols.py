@@ -127,9 +127,8 @@ def official_prompts(
         dataset: the set.
         shots: Full_Set.
         set_name: ``"celebrity"`` for the set of real people.
-        modality: the shots are the same people in both.
-        seed: of the draws, which differ by set and task but not by what else is asked; None draws anew each time, as the
-            official code does.
+        modality: with one seed the shots are the same people in both.
+        seed: of the draws, which differ by set and task but not by what else is asked; None draws anew each time.
         idefics: as for Idefics2 rather than LLaVA.
 
     Raises:
@@ -342,6 +341,8 @@ def evaluate_official(
     """The table of the official protocol; called by ``evaluate(..., protocol="official")``, which explains the arguments."""
     from rouge_score import rouge_scorer
 
+    if seed is None:
+        seed = random.SystemRandom().getrandbits(64)  # one draw for both modalities, as in the official code
     idefics = model.config.model_type.startswith("idefics")
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     rows = []

@@ -332,6 +332,18 @@ def test_p1_without_a_seed_every_run_draws_again(benchmark, full, processor):
     assert shot(5) == shot(5)
 
 
+def test_p1_one_run_without_a_seed_has_the_same_shots_in_both_modalities(tiny_model, sets, full, monkeypatch):
+    monkeypatch.setattr("manu_utils.protocols.respond", lambda model, processor, prompts, **options: [""] * len(prompts))
+    options = {"protocol": "official", "shots": full, "tasks": ["cloze"]}
+    seen = set()
+    for _ in range(12):
+        table = evaluate(*tiny_model, {"forget": sets["forget"]}, **options)
+        scored = table.groupby("modality")["person_id"].agg(set)
+        assert scored["multimodal"] == scored["text"]
+        seen |= scored["text"]
+    assert len(seen) > 1
+
+
 def test_p1_two_seeds_give_one_model_two_scores(trained, benchmark, full):
     """The same weights, the same questions asked of the same set; only the shots differ."""
     sets = {"forget": benchmark.forget.select(range(4))}
