@@ -399,8 +399,8 @@ def test_from_the_hub_too_only_what_is_needed_comes(clone, hub, tmp_path):
         "    print(*[(q.person_id, q.question, q.answer) for q in b.training_questions('all', m)], sep='\\n')"
     )
     environment = os.environ | {
-        "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+        "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
     local = load_benchmark(clone, 15)
     taken = {}
