@@ -18,6 +18,14 @@ def compare(monkeypatch):
     return compare
 
 
+@pytest.fixture
+def bridge(monkeypatch):
+    monkeypatch.syspath_prepend(str(data_dir().parent / "benchmarks"))
+    import bridge
+
+    return bridge
+
+
 def test_the_comparison_is_of_the_bundled_weights_and_data(compare):
     stored = json.loads((RESULTS / "comparison.json").read_text(encoding="utf-8"))["state"]
     assert stored == compare.state_of(None), "the weights, data or grids changed: run `make sweeps`"
@@ -36,3 +44,23 @@ def test_every_method_has_one_chosen_strength_and_a_cost(compare):
     cost = pd.read_csv(RESULTS / "comparison_cost.csv")
     for frame in (choice, cost):
         assert sorted(zip(frame["method"], frame["modalities"], strict=True)) == sorted(compare.ENTRIES)
+
+
+def test_the_bridge_is_of_the_bundled_data_and_complete(bridge):
+    about = json.loads((RESULTS / "bridge.json").read_text(encoding="utf-8"))
+    assert about["state"] == bridge.state_of(), "the questions, recipe or grids changed: run `python benchmarks/bridge.py`"
+    table = pd.read_csv(RESULTS / "bridge.csv")
+    assert (RESULTS / "bridge.csv").stat().st_size < 60_000 and list(table.columns) == bridge.COLUMNS
+    assert not table.drop(columns=["value", "n"]).duplicated().any()
+    right = table[table["measure"] == "accuracy"]
+    assert right["value"].between(0, 1).all() and set(right["set"]) == {"forget", "test", "retain", "capitals"}
+    for method, seed in bridge.UNITS:
+        grid = [None] if method in bridge.REFERENCES else bridge.ROUNDS if method == "rewrite" else bridge.ALPHAS
+        found = right[(right["method"] == method) & (right["seed"] == seed) & (right["set"] == "forget")]["strength"]
+        assert len(found) == len(grid) and (method in bridge.REFERENCES or list(found) == list(grid)), (method, seed)
+
+
+def test_the_taught_models_know_what_they_were_taught(bridge):
+    right = pd.read_csv(RESULTS / "bridge.csv").query("measure == 'accuracy'").set_index(["method", "set"])["value"]
+    assert right["vanilla", "forget"].item() >= bridge.ENOUGH - 0.03 <= right["vanilla", "retain"].item()
+    assert right["retrained", "forget"].item() < 0.5 < right["retrained", "retain"].item()
