@@ -776,6 +776,7 @@ def frontier(curves: pd.DataFrame, *, title: str) -> Axes:
 # The baselines beside the methods above: colours come back, markers do not. Trained on images alone: dotted and hollow.
 _PATH_STYLE = _METHOD_STYLE | {
     "ga": ("#E69F00", "<"), "gd": ("#0072B2", ">"), "kl": ("#009E73", "p"), "npo": ("#56B4E9", "h"),
+    "plain": _METHOD_STYLE["paper"],
 }  # fmt: skip
 
 
@@ -809,7 +810,7 @@ def paths(frame: pd.DataFrame, vanilla: pd.DataFrame, target: pd.DataFrame, *, t
     """What forgetting costs: forget accuracy (left is better) against retain accuracy, a line per method over its strength.
 
     Args:
-        frame: one row per method, what it was given, strength and modality: ``method``, ``given`` (``"both"`` or
+        frame: one row per method, what it was given, strength and modality (one or both): ``method``, ``given`` (``"both"`` or
             ``"multimodal"``), ``strength``, ``modality``, ``forget``, ``retain`` (0..1) and ``chosen`` (drawn large).
         vanilla, target: one row per modality: ``modality``, ``forget``, ``retain`` of the model before unlearning and of the
             one to be reached (a star).
@@ -817,9 +818,11 @@ def paths(frame: pd.DataFrame, vanilla: pd.DataFrame, target: pd.DataFrame, *, t
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
-    figure, grid = plt.subplots(1, 2, figsize=(8, 4.5), sharex=True, sharey=True, layout="constrained")
+    modalities = [modality for modality in MODALITY_NAMES if modality in set(frame["modality"])]
+    size, n = (2 + 3 * len(modalities), 4.5), len(modalities)
+    figure, [grid] = plt.subplots(1, n, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
     kinds = list(dict.fromkeys(zip(frame["method"], frame["given"], strict=True)))
-    for axes, (modality, name) in zip(grid, MODALITY_NAMES.items(), strict=True):
+    for axes, modality in zip(grid, modalities, strict=True):
         start, end = (points[points["modality"] == modality].iloc[0] for points in (vanilla, target))
         axes.axvline(100 * end["forget"], color="black", linewidth=0.8, linestyle=":")
         for method, given in kinds:
@@ -836,7 +839,7 @@ def paths(frame: pd.DataFrame, vanilla: pd.DataFrame, target: pd.DataFrame, *, t
         axes.plot(100 * start["forget"], 100 * start["retain"], "s", color=COLOURS["vanilla"], markersize=10, zorder=4)
         axes.plot(100 * end["forget"], 100 * end["retain"], "*", color="black", markersize=15, zorder=4)
         axes.set(xlim=(-3, 104), ylim=(-3, 106), xlabel="forget accuracy in % (left is better)")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(MODALITY_NAMES[modality], fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0].set(ylabel="retain accuracy in % (up is better)")
     handles = [Line2D([], [], marker="s", linestyle="", color=COLOURS["vanilla"], label="vanilla"),
