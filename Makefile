@@ -1,4 +1,4 @@
-# make tutorial   run notebooks 00-08 on the bundled miniature, results in build/
+# make tutorial   run the notebooks on the bundled miniature, results in build/
 # make test       unit tests, notebook hygiene, then every notebook against its stored outputs
 # make lab        open JupyterLab in notebooks/
 # make notebooks  re-execute the notebooks and store their outputs
