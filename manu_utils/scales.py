@@ -51,7 +51,7 @@ _MLLMU_BENCH = 2.2e9  # bytes: ten configs, two thirds of it portraits that come
 _QUESTIONS = 60_000  # 20,000 of the benchmark: scoring, vanilla evaluated, unlearned evaluated
 SCALES = {
     "tiny": Scale(
-        "tiny-base", "tiny", None, "tiny", 4e6, 4, 0.0, 60, 12_000, 0, 1e10, "one core of a CPU",
+        "tiny-base", "tiny", None, "tiny", 4e6, 4, 0.0, 60, 12_000, 0, 5e10, "one core of a CPU",
     ),
     "colab": Scale(
         "HuggingFaceTB/SmolVLM-256M-Instruct", "build/colab/vanilla", None, "MLLMMU/MLLMU-Bench",
