@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -164,7 +164,7 @@ def _merge(model, adapter: Path | str):
 
 
 def _load_processor(home: Path | str, config):
-    """The processor, without its video part if torchvision, which only that needs, is not there."""
+    """The processor, without its video part where it has one: that needs torchvision, and there is no PIL backend of it."""
     from transformers import AutoProcessor
 
     try:
@@ -179,12 +179,13 @@ def _load_processor(home: Path | str, config):
             if kind is not None and "video_processor" in kind.get_attributes():
                 processor = without_video(kind).from_pretrained(home, backend="pil", trust_remote_code=False)
                 # Its settings only: saved with the processor, they make it whole again where torchvision is.
-                processor.video_processor = BaseVideoProcessor.get_video_processor_dict(home)[0]
+                with suppress(OSError):  # there are none
+                    processor.video_processor = BaseVideoProcessor.get_video_processor_dict(home)[0]
                 return processor
         except ImportError as other:
             error = other
         raise ImportError(
-            f"the processor of {home} needs a package that is not installed (torchvision for videos, num2words for SmolVLM); "
+            f"the processor of {home} needs a package that is not installed (num2words for SmolVLM; torchvision for some); "
             f"pip install torchvision num2words, in the version that fits the installed torch: {error}"
         ) from error
 
