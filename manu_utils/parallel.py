@@ -10,6 +10,7 @@ so that the neurons and the table do not depend on how many there are. Every pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from functools import reduce as fold
 from operator import add
 from typing import TYPE_CHECKING
@@ -20,9 +21,8 @@ from torch import Tensor
 from . import activations, attribution, evaluation, pruning
 from .activations import Statistics
 from .batches import plan_batches
-from .benchmark import MODALITIES, Question, check_sets
-from .importance import CONTROLS, VARIANTS, score
-from .neurons import check_alpha, find_neurons
+from .benchmark import MODALITIES, Question
+from .neurons import find_neurons
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def collect_attribution(
     if len(plan) < 2 or len({question.modality for question in questions}) > 1:
         return attribution.collect_attribution(model, processor, questions, progress=progress, **options)
     if rarity is None:
-        options["rarity"] = attribution.token_rarity(questions, processor.tokenizer)  # of all, not of this process's own
+        options["rarity"] = attribution.token_rarity(questions, processor)  # of all, not of this process's own
     total = torch.zeros(sum(mlp.size for mlp in find_neurons(model)), dtype=torch.float64)
     parts = []
     shown = progress and accelerator.is_main_process
@@ -137,6 +137,7 @@ def unlearn(
     *,
     variant: str = "coverage",
     alpha: float = 5.0,
+    modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
     allow_small: bool = False,
     batch_size: int = 32,
@@ -147,32 +148,17 @@ def unlearn(
     Coverage looks at the few forget questions again after each round; that is not shared.
 
     Args:
-        accelerator, model: see :func:`collect_activations`; forget, retain, variant, alpha, seed, allow_small: as there.
+        accelerator, model: see :func:`collect_activations`; forget, retain, variant, alpha, modalities, seed, allow_small:
+            as there.
 
     Raises:
         ValueError: as the function of one process. The model is untouched.
     """
-    check_alpha(alpha, allow_small)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
-    check_sets(forget, retain)
-    options = {"batch_size": batch_size, "progress": progress}
-    shared = (accelerator, model, processor)
-    if variant == "coverage":
-        facts = {m: collect_attribution(*shared, forget[m], **options) for m in MODALITIES}
-        cost = {m: collect_attribution(*shared, retain[m], reduce=True, **options) for m in MODALITIES}
-        options["progress"] = progress and accelerator.is_main_process
-        chosen = pruning.choose_by_coverage(
-            model, processor, forget, cost, facts=facts, alpha=alpha, allow_small=allow_small, **options
-        )
-    else:
-        mlps = find_neurons(model)
-        forget_sums, retain_sums = {}, {}
-        if variant not in CONTROLS:
-            forget_sums = {m: collect_activations(*shared, forget[m], **options) for m in MODALITIES}
-            retain_sums = {m: collect_activations(*shared, retain[m], **options) for m in MODALITIES}
-        scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed)
-        chosen = pruning.select_neurons(scores, mlps, alpha, allow_small=allow_small)
+    chosen = pruning.choose_neurons(
+        model, processor, forget, retain, variant=variant, alpha=alpha, modalities=modalities, seed=seed,
+        allow_small=allow_small, batch_size=batch_size, progress=progress and accelerator.is_main_process,
+        activations_of=partial(collect_activations, accelerator), attribution_of=partial(collect_attribution, accelerator),
+    )  # fmt: skip
     # A GPU may round differently from run to run, and copies of one model must stay equal: the first process decides.
     return pruning.prune_neurons(model, _gather(accelerator, [chosen])[0])
 

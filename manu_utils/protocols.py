@@ -29,7 +29,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .batches import BLANK_LINE, prompt
+from .batches import BLANK_LINE, _image_token, prompt
 from .benchmark import Question, evaluation_questions
 from .evaluation import _in_batches, as_table, greedy_config, identity, judge, summarise, truth_of
 
@@ -95,7 +95,7 @@ def official_shot(question: Question, processor) -> str:
     Args:
         question: for classification or cloze, with or without an image.
     """
-    image_token = _placeholder(processor) if question.image is not None else ""
+    image_token = _image_token(processor) if question.image is not None else ""
     if question.task == "classification":
         gap = " " if image_token else ""
         options = "".join(f"{letter}: {words}\n" for letter, words in question.options.items())
@@ -176,10 +176,6 @@ def _by_person(questions: list[Question]) -> list[list[Question]]:
     return list(people.values())
 
 
-def _placeholder(processor) -> str:
-    return getattr(processor, "image_token", None) or "<image>"
-
-
 # ------------------------------------------------------------------------------------------------ several images a prompt
 
 
@@ -196,7 +192,7 @@ def encode_prompts(prompts: Sequence[Prompt], processor, device: str | torch.dev
     Raises:
         ValueError: a prompt whose placeholders are not as many as its images, or prompts with and without images together.
     """
-    image_token = _placeholder(processor)
+    image_token = _image_token(processor)
     for one in prompts:
         if (found := one.text.count(image_token)) != len(one.images):
             raise ValueError(f"a prompt has {found} {image_token} but {len(one.images)} images; they must match one to one.")
@@ -247,8 +243,6 @@ def respond(
     """
     if not prompts:
         raise ValueError("there is no prompt to answer; pass at least one.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
     greedy = greedy_config(model, processor, max_new_tokens)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -206,6 +206,52 @@ def choose_by_coverage(
     return selected
 
 
+def choose_neurons(
+    model,
+    processor,
+    forget: dict[str, list[Question]],
+    retain: dict[str, list[Question]],
+    *,
+    variant: str,
+    alpha: float,
+    modalities: Sequence[str] = MODALITIES,
+    seed: int = 0,
+    allow_small: bool = False,
+    batch_size: int = 32,
+    progress: bool = True,
+    activations_of: Callable = collect_activations,
+    attribution_of: Callable = collect_attribution,
+) -> Tensor:
+    """What :func:`unlearn`, which explains the arguments, prunes: bool [n_neurons]. The model is as it was.
+
+    Args:
+        activations_of, attribution_of: collect over one set and modality, called as the functions of one process.
+
+    Raises:
+        ValueError: see :func:`unlearn`.
+    """
+    check_alpha(alpha, allow_small)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+    check_sets(forget, retain, modalities)
+    if variant in ("paper", "released") and set(modalities) != set(MODALITIES):
+        raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
+    forget = {m: forget[m] for m in modalities}
+    mlps = find_neurons(model)
+    options = {"batch_size": batch_size, "progress": progress}
+    if variant == "coverage":
+        cost = {m: attribution_of(model, processor, retain[m], reduce=True, **options) for m in modalities}
+        facts = {m: attribution_of(model, processor, forget[m], **options) for m in modalities}
+        more = {"facts": facts, "allow_small": allow_small, **options}
+        return choose_by_coverage(model, processor, forget, cost, alpha=alpha, **more)
+    forget_sums, retain_sums = {}, {}
+    if variant not in CONTROLS:
+        forget_sums = {m: activations_of(model, processor, forget[m], **options) for m in modalities}
+        retain_sums = {m: activations_of(model, processor, retain[m], **options) for m in modalities}
+    scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed)
+    return select_neurons(scores, mlps, alpha, allow_small=allow_small)
+
+
 def unlearn(
     model,
     processor,
@@ -237,22 +283,8 @@ def unlearn(
         ValueError: unknown variant, α not a percentage, a missing or empty modality, questions of the other modality, or a
             person in both sets; also what the functions that it calls raise. The model is untouched.
     """
-    check_alpha(alpha, allow_small)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
-    check_sets(forget, retain, modalities)
-    if variant in ("paper", "released") and set(modalities) != set(MODALITIES):
-        raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
-    forget = {m: forget[m] for m in modalities}
-    mlps = find_neurons(model)
-    options = {"batch_size": batch_size, "progress": progress}
-    if variant == "coverage":
-        cost = {m: collect_attribution(model, processor, retain[m], reduce=True, **options) for m in modalities}
-        chosen = choose_by_coverage(model, processor, forget, cost, alpha=alpha, allow_small=allow_small, **options)
-        return prune_neurons(model, chosen)
-    forget_sums, retain_sums = {}, {}
-    if variant not in CONTROLS:
-        forget_sums = {m: collect_activations(model, processor, forget[m], **options) for m in modalities}
-        retain_sums = {m: collect_activations(model, processor, retain[m], **options) for m in modalities}
-    scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed)
-    return prune_neurons(model, select_neurons(scores, mlps, alpha, allow_small=allow_small))
+    chosen = choose_neurons(
+        model, processor, forget, retain, variant=variant, alpha=alpha, modalities=modalities, seed=seed,
+        allow_small=allow_small, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return prune_neurons(model, chosen)
