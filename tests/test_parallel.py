@@ -79,6 +79,15 @@ def launched(*command):
     return done.stdout
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are launched: how many threads share a product of matrices shows in its last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def trained():
     return load_model("tiny", device="cpu")
