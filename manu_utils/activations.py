@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .batches import batches
+from .batches import batches, shared_batches
 from .benchmark import Question
 from .neurons import MLP, find_neurons
 from .patches import check_positions, patch_positions
 from .progress import bar
+from .shared import can_share, read
 
 POSITIONS = ("answer", "last", "all")
 
@@ -68,6 +68,8 @@ def collect_activations(
 
     One forward pass without logits; memory does not grow with the number of questions. Padding never counts. In the vision
     tower all patches of every image count (see :func:`manu_utils.patches.patch_positions`), in a text-only pass nothing does.
+    An image counts once per question, but LLaVA on a Llama sees it once for all questions about it (one and the same object;
+    not with ``positions="all"``), and computes its last MLP only where it counts: the sums are equal to rounding.
 
     Args:
         questions: all with an image or all without, with answers.
@@ -92,30 +94,45 @@ def collect_activations(
     # On the device of each layer: no copy, and no waiting for the GPU, until the end.
     sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=mlp.output.weight.device) for mlp in mlps]
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
-    rows, patches = torch.empty(0), torch.empty(0)  # flat indices of the positions of the current batch that count
-    n_positions = 0  # of its images
+    make = shared_batches if can_share(model) and positions != "all" else batches
+    last = [mlp.path for mlp in mlps if mlp.tower == "language"][-1]
+    # Of the current batch: flat indices of the positions that count, and how often each image does (None: once).
+    rows, last_rows, patches, times = torch.empty(0), torch.empty(0), torch.empty(0), None
+    n_questions = n_positions = 0  # its questions, and the positions of its images
 
     def count(index: int, mlp: MLP):
         def hook(module, arguments):
             z = arguments[0].flatten(0, -2)
             if mlp.tower == "vision":
                 check_positions(mlp.path, len(z), n_positions)
-            z = z.index_select(0, (rows if mlp.tower == "language" else patches).to(z.device))
-            sums[index] += _sums(z, tau)
-            tokens[index] += len(z)
+            places = patches if mlp.tower == "vision" else last_rows if mlp.path == last else rows
+            z = z.index_select(0, places.to(z.device))
+            if mlp.tower == "language" or times is None:
+                sums[index] += _sums(z, tau)
+                tokens[index] += len(z)
+            else:  # LLaVA's images have one size
+                z = z.unflatten(0, (len(times), -1))
+                sums[index] += (_sums(z, tau).double() * times.to(z.device)[:, None]).sum(1)
+                tokens[index] += z.shape[1] * n_questions
 
         return hook
 
     hooks = []
     try:
         hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
-        work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
-        for _, batch in bar(work, total=math.ceil(len(questions) / batch_size), desc="statistics", shown=progress):
-            rows = _positions(batch, positions).flatten().nonzero()[:, 0]
-            is_patch = patch_positions(model, batch)[1]
-            patches, n_positions = is_patch.nonzero()[:, 0], len(is_patch)
-            inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-            model.model(**inputs, use_cache=False)
+        work = make(questions, processor, batch_size, with_answer=True, device=model.device)
+        with bar(total=len(questions), desc="statistics", shown=progress) as shown:
+            for indices, batch in work:
+                is_patch = patch_positions(model, batch)[1]
+                patches, n_positions, n_questions = is_patch.nonzero()[:, 0], len(is_patch), len(indices)
+                if "reads" in batch:
+                    rows, last_rows, times = _shared_positions(batch, positions)
+                    read(model, batch)
+                else:
+                    rows = last_rows = _positions(batch, positions).flatten().nonzero()[:, 0]
+                    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+                    model.model(**inputs, use_cache=False)
+                shown.update(n_questions)
     finally:
         for hook in hooks:
             hook.remove()
@@ -137,9 +154,21 @@ def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
     return predicts
 
 
+def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a shared batch: the flat indices of the language positions that count, their places among what the last MLP sees,
+    and the number of questions of each row, int64 [r].
+    """
+    question, row, position = batch["reads"].T
+    begins = torch.ones_like(question, dtype=torch.bool)  # the first of its question
+    begins[1:] = question[1:] != question[:-1]
+    chosen = begins if positions == "last" else torch.ones_like(begins)
+    flat = row * batch["input_ids"].shape[1] + position
+    return flat[chosen], chosen.nonzero()[:, 0], row[begins].bincount()
+
+
 def _sums(z: Tensor, tau: float) -> Tensor:
-    """Σz, Σ|z|, Σz² and the count of |z| > τ over the rows of z [n, neurons]: [4, neurons]."""
+    """Σz, Σ|z|, Σz² and the count of |z| > τ over the rows of z [..., n, neurons]: [4, ..., neurons]."""
     z = z if z.dtype == torch.float64 else z.float()
     magnitude = z.abs()
     active = (magnitude - tau).sign_().clamp_(min=0)  # 1 where |z| > τ; on a CPU half the time of a comparison
-    return torch.stack([z.sum(0), magnitude.sum(0), (z * z).sum(0), active.sum(0)])
+    return torch.stack([z.sum(-2), magnitude.sum(-2), (z * z).sum(-2), active.sum(-2)])

@@ -24,6 +24,7 @@ from .batches import batches, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .progress import bar
 from .resume import fingerprint, remembered
+from .shared import additive_mask, can_share, read
 from .training import answer_logits
 
 if TYPE_CHECKING:
@@ -170,21 +171,11 @@ def likeliest_options(
     return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
 
 
-def _shares(model) -> bool:
-    """Whether :func:`shared_batches` is known to give the same answers: LLaVA on a Llama, whose attention takes any mask."""
-    from transformers import LlavaForConditionalGeneration
-
-    if not isinstance(model, LlavaForConditionalGeneration) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        return False
-    text = model.config.get_text_config()
-    return text.model_type == "llama" and text._attn_implementation in ("sdpa", "eager")
-
-
 def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`manu_utils.training.answer_logits`, for shared batches as well."""
     if "reads" not in batch:
         return answer_logits(model, batch)
-    hidden, _ = _read(model, batch, use_cache=False)
+    hidden, _ = read(model, batch)
     return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
 
 
@@ -192,33 +183,6 @@ def _mean_per_question(values: Tensor, rows: Tensor) -> Tensor:
     """Mean of ``values`` float [m] by the question ``rows`` int64 [m] that each belongs to: float [n_questions]."""
     counts = rows.bincount()
     return values.new_zeros(len(counts)).index_add_(0, rows, values) / counts
-
-
-def _read(model, batch: dict[str, Tensor], use_cache: bool) -> tuple[Tensor, object]:
-    """The last hidden states [m, hidden] where a shared batch is to be read, and the cache of keys and values.
-
-    The last MLP is computed nowhere else; in a model of three layers that is a third of a forward pass.
-    """
-    _, row, position = batch["reads"].T
-    names = ("input_ids", "position_ids", "pixel_values")
-    inputs = {name: batch[name] for name in names if name in batch}
-
-    def widen(module, inputs: tuple[Tensor], read: Tensor) -> Tensor:
-        whole = read.new_zeros(*batch["input_ids"].shape, read.shape[-1])
-        whole[row, position] = read
-        return whole
-
-    mlp = model.get_decoder().layers[-1].mlp
-    hooks = (
-        mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0][row, position],)),
-        mlp.register_forward_hook(widen),
-    )
-    try:
-        output = model.model(**inputs, attention_mask=_additive(batch["attention_mask"], model.dtype), use_cache=use_cache)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return output.last_hidden_state[row, position], output.past_key_values
 
 
 def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
@@ -229,7 +193,7 @@ def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
     Args:
         greedy: the ``GenerationConfig``, of which ``max_new_tokens``, ``eos_token_id`` and ``pad_token_id`` are read.
     """
-    hidden, cache = _read(model, batch, use_cache=True)
+    hidden, cache = read(model, batch, use_cache=True)
     head, pad = model.get_output_embeddings(), greedy.pad_token_id
     ends = torch.tensor(greedy.eos_token_id, device=hidden.device)
     _, row, position = batch["reads"].T
@@ -259,15 +223,10 @@ def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
             tokens, positions, seen, running, rows = (x[left] for x in (tokens, positions, seen, running, rows))
         itself = torch.eye(q, dtype=torch.bool, device=seen.device).expand(len(rows), q, q)
         seen, positions = torch.cat([seen, itself], dim=-1), positions + 1
-        mask = _additive(seen[:, None], model.dtype)
+        mask = additive_mask(seen[:, None], model.dtype)
         output = model.model(input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache)
         tokens = head(output.last_hidden_state).argmax(-1)
     return written[row, place]
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to add to the attention scores: 0 where allowed, else the lowest number."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def _in_batches(
@@ -282,7 +241,7 @@ def _in_batches(
         accelerator: its processes share the batches that one would compute, and each is given the results of all; without
             ``make``.
     """
-    make = make or (shared_batches if _shares(model) else batches)
+    make = make or (shared_batches if can_share(model) else batches)
     todo = list(range(len(questions)))
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object

@@ -11,7 +11,7 @@ import torch
 
 from manu_utils import activations
 from manu_utils.activations import POSITIONS, Statistics, collect_activations
-from manu_utils.batches import batches, encode, prompt
+from manu_utils.batches import encode, prompt, shared_batches
 from manu_utils.benchmark import Question
 from manu_utils.neurons import find_neurons
 
@@ -239,10 +239,10 @@ def test_one_modality_at_a_time(tiny_model, questions):
 
 def test_images_padded_in_an_unknown_way_are_refused(tiny_model, questions, monkeypatch):
     def padded(*arguments, **options):
-        for indices, batch in batches(*arguments, **options):
+        for indices, batch in shared_batches(*arguments, **options):
             yield indices, batch | {"pixel_attention_mask": torch.tensor([[True, False]])}
 
-    monkeypatch.setattr(activations, "batches", padded)
+    monkeypatch.setattr(activations, "shared_batches", padded)
     with pytest.raises(ValueError, match="it is not known which positions of the vision tower of Llava.* are padding"):
         collect(tiny_model, questions["multimodal"][:2])
 

@@ -1,12 +1,14 @@
 """Every supported architecture as a small random model, saved, loaded by load_model and put through the whole flow."""
 
 import random
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
 import tiny_models
 import torch
 
+from manu_utils import parallel
 from manu_utils.activations import collect_activations
 from manu_utils.attribution import collect_attribution
 from manu_utils.batches import encode, prompt
@@ -231,6 +233,32 @@ def test_each_question_has_its_own_attribution(family, modality):
     for row, question in zip(together, every, strict=True):
         alone = collect_attribution(model, processor, [question], rarity=rarity, progress=False)[0]
         torch.testing.assert_close(row, alone, rtol=1e-3, atol=1e-4 * float(alone.max()))
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_two_processes_find_what_one_finds(family, modality, monkeypatch):
+    """One after the other here, so that every family is tested; tests/test_parallel.py starts two for one of them."""
+    _, model, processor = family
+    every = QUESTIONS[modality]
+    handed_in: list = []  # by the processes that were there before
+
+    def gather(accelerator, items):
+        handed_in.extend(items)
+        return handed_in if accelerator.process_index else items
+
+    def as_two(collect):
+        handed_in.clear()
+        for process in (0, 1):
+            accelerator = SimpleNamespace(process_index=process, num_processes=2, is_main_process=False)
+            found = collect(accelerator, model, processor, every, batch_size=1, progress=False)
+        return found
+
+    monkeypatch.setattr(parallel, "_gather", gather)
+    found = as_two(parallel.collect_activations)
+    alone = collect_activations(model, processor, every, batch_size=1, progress=False)
+    assert found.tokens.equal(alone.tokens) and found.total_abs.equal(alone.total_abs)
+    alone = collect_attribution(model, processor, every, batch_size=1, progress=False)
+    assert as_two(parallel.collect_attribution).equal(alone)
 
 
 def test_rewriting_moves_the_margin_and_is_undone(family, monkeypatch):

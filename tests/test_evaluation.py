@@ -126,7 +126,7 @@ def test_half_the_batch_when_memory_runs_out(tiny_model, two_sets, monkeypatch, 
             return run(**inputs)
 
         with monkeypatch.context() as patch:
-            patch.setattr("manu_utils.evaluation._shares", lambda model, owner=owner: owner is not model)
+            patch.setattr("manu_utils.evaluation.can_share", lambda model, owner=owner: owner is not model)
             patch.setattr(owner, name, short_of_memory)
             assert generate_answers(model, processor, questions, max_new_tokens=2, batch_size=4, **QUIET) == expected
             assert capsys.readouterr().out == "out of memory; going on with batches of 2\n"
@@ -142,7 +142,7 @@ def by_generate(monkeypatch):
 
     def call(function, *arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr("manu_utils.evaluation._shares", lambda model: False)
+            patch.setattr("manu_utils.evaluation.can_share", lambda model: False)
             return function(*arguments, **options)
 
     return call
