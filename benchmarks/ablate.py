@@ -1,13 +1,13 @@
 """Every ablation of notebook 07, as one tidy CSV: what happens to MANU if one thing is changed and all else stays as it is.
 
     python benchmarks/ablate.py                                    # the bundled model
-    python benchmarks/ablate.py --model build/dense --name dense   # the twin without the penalty, over α alone
+    python benchmarks/ablate.py --model build/dense --name dense   # the twin without the penalty: over α, and its locality
     python benchmarks/ablate.py --name planted                     # builds and measures the planted twin
 
 The settings are the fixed defaults of the package with one change; nothing is chosen by looking at the results. Measured are
 exact answers to open questions (cloze and generation, as in notebook 05) on the forget, test and celebrity sets and on 40
-retained people; for the planted twin also the precision and recall of the chosen neurons. A killed run goes on where it
-stopped: every measured unit is kept in build/ablations, in a file named by the weights.
+retained people; for the planted twin also the precision and recall of the chosen neurons; of the sparse and the dense model
+also the effective number of language neurons per fact. A killed run goes on where it stopped: every measured unit is kept in build/ablations, in a file named by the weights.
 """
 
 import argparse
@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from manu_utils.activations import Statistics, collect_activations
-from manu_utils.attribution import collect_attribution
+from manu_utils.attribution import collect_attribution, effective_neurons
 from manu_utils.batches import batches
 from manu_utils.benchmark import MODALITIES, load_benchmark, open_questions
 from manu_utils.evaluation import known
 from manu_utils.importance import RELEASED, VARIANTS, pool_layers, score, switched_score
+from manu_utils.miniature.card import sampled_facts
 from manu_utils.miniature.planted import draw_owners, plant
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
@@ -76,14 +77,14 @@ FROM_RELEASED = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing to measure: its key in the table, and how its neurons are chosen."""
+    """One thing to measure: its key in the table, and how its neurons are chosen (None: the locality of the facts)."""
 
     ablation: str
     setting: str
     seed: int
     alpha: float
     ratio: int
-    choose: Callable[[], Tensor]
+    choose: Callable[[], Tensor | None] | None
 
 
 class Lab:
@@ -264,6 +265,15 @@ class Lab:
             for (name, m), asked in self.panels(ratio).items()
         ]
 
+    def locality(self) -> list[tuple[str, str, float, int]]:
+        """("all", modality, median effective number of language neurons per fact, n facts), of the questions of the card."""
+        rows = []
+        for m in MODALITIES:
+            asked = sampled_facts(self.benchmark(RATIO), m)
+            facts = collect_attribution(self.model, self.processor, asked, **QUIET)[:, ~self.vision]
+            rows.append(("all", m, effective_neurons(facts).median().item(), len(asked)))
+        return rows
+
     def digest(self) -> str:
         """Names the weights and the data, so that results of two states are never mixed."""
         state = hashlib.sha256()
@@ -310,6 +320,7 @@ def collect_linear(model, processor, questions, which: int, tau: float = TAU) ->
 def all_units(lab: Lab) -> list[Unit]:
     """Every unit, grouped so that those that share statistics follow each other."""
     units = [Unit("alpha", "vanilla", 0, 0.0, ratio, lambda: None) for ratio in (5, 10, 15)]
+    units.append(Unit("locality", "effective neurons", 0, 0.0, RATIO, None))
 
     def add(ablation, setting, choose, *, seeds=SEEDS, alpha=ALPHA, ratio=RATIO):
         units.extend(Unit(ablation, setting, seed, alpha, ratio, lambda seed=seed: choose(seed)) for seed in seeds)
@@ -483,7 +494,7 @@ def run(units: list[tuple[Lab, Unit]], name: str, digest: str) -> pd.DataFrame:
         if key in done:
             continue
         started = time.process_time()
-        measured = lab.measure(unit.choose(), unit.ratio)
+        measured = lab.measure(unit.choose(), unit.ratio) if unit.choose else lab.locality()
         seconds.setdefault(unit.ablation, []).append(time.process_time() - started)
         rows = pd.DataFrame([(*key, s, m, round(value, 4), n) for s, m, value, n in measured], columns=COLUMNS)
         table = pd.concat([table, rows], ignore_index=True) if len(table) else rows
@@ -517,15 +528,16 @@ def main():
     else:
         lab = Lab(*load_model(arguments.model))
         wanted = [unit for unit in all_units(lab) if unit.seed in arguments.seeds]
-        if arguments.name != "sparse":  # a twin is compared over α alone
-            wanted = [u for u in wanted if u.ablation == "alpha" and u.ratio == RATIO and u.alpha in (0.0, *TWIN_ALPHAS)]
+        if arguments.name != "sparse":  # a twin is compared over α, and by where its facts are
+            wanted = [u for u in wanted if u.ablation in ("alpha", "locality")]
+            wanted = [u for u in wanted if u.ratio == RATIO and u.alpha in (0.0, *TWIN_ALPHAS)]
         units = [(lab, unit) for unit in wanted if arguments.only is None or unit.ablation in arguments.only]
     table = run(units, arguments.name, lab.digest())
     table = table[~(table["ablation"].isin(WITHOUT_CELEBRITY) & (table["set"] == "celebrity"))]
     table = table.assign(alpha=table["alpha"].map("{:g}".format))
     if arguments.output.exists():  # the rows of the other models stay
         kept = pd.read_csv(arguments.output, dtype={"alpha": str})
-        table = pd.concat([kept[kept["model"] != arguments.name], table])
+        table = pd.concat([kept[kept["model"] != arguments.name], table]).sort_values("model", kind="stable")
     write(table, arguments.output)
     size = arguments.output.stat().st_size
     print(f"{len(table)} rows, {size / 1000:.0f} kB in {arguments.output}, {time.process_time() - started:.0f} s of CPU")

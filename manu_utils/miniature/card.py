@@ -85,14 +85,18 @@ def accuracy_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return frame.pivot_table("cell", keys, "column", aggfunc="first", sort=False).reset_index()
 
 
+def sampled_facts(benchmark, modality: str) -> list:
+    """The training questions by which locality is measured."""
+    questions = benchmark.training_questions("all", modality)
+    return random.Random(0).sample(questions, min(N_FACTS, len(questions)))
+
+
 def locality_table(model, processor, benchmark) -> pd.DataFrame:
     """Effective neurons per fact of each modality and the share of the attribution in each layer."""
     mlps = find_neurons(model)
     lines = []
     for modality in MODALITIES:
-        questions = benchmark.training_questions("all", modality)
-        questions = random.Random(0).sample(questions, min(N_FACTS, len(questions)))
-        attribution = collect_attribution(model, processor, questions)
+        attribution = collect_attribution(model, processor, sampled_facts(benchmark, modality))
         by_layer = attribution.split([mlp.size for mlp in mlps], dim=1)
         parts = torch.stack([part.sum() for part in by_layer])
         line = {"modality": modality, "effective neurons": f"{effective_neurons(attribution).median():.1f}"}
