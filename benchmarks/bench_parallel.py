@@ -21,15 +21,15 @@ from manu_utils.models import load_model
 from manu_utils.parallel import collect_activations, evaluate, start
 from report import report
 
-MIN_SPEED_UP = 1.5
+MIN_SPEED_UP = 1.2  # two virtual cores may be one
 
 
 def child(questions, people, rounds, path):
     """Writes what this number of processes found and the seconds that it took."""
     accelerator = start()
     model, processor = load_model("tiny", device=accelerator.device)
-    forget = load_benchmark("tiny").forget
-    sets = {"forget": forget.select(range(min(people, len(forget))))}
+    retain = load_benchmark("tiny").retain
+    sets = {"retain": retain.select(range(min(people, len(retain))))}
     asked = questions_of("multimodal", questions)
 
     def score(asked=asked):
@@ -72,8 +72,8 @@ def launch(processes, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--questions", type=int, default=512)
-    parser.add_argument("--people", type=int, default=12)
+    parser.add_argument("--questions", type=int, default=1500)
+    parser.add_argument("--people", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.child:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections import Counter
 
 import pytest
@@ -208,6 +209,21 @@ def test_checkpoints_are_half_precision_and_replace_the_old_one(model, processor
 def test_data_of_another_seed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="make mini-data SEED=7"):
         build.build(data_dir() / "mllmu_mini", tmp_path, seed=7, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("share", [0.64, 0.95])
+def test_a_seed_that_does_not_learn_to_read_options_is_told(share, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "N_RANDOM_FACES", 12)
+    monkeypatch.setattr(build, "train_tower", lambda *arguments, **options: [])
+    monkeypatch.setattr(build, "train_reading", lambda *arguments, **options: [{"reading": share}])
+    monkeypatch.setattr(build, "train_base", stop)
+    with warnings.catch_warnings(record=True) as told, pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("always")
+        build.build(data_dir() / "mllmu_mini", tmp_path / "out", cache=tmp_path / "cache")
+    assert [str(warning.message)[:23] for warning in told] == ["with seed 0 only 64% of"] * (share < build.CAN_READ)
 
 
 @pytest.mark.parametrize("forget_ratio", [5, None])
