@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "build"
 SCALE = "tiny"
 RATES = (1e-4, 3e-4)  # learning rates to choose from
-STEPS = (6, 12, 24, 48)  # one path through all of them
+STEPS = (6, 12, 24, 48, 96)  # one path through all of them
 EVERY = 6  # steps between two looks
 ALPHAS = (1.0, 2.0, 5.0, 10.0)
 ROUNDS = (1, 2, 4, 8)  # of rewriting
@@ -67,6 +67,7 @@ CHOICE = ["scale", "method", "modalities", "lr", "strength", "forget_quality", "
 REFERENCES = ("vanilla", "never met", "retrained", "system prompt")
 ENTRIES = [(method, given) for method in METHODS for given in ("multimodal", "both")]
 ENTRIES += [(method, "both") for method in ("rewrite", *VARIANTS)]
+METHOD_ORDER = (*REFERENCES, *METHODS, "rewrite", *VARIANTS)
 
 
 def strengths_of(method):
@@ -218,13 +219,16 @@ class Results:
         return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
     def add(self, name, columns, rows):
-        """Write the rows of one method, in place of any that another process wrote meanwhile."""
+        """Write the rows of one method, in place of any that another process wrote meanwhile; the order does not depend on
+        which came first.
+        """
         path = self.folder / f"{name}.csv"
         new = pd.DataFrame(rows, columns=columns)
         key = [column for column in KEYS if column in columns]
         with self.lock:
             old = self.read(name, columns)
             frame = pd.concat([old[(old[key] != new[key].iloc[0]).any(axis=1)], new]).round(4)
+            frame = frame.sort_values(key, key=in_order, kind="stable")
             part = path.with_name(f".{path.name}.part")
             frame.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
             os.replace(part, path)
@@ -232,6 +236,11 @@ class Results:
     def has(self, name, columns, **key):
         frame = self.read(name, columns)
         return bool(frame[list(key)].eq(pd.Series(key)).all(axis=1).any())
+
+
+def in_order(column):
+    """What to sort a column by."""
+    return column.map(METHOD_ORDER.index) if column.name == "method" else column
 
 
 def state_of(people):
