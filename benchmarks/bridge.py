@@ -50,6 +50,7 @@ from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons
 from manu_utils.training import answer_batches, answer_loss, gradients_of, optimise
+from report import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "smollm2"
@@ -278,14 +279,7 @@ def state_of(recipe_only: bool = False) -> str:
 def add_rows(place: Path, rows: list[dict]) -> None:
     """Append measured rows to a table."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    write(pd.concat([pd.read_csv(place), frame], ignore_index=True) if place.exists() else frame, place)
-
-
-def write(frame: pd.DataFrame, place: Path) -> None:
-    """Replace a file as a whole."""
-    part = place.with_name(f".{place.name}.part")
-    frame.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
-    os.replace(part, place)
+    write_table(pd.concat([pd.read_csv(place), frame], ignore_index=True) if place.exists() else frame, place)
 
 
 def run(place: Path, benchmark: Benchmark, units=UNITS) -> None:
@@ -343,7 +337,7 @@ def main() -> None:
     PLACE.mkdir(parents=True, exist_ok=True)
     place = PLACE / f"rows-{state_of()}.csv"
     run(place, load_benchmark("tiny", RATIO))
-    write(pd.read_csv(place), arguments.out / "bridge.csv")
+    write_table(pd.read_csv(place), arguments.out / "bridge.csv")
     about = json.dumps({"command": "python benchmarks/bridge.py", "state": state_of()})
     (arguments.out / "bridge.json").write_text(about + "\n", encoding="utf-8")
 

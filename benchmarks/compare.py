@@ -23,7 +23,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -47,6 +46,7 @@ from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.progress import bar
 from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons, unlearn
+from report import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "build"
@@ -229,9 +229,7 @@ class Results:
             old = self.read(name, columns)
             frame = pd.concat([old[(old[key] != new[key].iloc[0]).any(axis=1)], new]).round(4)
             frame = frame.sort_values(key, key=in_order, kind="stable")
-            part = path.with_name(f".{path.name}.part")
-            frame.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
-            os.replace(part, path)
+            write_table(frame, path)
 
     def has(self, name, columns, **key):
         frame = self.read(name, columns)

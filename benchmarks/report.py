@@ -1,5 +1,6 @@
-"""One table for all benchmarks: printed, and kept in build/bench.csv."""
+"""What the scripts here write: the table of the benchmarks (printed, and kept in build/bench.csv), and result files."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -26,3 +27,11 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
     BENCH.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(BENCH, index=False)
     return 0 if all(checks.values()) else 1
+
+
+def write_table(table: pd.DataFrame, place: Path) -> None:
+    """Replace a CSV as a whole, so that a killed run leaves the old one or the new one."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    table.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
+    os.replace(part, place)
