@@ -9,8 +9,9 @@ standard deviation and root mean square.
 - "keep in chunks": as released, ten batches at a time, the loader started again for every chunk and run to its end.
 
 To be fair to it, each layer is hooked once, not three times under different names, and the reduction is plainer than theirs.
-Ours runs as users run it, in batches of 32 that see each image once, and in batches of 4 as well, to tell the gain of batches
-from the rest. Each size and way is a process of its own; in it the fastest of some rounds counts, after a warm-up.
+Ours runs as users run it, in batches of 32 that see each image once, and in batches of 4 as well, to tell the gain of
+large batches from the rest. Each size and way is a process of its own; in it the fastest of some rounds counts, after a
+warm-up.
 """
 
 import argparse

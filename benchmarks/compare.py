@@ -1,6 +1,6 @@
 """All methods on all sets, tasks and modalities: the long sweep behind notebook 06. Resumable; runs on the bundled miniature.
 
-    python benchmarks/compare.py                     # everything, about an hour on one core
+    python benchmarks/compare.py                     # everything, two hours on one core
     python benchmarks/compare.py --seeds 0           # a part of it; two processes may share the work
     python benchmarks/compare.py --settings data/results/comparison_choice.csv --out data/results/second_world
                                                      # in a clone with another world (make mini-data mini-model SEED=1),
@@ -12,7 +12,8 @@ Three stages, each kept in data/results and not run again while the weights are 
    forgotten are drawn from the retain set and play the forget set; the people that are reported take no part. What counts
    is the harmonic mean of how far the stand-ins are forgotten, *in the modalities that the method is given*, and what the
    other retained people keep. A method that is given images alone is thus not chosen for what happens to names.
-2. cost: processor seconds, questions read, peak memory and weights changed, each method in a process of its own.
+2. cost: processor seconds, sequences read (questions about one image may share one), peak memory and weights changed, each
+   method in a process of its own.
 3. comparison: every method at its chosen strength by the full evaluation; for forget 10 % also the other strengths, by exact
    answers to open questions. The training baselines take all strengths from one path, as does rewriting.
 """
@@ -61,7 +62,7 @@ SAMPLE = 600  # retained questions per modality that the scores see, as in noteb
 QUIET = {"progress": False}
 KEYS = ["scale", "seed", "forget_ratio", "method", "modalities"]
 COMPARISON = [*KEYS, "strength", "set", "task", "modality", "metric", "value", "n"]
-COST = [*KEYS, "strength", "seconds", "questions_read", "with_gradient", "peak_mb", "weights_changed"]
+COST = [*KEYS, "strength", "seconds", "sequences_read", "with_gradient", "peak_mb", "weights_changed"]
 CHOICE = ["scale", "method", "modalities", "lr", "strength", "forget_quality", "utility", "balance", "merit", "chosen"]
 # What is compared: the reference points, the baselines on image + text rows as released and on both, and every pruning.
 REFERENCES = ("vanilla", "never met", "retrained", "system prompt")
@@ -307,7 +308,7 @@ def child(method, given, lr, strength):
     torch.set_num_threads(1)
     model, processor = load_model(SCALE)
     bench = Bench(model, processor, 10)
-    read = {True: 0, False: 0}  # questions, by whether a gradient is kept
+    read = {True: 0, False: 0}  # sequences, in which questions may share an image; by whether a gradient is kept
 
     def count(module, arguments, inputs):
         read[torch.is_grad_enabled()] += len(inputs["inputs_embeds"])
@@ -326,7 +327,7 @@ def child(method, given, lr, strength):
     seconds, peak = time.process_time() - started, own_peak_mb()
     changed = sum(int((value != bench.vanilla[name]).sum()) for name, value in model.named_parameters())
     print(json.dumps({
-        "seconds": round(seconds, 1), "questions_read": sum(read.values()), "with_gradient": read[True],
+        "seconds": round(seconds, 1), "sequences_read": sum(read.values()), "with_gradient": read[True],
         "peak_mb": peak, "weights_changed": changed,
     }))  # fmt: skip
 

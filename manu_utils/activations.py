@@ -13,7 +13,7 @@ from .benchmark import Question
 from .neurons import MLP, find_neurons
 from .patches import check_positions, patch_positions
 from .progress import bar
-from .shared import can_share, read
+from .shared import can_share, read_shared
 
 POSITIONS = ("answer", "last", "all")
 
@@ -95,9 +95,9 @@ def collect_activations(
     sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=mlp.output.weight.device) for mlp in mlps]
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
     make = shared_batches if can_share(model) and positions != "all" else batches
-    last = [mlp.path for mlp in mlps if mlp.tower == "language"][-1]
-    # Of the current batch: flat indices of the positions that count, and how often each image does (None: once).
-    rows, last_rows, patches, times = torch.empty(0), torch.empty(0), torch.empty(0), None
+    last_path = [mlp.path for mlp in mlps if mlp.tower == "language"][-1]
+    # Of the current batch: flat indices of the positions that count, and where questions share rows, how many share each.
+    rows, last_rows, patches, questions_of_row = torch.empty(0), torch.empty(0), torch.empty(0), None
     n_questions = n_positions = 0  # its questions, and the positions of its images
 
     def count(index: int, mlp: MLP):
@@ -105,14 +105,14 @@ def collect_activations(
             z = arguments[0].flatten(0, -2)
             if mlp.tower == "vision":
                 check_positions(mlp.path, len(z), n_positions)
-            places = patches if mlp.tower == "vision" else last_rows if mlp.path == last else rows
+            places = patches if mlp.tower == "vision" else last_rows if mlp.path == last_path else rows
             z = z.index_select(0, places.to(z.device))
-            if mlp.tower == "language" or times is None:
+            if mlp.tower == "language" or questions_of_row is None:
                 sums[index] += _sums(z, tau)
                 tokens[index] += len(z)
             else:  # LLaVA's images have one size
-                z = z.unflatten(0, (len(times), -1))
-                sums[index] += (_sums(z, tau).double() * times.to(z.device)[:, None]).sum(1)
+                z = z.unflatten(0, (len(questions_of_row), -1))
+                sums[index] += (_sums(z, tau).double() * questions_of_row.to(z.device)[:, None]).sum(1)
                 tokens[index] += z.shape[1] * n_questions
 
         return hook
@@ -126,8 +126,8 @@ def collect_activations(
                 is_patch = patch_positions(model, batch)[1]
                 patches, n_positions, n_questions = is_patch.nonzero()[:, 0], len(is_patch), len(indices)
                 if "reads" in batch:
-                    rows, last_rows, times = _shared_positions(batch, positions)
-                    read(model, batch)
+                    rows, last_rows, questions_of_row = _shared_positions(batch, positions)
+                    read_shared(model, batch)
                 else:
                     rows = last_rows = _positions(batch, positions).flatten().nonzero()[:, 0]
                     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}

@@ -24,7 +24,7 @@ from .batches import batches, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .progress import bar
 from .resume import fingerprint, remembered
-from .shared import additive_mask, can_share, read
+from .shared import additive_mask, can_share, read_shared
 from .training import answer_logits
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Ten
     """:func:`manu_utils.training.answer_logits`, for shared batches as well."""
     if "reads" not in batch:
         return answer_logits(model, batch)
-    hidden, _ = read(model, batch)
+    hidden, _ = read_shared(model, batch)
     return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
 
 
@@ -193,7 +193,7 @@ def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
     Args:
         greedy: the ``GenerationConfig``, of which ``max_new_tokens``, ``eos_token_id`` and ``pad_token_id`` are read.
     """
-    hidden, cache = read(model, batch, use_cache=True)
+    hidden, cache = read_shared(model, batch, use_cache=True)
     head, pad = model.get_output_embeddings(), greedy.pad_token_id
     ends = torch.tensor(greedy.eos_token_id, device=hidden.device)
     _, row, position = batch["reads"].T

@@ -72,8 +72,9 @@ _TRAINING_QUESTIONS = 2 * 7_700  # of ft_Data, with the image and rewritten to t
 def needs(scale: Scale) -> dict[str, float]:
     """What a scale takes, counted from sizes, not measured.
 
-    Two operations per parameter and token for reading, six for training; every question counts with its image, so scoring and
-    evaluating LLaVA, where questions share their images, take less. Memory is the weights and a third for activations.
+    Two operations per parameter and token for reading, six for training; every question counts with its image, so the
+    statistics and the evaluation of LLaVA, where questions share their images, take less. Memory is the weights and a third
+    for activations.
 
     Returns:
         ``disk_gb``, ``memory_gb`` and ``minutes``.

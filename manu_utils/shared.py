@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def can_share(model) -> bool:
-    """Whether :func:`shared_batches` is known to give the same answers: LLaVA on a Llama, whose attention takes any mask."""
+    """Whether :func:`manu_utils.batches.shared_batches` is known to give the same answers.
+
+    LLaVA on a Llama, whose attention takes any mask.
+    """
     from transformers import LlavaForConditionalGeneration
 
     if not isinstance(model, LlavaForConditionalGeneration) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
@@ -16,7 +19,7 @@ def can_share(model) -> bool:
     return text.model_type == "llama" and text._attn_implementation in ("sdpa", "eager")
 
 
-def read(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tensor, object]:
+def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tensor, object]:
     """The last hidden states [m, hidden] where a shared batch is to be read, and the cache of keys and values.
 
     The last MLP is computed nowhere else; in a model of three layers that is a third of a forward pass.
@@ -25,14 +28,14 @@ def read(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tens
     names = ("input_ids", "position_ids", "pixel_values")
     inputs = {name: batch[name] for name in names if name in batch}
 
-    def widen(module, inputs: tuple[Tensor], read: Tensor) -> Tensor:
-        whole = read.new_zeros(*batch["input_ids"].shape, read.shape[-1])
-        whole[row, position] = read
+    def widen(module, _, output: Tensor) -> Tensor:
+        whole = output.new_zeros(*batch["input_ids"].shape, output.shape[-1])
+        whole[row, position] = output
         return whole
 
     mlp = model.get_decoder().layers[-1].mlp
     hooks = (
-        mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0][row, position],)),
+        mlp.register_forward_pre_hook(lambda module, arguments: (arguments[0][row, position],)),
         mlp.register_forward_hook(widen),
     )
     try:
