@@ -38,6 +38,7 @@ from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.progress import bar
 from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons
+from report import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "data" / "results" / "ablations.csv"
@@ -499,18 +500,10 @@ def run(units: list[tuple[Lab, Unit]], name: str, digest: str) -> pd.DataFrame:
         seconds.setdefault(unit.ablation, []).append(time.process_time() - started)
         rows = pd.DataFrame([(*key, s, m, round(value, 4), n) for s, m, value, n in measured], columns=COLUMNS)
         table = pd.concat([table, rows], ignore_index=True) if len(table) else rows
-        write(table, place)
+        write_table(table, place)
     for ablation, times in seconds.items():
         print(f"{ablation}: {len(times)} units, {sum(times):.0f} s of CPU, {sum(times) / len(times):.1f} s a unit")
     return table
-
-
-def write(table: pd.DataFrame, place: Path) -> None:
-    """Replace a file as a whole."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
-    table.to_csv(part, index=False)
-    os.replace(part, place)
 
 
 def main():
@@ -539,7 +532,7 @@ def main():
     if arguments.output.exists():  # the rows of the other models stay
         kept = pd.read_csv(arguments.output, dtype={"alpha": str})
         table = pd.concat([kept[kept["model"] != arguments.name], table]).sort_values("model", kind="stable")
-    write(table, arguments.output)
+    write_table(table, arguments.output)
     size = arguments.output.stat().st_size
     print(f"{len(table)} rows, {size / 1000:.0f} kB in {arguments.output}, {time.process_time() - started:.0f} s of CPU")
 

@@ -50,7 +50,7 @@ from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons
 from manu_utils.training import answer_batches, answer_loss, gradients_of, optimise
-from report import write_table
+from report import say, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "smollm2"
@@ -279,7 +279,7 @@ def state_of(recipe_only: bool = False) -> str:
 def add_rows(place: Path, rows: list[dict]) -> None:
     """Append measured rows to a table."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    write_table(pd.concat([pd.read_csv(place), frame], ignore_index=True) if place.exists() else frame, place)
+    write_table(pd.concat([pd.read_csv(place), frame], ignore_index=True) if place.exists() else frame, place, "%.5g")
 
 
 def run(place: Path, benchmark: Benchmark, units=UNITS) -> None:
@@ -324,10 +324,6 @@ def local_rows(name: str, method: str, model, processor, sets: dict[str, list[Qu
     ]
 
 
-def say(started: float, text: str) -> None:
-    print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)  # of this process; a busy machine takes longer
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
@@ -337,7 +333,7 @@ def main() -> None:
     PLACE.mkdir(parents=True, exist_ok=True)
     place = PLACE / f"rows-{state_of()}.csv"
     run(place, load_benchmark("tiny", RATIO))
-    write_table(pd.read_csv(place), arguments.out / "bridge.csv")
+    write_table(pd.read_csv(place), arguments.out / "bridge.csv", "%.5g")
     about = json.dumps({"command": "python benchmarks/bridge.py", "state": state_of()})
     (arguments.out / "bridge.json").write_text(about + "\n", encoding="utf-8")
 

@@ -47,7 +47,7 @@ from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.progress import bar
 from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons, unlearn
-from report import write_table
+from report import say, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "build"
@@ -230,7 +230,7 @@ class Results:
             old = self.read(name, columns)
             frame = pd.concat([old[(old[key] != new[key].iloc[0]).any(axis=1)], new]).round(4)
             frame = frame.sort_values(key, key=in_order, kind="stable")
-            write_table(frame, path)
+            write_table(frame, path, "%.5g")
 
     def has(self, name, columns, **key):
         frame = self.read(name, columns)
@@ -373,10 +373,6 @@ def reference(bench, method, base, ratio):
     elif method == "system prompt":
         return bench.everything(model, {name: with_system_prompt(dataset) for name, dataset in sets.items()})
     return bench.open_questions(model) + bench.everything(model)
-
-
-def say(started, text):
-    print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)  # of this process; a busy machine takes longer
 
 
 def main():

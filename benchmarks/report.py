@@ -1,6 +1,7 @@
-"""What the scripts here write: the table of the benchmarks (printed, and kept in build/bench.csv), and result files."""
+"""What the scripts here print and write: the table of the benchmarks (kept in build/bench.csv), progress, and result files."""
 
 import os
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -29,9 +30,14 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
     return 0 if all(checks.values()) else 1
 
 
-def write_table(table: pd.DataFrame, place: Path) -> None:
+def say(started: float, text: str) -> None:
+    """Print what was done since ``started``, a ``time.process_time()``: a busy machine takes longer."""
+    print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)
+
+
+def write_table(table: pd.DataFrame, place: Path, float_format: str | None = None) -> None:
     """Replace a CSV as a whole, so that a killed run leaves the old one or the new one."""
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.part")
-    table.to_csv(part, index=False, lineterminator="\n", float_format="%.5g")
+    table.to_csv(part, index=False, lineterminator="\n", float_format=float_format)
     os.replace(part, place)

