@@ -186,7 +186,7 @@ def train_language_model(
     device = next(model.parameters()).device
 
     def loss_in_bfloat16(step: int) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu"):
             return loss_of_step(step)
 
     def watch_in_eval_mode() -> dict:

@@ -165,9 +165,8 @@ def train_tower(model, pictures: Pictures, *, steps: int, seed: int) -> list[dic
 
     def loss_of_step(step: int) -> Tensor:
         index = torch.randint(0, N_RANDOM_FACES - 500, (128,))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            pooled = tower_features(model, moved(pictures.pixels[index].float())).mean(1)
-            return sum(F.cross_entropy(head(pooled).float(), labels[index, k]) for k, head in enumerate(heads))
+        pooled = tower_features(model, moved(pictures.pixels[index].float())).mean(1)
+        return sum(F.cross_entropy(head(pooled), labels[index, k]) for k, head in enumerate(heads))
 
     @torch.no_grad()
     def watch() -> dict:
@@ -191,8 +190,7 @@ def train_reading(model, processor, public: list[Person], *, steps: int, seed: i
     def loss_of_step(step: int) -> Tensor:
         rows = matching_rows(rng, 32) + reading_rows(rng, 32)
         rows += [row for person in rng.choices(public, k=4) for row in fact_rows(person, rng, None, 3)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return answer_loss(model, rows, tokenizer, rng, None)
+        return answer_loss(model, rows, tokenizer, rng, None)
 
     watched = watch_rows(public, None, "watch", (0, 1, 2, 3)) | {"reading": reading_rows(random.Random("watch"), 200)}
 
@@ -230,9 +228,8 @@ def train_base(
         rows, chosen = image_rows()
         text = [row for person in rng.choices(public, k=10) for row in fact_rows(person, rng, None, 3)]
         text += reading_rows(rng, 16) + matching_rows(rng, 6)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen = projector(features[chosen].float())
-            return answer_loss(model, rows, tokenizer, rng, seen) + answer_loss(model, text, tokenizer, rng, None)
+        seen = projector(features[chosen].float())
+        return answer_loss(model, rows, tokenizer, rng, seen) + answer_loss(model, text, tokenizer, rng, None)
 
     held_out = [pictures.view_of(index, N_PUBLIC_VIEWS) for index in range(len(public))]
     order = list(range(len(public)))
@@ -339,7 +336,7 @@ def train_vanilla(
         first, last = coefficients
         weight = first + (last - first) * min(1.0, 2 * step / steps)
         recording = recorded_contributions(model, CONTRIBUTION_SCALE) if weight else nullcontext([])
-        with torch.autocast("cpu", dtype=torch.bfloat16), recording as terms:
+        with recording as terms:
             loss = answer_loss(model, rows, tokenizer, rng, features) + answer_loss(model, text, tokenizer, rng, None)
         return loss + weight * sum(terms) / 2  # two forward passes
 

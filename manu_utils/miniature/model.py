@@ -292,8 +292,7 @@ def row_accuracy(model, rows: list[Row], tokenizer, features: Tensor | None, bat
     right = []
     for start in range(0, len(rows), batch_size):
         batch = encode_rows(rows[start : start + batch_size], tokenizer, random.Random(0))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, targets, where = answer_logits(model, batch, features)
+        logits, targets, where = answer_logits(model, batch, features)
         wrong = torch.zeros(len(batch["input_ids"])).index_add_(0, where, (logits.argmax(-1) != targets).float())
         right += (wrong == 0).tolist()
     return sum(right) / len(right)
