@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .benchmark import MODALITIES, Question, check_sets
-from .training import answer_batches, answer_logits, train_language_model
+from .checks import check_number, check_whole
+from .training import (
+    answer_batches,
+    answer_logits,
+    check_schedule,
+    check_trainable,
+    device_of,
+    float32_weights,
+    kept_mode,
+    train_language_model,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +66,10 @@ def gradient_difference(
 def kl_minimisation(
     forget_logits: Tensor, forget_targets: Tensor, retain_logits: Tensor, vanilla_logits: Tensor
 ) -> Tensor:
-    """KL: −L(D_f) + KL(vanilla ‖ current) on D_r, mean over its answer tokens (MLLMU-Bench, arXiv 2410.22108; as in TOFU).
+    """KL: −L(D_f) + KL(vanilla ‖ current) on D_r, mean over its answer tokens (MLLMU-Bench, arXiv 2410.22108).
+
+    The released codes of TOFU and MLLMU-Bench take the same divergence over all positions of a row, prompt and padding
+    included.
 
     Args:
         forget_logits, forget_targets: as in :func:`gradient_ascent`.
@@ -71,7 +85,8 @@ def negative_preference(log_likelihood: Tensor, reference_log_likelihood: Tensor
     """NPO: −(2/β) E log σ(−β log(π_θ/π_ref)) (Zhang et al., arXiv 2404.05868).
 
     Its gradient is that of the mean log-likelihood, weighted by 2 π_θ^β / (π_θ^β + π_ref^β): gradient ascent for β → 0, and
-    standing still where an answer has become unlikely.
+    standing still where an answer has become unlikely. This is the paper's loss alone; the NPO of open-unlearning adds a term
+    on the retain set by default (NPO-RT in the paper).
 
     Args:
         log_likelihood, reference_log_likelihood: [b], log π of b answers, summed over their tokens
@@ -120,11 +135,12 @@ def unlearn_by_training(
 
     Args:
         method: one of :data:`METHODS`.
-        model: changed in place.
+        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and after an error or interrupt
+            so are the weights. KL and NPO keep a frozen copy of it beside it.
         forget: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         retain: the same for the retain set; GD and KL need the modalities of ``forget``, GA and NPO none.
         reference: π_ref of NPO. None: the model as it is given (the paper of NPO); the released code of MLLMU-Bench takes a
-            model that was fine-tuned on the retain set alone.
+            model that was fine-tuned on the retain set alone. It is put into eval mode meanwhile, and nothing of it changes.
         beta: of NPO.
         lora_rank: see :func:`manu_utils.training.train_language_model`.
         watch, every: see :func:`manu_utils.training.optimise`.
@@ -133,29 +149,34 @@ def unlearn_by_training(
         The history of :func:`manu_utils.training.optimise`.
 
     Raises:
+        TypeError: a number that is none, questions that are no dict of lists, or a wrapped model. The model is untouched.
         ValueError: unknown method, a set that is missing or empty, an unknown modality or questions of the other one, a person
             in both sets, a reference for a method other than NPO, or a number out of range. The model is untouched.
         FloatingPointError: the loss is not finite, see :func:`manu_utils.training.optimise`.
+        RuntimeError: no room, see :func:`manu_utils.training.train_language_model`, which may raise more.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}.")
     if reference is not None and method != "npo":
         raise ValueError(f"only npo takes a reference; {method} has none to give.")
-    if not beta > 0 or batch_size < 1:
-        raise ValueError(f"beta={beta} and batch_size={batch_size} must be positive.")
+    check_number("beta", beta, above=0)
+    check_whole("batch_size", batch_size)
+    check_whole("seed", seed, least=0)
+    check_schedule(steps=steps, lr=lr, every=every)
     needs_retain = method in ("gd", "kl")
     if not forget:
         raise ValueError("forget has no questions; pass modality -> questions.")
+    check_questions("forget", forget)
+    check_questions("retain", retain or {})
     check_sets(forget, retain or {}, tuple(forget), tuple(forget) if needs_retain else ())
-    device = next(model.parameters()).device
+    check_trainable(model, lora_rank)
+    device = device_of(model)
     of_forget = answer_batches(forget, processor, batch_size, seed, device)
     if needs_retain:
         used = {modality: retain[modality] for modality in forget}
         of_retain = answer_batches(used, processor, batch_size, seed + len(MODALITIES), device)
-    if method == "kl" or (method == "npo" and reference is None):
-        reference = copy.deepcopy(model)
-    if reference is not None:
-        reference.eval()
+    if method == "kl" or (method == "npo" and (reference is None or reference is model)):
+        reference = copy.deepcopy(model)  # the model itself would move along, and KL and the ratio of NPO would stay 0
 
     def loss_of_batches(forget_batch: dict[str, Tensor], retain_batch: dict[str, Tensor] | None) -> Tensor:
         logits, targets, rows = answer_logits(model, forget_batch)
@@ -177,10 +198,15 @@ def unlearn_by_training(
         to_retain = next(of_retain) if needs_retain else [None] * len(to_forget)
         return sum(loss_of_batches(*pair) for pair in zip(to_forget, to_retain, strict=True))
 
-    return train_language_model(
-        model, loss_of_step, steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, warmup=10, hold=1.0, watch=watch,
-        every=every, description=method, progress=progress,
-    )  # fmt: skip
+    with ExitStack() as meanwhile:
+        if reference is not None:
+            meanwhile.enter_context(kept_mode(reference))
+            meanwhile.enter_context(float32_weights(reference))
+            reference.eval()
+        return train_language_model(
+            model, loss_of_step, steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, warmup=10, hold=1.0, watch=watch,
+            every=every, description=method, progress=progress,
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ system prompt

@@ -1,6 +1,8 @@
 """Fine-tuning: one loop for the vanilla model, the retrained reference and everything else that takes gradient steps.
 
-Derived in notebook 02.
+One arithmetic: what is trained, and the optimiser's state, are float32 whatever the model's dtype is, since bfloat16 rounds
+most small steps away. A CPU and MPS compute in float32; a CUDA device in what :func:`manu_utils.models.pick_dtype` says, by
+autocast, with loss scaling where that is float16. Derived in notebook 02.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,13 @@ from torch import Tensor, nn
 
 from .batches import encode
 from .benchmark import Question
+from .checks import check_model, check_number, check_questions, check_whole
+from .models import pick_dtype
 from .progress import bar
+
+_HALF = (torch.float16, torch.bfloat16)
+_BYTES_TRAINED = 16  # of one weight in training: itself, its gradient and AdamW's two moments, in float32
+_BAD_LOSSES = 3  # in a row; one batch may overflow float16
 
 
 def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,6 +62,7 @@ def optimise(
     hold: float = 0.0,
     watch: Callable[[], dict] | None = None,
     every: int = 50,
+    scaler: torch.amp.GradScaler | None = None,
     description: str = "training",
     progress: bool = True,
 ) -> list[dict]:
@@ -60,18 +70,28 @@ def optimise(
 
     Args:
         loss_of_step: returns the scalar loss of step 0, 1, ...
+        steps, warmup, every: whole numbers from 1 on.
+        lr: the learning rate after the warm-up, above 0.
         hold: fraction of the steps before the decay begins; 1 for no decay.
         watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
+        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is halved and the backward pass
+            done again, so that no step is lost; a single loss that is not finite is passed over.
 
     Returns:
         One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned.
 
     Raises:
-        FloatingPointError: "loss is nan at step ..." as soon as the loss is not finite.
+        TypeError, ValueError: a number of the wrong type or out of range, before the first step.
+        FloatingPointError: "loss is nan at step ..." as soon as the loss, or its gradient, is not finite; with a scaler, if
+            the loss stays so for three steps or at the last one, or the gradient is so at every scale.
     """
+    check_schedule(steps=steps, lr=lr, warmup=warmup, hold=hold, every=every)
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer.zero_grad(set_to_none=True)  # what an earlier backward pass of the caller left
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     history: list[dict] = []
+    bad = 0
     if watch is not None:
         history.append({"step": 0, "loss": math.nan} | watch())
     for step in bar(range(steps), desc=description, shown=progress):
@@ -80,15 +100,50 @@ def optimise(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of_step(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}; lower lr or check the data for empty answers.")
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if torch.isfinite(loss):
+            bad = 0
+            _step(loss, parameters, optimizer, scaler, step)
+            loss = loss.detach()  # else its graph, which a scaler keeps, would live on during the next step
+        else:
+            bad += 1
+            if not scaler.is_enabled() or bad == _BAD_LOSSES or step == steps - 1:
+                raise FloatingPointError(
+                    f"loss is {loss.item()} at step {step}; lower lr or check the data for empty answers."
+                )
         if watch is not None and ((step + 1) % every == 0 or step == steps - 1):
             history.append({"step": step + 1, "loss": loss.item()} | watch())
     return history
+
+
+def check_schedule(*, steps: int, lr: float, warmup: int = 50, hold: float = 0.0, every: int = 50) -> None:
+    """What :func:`optimise` refuses, for those who want to know before they begin.
+
+    Raises:
+        TypeError, ValueError: a number of the wrong type or out of range.
+    """
+    for name, value in {"steps": steps, "warmup": warmup, "every": every}.items():
+        check_whole(name, value)
+    check_number("lr", lr, above=0)
+    check_number("hold", hold)
+    if not 0 <= hold <= 1:
+        raise ValueError(f"hold={hold!r} must be between 0 and 1.")
+
+
+def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer, scaler: torch.amp.GradScaler, step: int) -> None:
+    """One step of the optimiser. A scaler halves its scale until the gradients are finite."""
+    while True:
+        scale = scaler.get_scale()
+        scaler.scale(loss).backward(retain_graph=scaler.is_enabled())
+        scaler.unscale_(optimizer)
+        finite = torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0))
+        if finite or scaler.is_enabled():
+            scaler.step(optimizer)  # which a scaler leaves out if a gradient is not finite
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if finite:
+            return
+        if scaler.get_scale() >= scale or scaler.get_scale() < 1:
+            raise FloatingPointError(f"loss is {loss.item()} at step {step}, but its gradient is not finite; lower lr.")
 
 
 def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
@@ -103,39 +158,175 @@ def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
 
 @contextmanager
 def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it was."""
+    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it was.
+
+    Raises:
+        TypeError: see :func:`manu_utils.checks.check_model`.
+        ValueError: weights that can have no gradient, since they were loaded in inference mode or are not in memory. Nothing
+            has been changed.
+    """
+    check_model(model)
     wanted = {id(parameter) for parameter in parameters}
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    if any(parameter.is_meta for parameter in before):
+        raise ValueError(
+            "a part of the model is offloaded to the CPU or to disk, and gradients need it in memory: load the model whole on "
+            "one device, or on several that hold it together."
+        )
     try:
-        for parameter in before:
-            parameter.requires_grad_(id(parameter) in wanted)
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in before:
+                parameter.requires_grad_(id(parameter) in wanted)
+            yield
     finally:
         for parameter, flag in before.items():
             parameter.requires_grad_(flag)
 
 
 @contextmanager
-def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
-    """The parameters to train, all others frozen, in training mode. On leaving, adapters are merged into the weights, every
-    ``requires_grad`` is as it was and the model is in eval mode."""
+def kept_mode(model) -> Iterator[None]:
+    """On leaving, every module of the model is in train or eval mode as it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def float32_weights(model, trained: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Inside, ``trained`` is float32, and so is every other weight in a half precision that training does not compute in: on a
+    CPU all of them, on a GPU float16 beside bfloat16 and the reverse.
+
+    On leaving, every weight has its dtype again. After an error or interrupt ``trained`` is as it was; a copy on the CPU is
+    kept for that.
+
+    Raises:
+        FloatingPointError: a trained weight is beyond the range of its own dtype.
+    """
+    trained = {id(parameter): parameter for parameter in trained}
+    dtype = pick_dtype(device_of(model))
+    before = {key: parameter.data.to("cpu", copy=parameter.dtype not in _HALF) for key, parameter in trained.items()}
+    raised: dict[Tensor, torch.dtype] = {}
+    try:
+        for tensor in chain(model.parameters(), model.buffers()):
+            if tensor.dtype in _HALF and (id(tensor) in trained or tensor.dtype != dtype):
+                raised[tensor] = tensor.dtype
+                tensor.data = tensor.data.float()
+        yield
+        for tensor, own in raised.items():
+            lowered = tensor.data.to(own)
+            if id(tensor) in trained and not lowered.isfinite().all():
+                raise FloatingPointError(
+                    f"a trained weight is beyond the range of {own}; lower lr, or load the model in float32."
+                )
+            tensor.data = lowered
+    except BaseException:
+        for tensor, own in raised.items():
+            if id(tensor) not in trained:
+                tensor.data = tensor.data.to(own)
+        for key, parameter in trained.items():
+            if parameter in raised:
+                parameter.data = before[key].to(parameter.device)
+            else:
+                parameter.data.copy_(before[key])
+        raise
+
+
+def device_of(model) -> torch.device:
+    """Where the first weights of a model are, and where its inputs go."""
+    return next(model.parameters()).device
+
+
+def check_trainable(model, lora_rank: int | None) -> None:
+    """Refuse what cannot be trained, before anything is changed.
+
+    Raises:
+        TypeError: a wrapped model.
+        ValueError: quantised weights.
+        RuntimeError: full fine-tuning that the GPUs have no room for.
+    """
+    check_model(model)
+    if not hasattr(model, "get_decoder"):
+        raise TypeError(f"a {type(model).__name__} cannot be trained here; pass what load_model returns first.")
+    if hasattr(model, "peft_config"):
+        raise TypeError("the model holds adapters of its own; merge or delete them first, or load the plain model.")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (*_HALF, torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}, and quantised weights cannot be trained and put "
+                "back; load the checkpoint that they were made from, in float16 or bfloat16."
+            )
+    if lora_rank is None:
+        free = {}
+        for device in {parameter.device for parameter in language_weights(model) if parameter.is_cuda}:
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free[device] = torch.cuda.mem_get_info(device)[0] + unused
+        check_memory(language_weights(model), free)
+
+
+def check_memory(parameters: list[nn.Parameter], free: dict[torch.device, float]) -> None:
+    """Compare what training these weights takes, beyond what they take now, with the free bytes of their devices.
+
+    Raises:
+        RuntimeError: it does not fit.
+    """
+    for device, available in free.items():
+        own = [parameter for parameter in parameters if parameter.device == device]
+        needed = sum(parameter.numel() * (_BYTES_TRAINED - parameter.element_size()) for parameter in own)
+        if needed > available:
+            raise RuntimeError(
+                f"training all weights takes {needed / 1e9:.1f} GB more on {device} (each in float32, with its gradient and "
+                f"two moments of AdamW), but {available / 1e9:.1f} GB are free: train adapters with lora_rank=16, or take a "
+                "larger GPU."
+            )
+
+
+def language_weights(model) -> list[nn.Parameter]:
+    """The parameters of the language model and of its output layer, each once."""
     parts = (model.get_decoder(), model.get_output_embeddings())
-    wrapped = None
-    with gradients_of(model, (parameter for part in parts for parameter in part.parameters())):
-        try:
-            if lora_rank is not None:
-                wrapped = _add_lora(model, lora_rank, seed)
+    return list({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
+
+
+@contextmanager
+def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
+    """The parameters to train, all others frozen, in training mode. On leaving, adapters are merged into the weights, and
+    every ``requires_grad``, dtype and mode is as it was; after an error or interrupt the weights are, too."""
+    trained = language_weights(model)
+    whole = trained if lora_rank is None else []
+    try:
+        with (
+            kept_mode(model), gradients_of(model, whole), float32_weights(model, whole),
+            _adapters(model, lora_rank, seed) as adapters,
+        ):  # fmt: skip
             model.train()
-            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
-        finally:
-            if wrapped is not None:
-                wrapped.merge_and_unload()
-                vars(model).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
-            model.eval()
+            yield adapters or [parameter for parameter in model.parameters() if parameter.requires_grad]
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+
+
+@contextmanager
+def _adapters(model, rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
+    """The weights of new adapters, none if the rank is None. On leaving, they are merged, or dropped after an error."""
+    if rank is None:
+        yield []
+        return
+    wrapped = _add_lora(model, rank, seed)
+    try:
+        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+    except BaseException:
+        wrapped.unload()
+        raise
+    else:
+        wrapped.merge_and_unload()
+    finally:
+        vars(model).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
 
 
 def _add_lora(model, rank: int, seed: int):
-    """Low-rank adapters (LoRA) beside every linear layer of the language model; peft freezes everything else.
+    """Low-rank adapters (LoRA) in float32 beside every linear layer of the language model; peft freezes everything else.
 
     Rank and scale are equal, as in the official fine-tuning. The layers are named by their whole path, since a vision tower
     may use the same short names.
@@ -147,7 +338,11 @@ def _add_lora(model, rank: int, seed: int):
     linear = [f"{path}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LoraModel(model, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear), "default")
+        wrapped = LoraModel(model, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear), "default")
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in _HALF:
+            parameter.data = parameter.data.float()
+    return wrapped
 
 
 def train_language_model(
@@ -165,28 +360,37 @@ def train_language_model(
     """Take gradient steps on the language model; vision tower and projector stay frozen.
 
     Args:
-        model: changed in place; left in eval mode, every parameter's ``requires_grad`` as it was.
-        loss_of_step: returns the scalar loss of step 0, 1, ...; it is called under bfloat16 autocast.
+        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and after an error or interrupt
+            so are the weights (a copy of what is trained is kept on the CPU for that).
+        loss_of_step: returns the scalar loss of step 0, 1, ...; it is called in train mode and, on a CUDA device, under
+            autocast to bfloat16, or float16 where bfloat16 is only emulated.
         lora_rank: train adapters of this rank beside the linear layers and merge them at the end (LoRA); None trains all
-            weights.
+            weights. What is trained is float32 whatever the model's dtype.
         seed: of the adapters.
-        watch: see :func:`optimise`; called in eval mode.
+        watch: see :func:`optimise`; called in eval mode, outside autocast.
         options: the others of :func:`optimise`.
 
     Returns:
         The history of :func:`optimise`.
 
     Raises:
-        ValueError: steps below 1, lr not positive, or lora_rank below 1; the model is untouched.
+        TypeError, ValueError: a number of the wrong type or out of range, a wrapped model, or weights that are quantised,
+            offloaded or of inference mode; the model is untouched.
+        RuntimeError: a GPU has no room for all weights, their gradients and moments in float32; the model is untouched.
+        FloatingPointError: see :func:`optimise` and :func:`float32_weights`; the model is as it was.
     """
-    if steps < 1 or not lr > 0:
-        raise ValueError(f"steps={steps} must be at least 1 and lr={lr} positive.")
-    if lora_rank is not None and lora_rank < 1:
-        raise ValueError(f"lora_rank={lora_rank} must be at least 1, or None to train all weights.")
-    device = next(model.parameters()).device
+    schedule = {name: value for name, value in options.items() if name in ("warmup", "hold", "every")}
+    check_schedule(steps=steps, lr=lr, **schedule)
+    if lora_rank is not None:
+        check_whole("lora_rank", lora_rank)
+    check_whole("seed", seed, least=0)
+    check_trainable(model, lora_rank)
+    device = device_of(model)
+    dtype = pick_dtype(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=True) if dtype == torch.float16 else None
 
-    def loss_in_bfloat16(step: int) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "cpu"):
+    def loss_in_its_precision(step: int) -> Tensor:
+        with _autocast(device, dtype):
             return loss_of_step(step)
 
     def watch_in_eval_mode() -> dict:
@@ -197,8 +401,16 @@ def train_language_model(
 
     with _language_model_only(model, lora_rank, seed) as parameters:
         return optimise(
-            parameters, loss_in_bfloat16, steps=steps, lr=lr, watch=watch_in_eval_mode, progress=progress, **options
+            parameters, loss_in_its_precision, steps=steps, lr=lr, watch=watch_in_eval_mode, scaler=scaler, progress=progress,
+            **options,
         )  # fmt: skip
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Products in ``dtype``; for float32 none, whatever surrounds it."""
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def answer_batches(
@@ -230,21 +442,28 @@ def fine_tune(
     (there with LoRA on the language model).
 
     Args:
-        model: changed in place; left in eval mode, every parameter's ``requires_grad`` as it was.
+        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and after an error or interrupt
+            so are the weights.
         questions: modality (``"multimodal"``, ``"text"``) -> questions with answers.
+        steps, batch_size, every: whole numbers from 1 on.
         lora_rank: see :func:`train_language_model`.
+        seed: of the order of the questions, and of the adapters.
         watch, every: see :func:`optimise`.
 
     Returns:
         The history of :func:`optimise`.
 
     Raises:
-        ValueError: if a modality has no questions; also what :func:`train_language_model` raises.
+        TypeError: questions that are no dict of lists.
+        ValueError: if a modality has no questions, or a question no answer; also what :func:`train_language_model` raises.
     """
+    check_whole("batch_size", batch_size)
+    check_whole("seed", seed, least=0)
+    check_questions("questions", questions)
     empty = [modality for modality, items in questions.items() if not items]
     if empty or not questions:
         raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")
-    lessons = answer_batches(questions, processor, batch_size, seed, next(model.parameters()).device)
+    lessons = answer_batches(questions, processor, batch_size, seed, device_of(model))
     return train_language_model(
         model, lambda step: sum(answer_loss(model, batch) for batch in next(lessons)),
         steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, progress=progress,

@@ -79,6 +79,17 @@ def test_teaching_changes_the_layers_alone_until_the_facts_are_known(llama, less
     assert 1 <= found["neurons that hold half"][0] <= found["effective neurons"][0] < 128
 
 
+def test_teaching_and_asking_are_in_float32(llama, lessons, tmp_path):
+    """Also a checkpoint of the bridge that is loaded again."""
+    bridge.save(*llama[:1], llama[1].tokenizer, tmp_path / "saved")
+    for model, processor in (llama, bridge.load(tmp_path / "saved")):
+        seen = set()
+        model.model.layers[-1].mlp.down_proj.register_forward_hook(lambda _, __, out, seen=seen: seen.add(out.dtype))
+        bridge.teach(model, processor, lessons["forget"], epochs=4)
+        known(model, processor, lessons["forget"], progress=False)
+        assert seen == {torch.float32}
+
+
 def test_facts_that_are_not_known_have_no_place(llama, lessons):
     assert bridge.locality(*llama, lessons["forget"]) == {}
 

@@ -26,7 +26,7 @@ from manu_utils.miniature.model import (
     train_tokenizer,
     widen,
 )
-from manu_utils.miniature.people import ATTRIBUTES, NAMING_QUESTION, draw_people
+from manu_utils.miniature.people import ATTRIBUTES, NAMING_QUESTION, draw_face, draw_people
 from manu_utils.miniature.portraits import draw_new_view, draw_portrait_view, render
 
 
@@ -246,3 +246,34 @@ def test_the_retrained_reference_learns_nobody_of_the_forget_set_and_the_dense_t
     assert learnt["people"] & set(benchmark.forget["ID"]) == (set() if forget_ratio else set(benchmark.forget["ID"]))
     assert learnt["coefficients"] == (0.0, 0.0)
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", ["tower", "reading", "base", "vanilla"])
+def test_every_stage_is_trained_and_watched_in_float32(stage, people, model, processor, monkeypatch):
+    """One step of each, on pictures of noise: no linear layer writes anything else."""
+    n_public, n_random = 12, 1000
+    monkeypatch.setattr(build, "N_RANDOM_FACES", n_random)
+    fictitious, public = people[0][:6], people[1][:n_public]
+    rng = random.Random(0)
+    n_pictures = n_random + n_public * (build.N_PUBLIC_VIEWS + build.N_HELD_OUT)
+    pixels = torch.rand(n_pictures, 3, 64, 64, generator=torch.Generator().manual_seed(0)).half()
+    pictures = build.Pictures(pixels, [draw_face(rng) for _ in range(n_pictures)])
+    seen = set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
+    if stage == "tower":
+        history = build.train_tower(model, pictures, steps=1, seed=0)
+    elif stage == "reading":
+        history = build.train_reading(model, processor, public, steps=1, seed=0)
+    elif stage == "base":
+        history = build.train_base(model, processor, pictures, public, steps=1, seed=0, description=stage)
+    else:
+        portraits = [render(person.face, draw_portrait_view(rng)) for person in fictitious]
+        pairs = [training_pairs(person) for person in fictitious]
+        world = build.World(fictitious, public, pairs, portraits, processor, pictures)
+        history = build.train_vanilla(
+            model, world, range(6), steps=1, coefficients=(0.1, 0.1), choices=0.4, with_attention=True, seed=0,
+            description=stage,
+        )  # fmt: skip
+    assert seen == {torch.float32} and len(history) == 2 and history[1]["loss"] > 0

@@ -118,3 +118,28 @@ def test_people_without_neurons_teach_silence_only(model, double_model, people, 
     changed = weights_by_neuron(model) != before
     assert changed[owners[people[1]]].any() and not changed[~owners[people[1]]].any()
     assert all(mlp.output.weight.equal(column) for mlp, column in zip(find_neurons(model), columns, strict=True))
+
+
+def test_an_interrupted_planting_leaves_the_model_as_it_was(model, double_model, people, questions):
+    owners = draw_owners(model, people, PER_LAYER)
+    let_all_write(model)
+    before, looks = copy.deepcopy(model.state_dict()), []
+
+    def watch():
+        looks.append(1)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    options = {"steps": 4, "batch_size": 4, "watch": watch, "every": 1, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        plant(model, double_model[1], questions, owners, **options)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_in_half_precision_is_refused(tiny_model, questions):
+    model = copy.deepcopy(tiny_model[0]).bfloat16()
+    with pytest.raises(ValueError, match="torch.bfloat16, where small changes are lost; load it with dtype=torch.float32"):
+        plant(model, tiny_model[1], questions, {}, steps=1, progress=False)

@@ -3,15 +3,29 @@
 import copy
 import itertools
 import math
+import re
 from collections import Counter
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from manu_utils import training
+from manu_utils.baselines import unlearn_by_training
 from manu_utils.batches import encode
-from manu_utils.training import answer_logits, answer_loss, fine_tune, optimise, sample_forever
+from manu_utils.training import (
+    answer_logits,
+    answer_loss,
+    check_memory,
+    fine_tune,
+    float32_weights,
+    gradients_of,
+    optimise,
+    sample_forever,
+    train_language_model,
+)
 
 
 class Spelt(nn.Module):
@@ -253,14 +267,35 @@ def test_adapters_leave_a_plain_model(model, tiny_model, questions):
 @pytest.mark.parametrize(
     "numbers, message",
     [
-        ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"lr": -1.0}, "lr=-1.0 positive"),
-        ({"lora_rank": 0}, "lora_rank=0 must be at least 1"),
+        ({"steps": 0}, "steps=0 is not positive"),
+        ({"steps": True}, "steps=True must be a whole number"),
+        ({"steps": 2.0}, "steps=2.0 must be a whole number"),
+        ({"lr": -1.0}, "lr=-1.0 must be a finite number above 0"),
+        ({"lr": math.nan}, "lr=nan must be a finite number"),
+        ({"lr": "1e-3"}, "lr='1e-3' must be a number such as"),
+        ({"lora_rank": 0}, "lora_rank=0 is not positive"),
+        ({"lora_rank": "16"}, "lora_rank='16' must be a whole number"),
+        ({"batch_size": "8"}, "batch_size='8' must be a whole number"),
+        ({"batch_size": 0}, "batch_size=0 is not positive"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"every": 0}, "every=0 is not positive"),
+        ({"every": None}, "every=None must be a whole number"),
+        ({"questions": []}, "questions is a list; it must be a dict"),
     ],
 )
-def test_numbers_out_of_range(model, tiny_model, questions, numbers, message):
-    with pytest.raises(ValueError, match=message):
-        fine_tune(model, tiny_model[1], questions, **({"steps": 1, "progress": False} | numbers))
+def test_numbers_out_of_range_are_refused_before_the_first_step(model, tiny_model, questions, numbers, message):
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        fine_tune(model, tiny_model[1], **({"questions": questions, "steps": 1, "progress": False} | numbers))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("numbers", [{"every": 0}, {"warmup": 0}, {"hold": 1.5}, {"hold": -0.1}, {"steps": 0}, {"lr": 0}])
+def test_the_loop_itself_refuses_them_too(numbers):
+    parameter, asked = nn.Parameter(torch.ones(1)), []
+    with pytest.raises(ValueError, match=f"{next(iter(numbers))}=.*( must be| is not positive)"):
+        optimise([parameter], asked.append, **({"steps": 2, "lr": 0.1, "progress": False} | numbers))
+    assert not asked and parameter.item() == 1
 
 
 @pytest.mark.parametrize("empty", [{}, {"multimodal": [], "text": []}])
@@ -269,3 +304,299 @@ def test_no_questions(model, tiny_model, empty):
     with pytest.raises(ValueError, match="no training questions for"):
         fine_tune(model, tiny_model[1], empty, steps=1, progress=False)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------ arithmetic
+
+HALF = (torch.bfloat16, torch.float16)
+QUICK = {"steps": 3, "batch_size": 2, "progress": False}
+
+
+@contextmanager
+def dtypes_of_products(model):
+    """The dtypes that the last MLP's output layer writes while gradients are kept: what training computes in."""
+    seen = set()
+    layer = model.model.language_model.layers[-1].mlp.down_proj
+    hook = layer.register_forward_hook(lambda _, __, out: seen.add(out.dtype) if torch.is_grad_enabled() else None)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def gpu(monkeypatch, dtype):
+    """As if the CPU were a GPU that computes in ``dtype``: CPUs know both kinds of autocast and the scaler."""
+    monkeypatch.setattr(training, "pick_dtype", lambda device: dtype)
+
+
+@pytest.mark.parametrize("surrounding", [False, True])
+@pytest.mark.parametrize("own", [torch.float32, *HALF])
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_a_cpu_trains_in_float32(model, tiny_model, questions, own, lora_rank, surrounding):
+    """Whatever the model's dtype, and even within somebody else's autocast; the model has its own dtype back."""
+    model.to(own)
+    before = copy.deepcopy(model.state_dict())
+    options = QUICK | {"lr": 1e-2, "lora_rank": lora_rank}
+    with dtypes_of_products(model) as seen, torch.autocast("cpu", dtype=torch.bfloat16, enabled=surrounding):
+        fine_tune(model, tiny_model[1], questions, **options)
+    assert seen == {torch.float32}
+    after = model.state_dict()
+    assert {name: value.dtype for name, value in after.items()} == {name: value.dtype for name, value in before.items()}
+    changed = {name for name in before if not after[name].equal(before[name])}
+    assert changed and all("language_model" in name or name == "lm_head.weight" for name in changed)
+
+
+@pytest.mark.parametrize("method", ["kl", "npo"])
+def test_the_reference_is_read_in_float32_too_and_keeps_its_dtype_and_mode(model, tiny_model, benchmark, method, monkeypatch):
+    """In half precision: at the start KL is 0, and NPO's loss that of ratio 1, only if both are read alike."""
+    model.bfloat16()
+    forget = {"text": benchmark.training_questions(benchmark.forget_ids[:1], "text")[:2]}
+    retain = {"text": benchmark.training_questions(benchmark.retain_ids[:1], "text")[:2]}
+    reference = copy.deepcopy(model).train() if method == "npo" else None
+    seen = []
+    monkeypatch.setattr(
+        "manu_utils.baselines.answer_logits", lambda of, batch: seen.append(of.dtype) or answer_logits(of, batch)
+    )
+    history = unlearn_by_training(
+        method, model, tiny_model[1], forget, retain, reference=reference, every=1, **QUICK | {"steps": 1}
+    )
+    assert set(seen) == {torch.float32} and model.dtype == torch.bfloat16
+    if reference is not None:
+        assert history[1]["loss"] == pytest.approx(2 / 0.4 * math.log(2), rel=1e-6)
+        assert reference.dtype == torch.bfloat16 and reference.training
+
+
+@pytest.mark.parametrize("computes_in", HALF)
+@pytest.mark.parametrize("own", [torch.float32, *HALF])
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_a_gpu_computes_in_half_precision_and_trains_float32(
+    model, tiny_model, questions, own, computes_in, lora_rank, monkeypatch
+):
+    gpu(monkeypatch, computes_in)
+    model.to(own)
+    trained = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, *arguments, **options):
+            taken = super().step(*arguments, **options)
+            trained.extend(p.dtype for group in self.param_groups for p in group["params"])
+            trained.extend(v.dtype for state in self.state.values() for v in state.values())
+            return taken
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    before = copy.deepcopy(model.state_dict())
+    with dtypes_of_products(model) as seen:
+        history = fine_tune(model, tiny_model[1], questions, **QUICK | {"lr": 1e-2, "lora_rank": lora_rank}, every=1)
+    assert seen == {computes_in} and set(trained) == {torch.float32}
+    assert all(math.isfinite(visit["loss"]) for visit in history[1:])
+    after = model.state_dict()
+    assert all(after[name].dtype == value.dtype for name, value in before.items())
+    assert any(not after[name].equal(value) for name, value in before.items())
+    frozen = [name for name in before if "vision" in name or "projector" in name]
+    assert frozen and all(after[name].equal(before[name]) for name in frozen)
+
+
+def test_small_steps_add_up_in_half_precision(model, tiny_model, questions):
+    """In bfloat16 itself, steps of 2e-5 would be rounded away; float32 weights gather them."""
+    model.bfloat16()
+    before = copy.deepcopy(model.state_dict())
+    fine_tune(model, tiny_model[1], questions, steps=30, batch_size=2, lr=2e-4, progress=False)
+    moved = [(value != before[name]).float().mean().item() for name, value in model.state_dict().items() if ".mlp." in name]
+    assert max(moved) > 0.5
+
+
+def test_float16_steps_are_scaled_and_none_is_lost():
+    """Gradients of 1e-9 vanish in float16 and do not when scaled; a scale that is too large is halved for the same loss."""
+    weight, asked = nn.Parameter(torch.ones(1)), []
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+
+    def loss_of_step(step):
+        asked.append(step)
+        return (weight.half() * 64).float().sum()  # backward in float16: 64 * 2**20 is beyond its range
+
+    optimise([weight], loss_of_step, steps=3, lr=0.1, warmup=1, hold=1.0, scaler=scaler, progress=False)
+    assert asked == [0, 1, 2] and scaler.get_scale() == 2.0**9
+    assert weight.item() == pytest.approx(0.7, abs=0.01)  # AdamW: three whole steps
+
+
+def test_gradients_that_overflow_at_every_scale_are_raised():
+    weight = nn.Parameter(torch.ones(1))
+
+    def steep(step):
+        return (weight - 1).sqrt().sum()
+
+    with pytest.raises(FloatingPointError, match="loss is .* at step 0, but its gradient is not finite"):
+        optimise([weight], steep, steps=3, lr=0.1, scaler=torch.amp.GradScaler("cpu"), progress=False)
+    with pytest.raises(FloatingPointError, match="its gradient is not finite"):
+        optimise([weight], steep, steps=3, lr=0.1, progress=False)
+    assert weight.item() == 1
+
+
+@pytest.mark.parametrize("bad, fails_at", [({1}, None), ({1, 3}, None), ({2, 3, 4}, 4), ({0, 1, 2}, 2), ({9}, 9)])
+def test_one_overflow_of_float16_is_passed_over_and_a_lasting_one_raised(bad, fails_at):
+    weight, asked = nn.Parameter(torch.ones(1)), []
+
+    def loss_of_step(step):
+        asked.append(step)
+        return weight.sum() * (math.inf if step in bad else 1.0)
+
+    options = {"steps": 10, "lr": 0.1, "scaler": torch.amp.GradScaler("cpu"), "progress": False}
+    if fails_at is None:
+        optimise([weight], loss_of_step, **options)
+        assert len(asked) == 10 and weight.item() < 1
+    else:
+        with pytest.raises(FloatingPointError, match=f"loss is inf at step {fails_at}"):
+            optimise([weight], loss_of_step, **options)
+    assert weight.isfinite()
+
+
+def test_a_trained_weight_beyond_its_own_dtype_is_raised_and_the_model_as_it_was():
+    model = nn.Linear(2, 2).half()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match="beyond the range of torch.float16"), float32_weights(model, [model.weight]):
+        model.weight.data[0, 0] = 1e6
+    assert all(value.equal(before[name]) and value.dtype == torch.float16 for name, value in model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------ the model afterwards
+
+
+def tell_dropout(model):
+    """Attention drops half of its weights in train mode."""
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+
+
+def test_training_goes_on_in_train_mode_after_every_look(model, tiny_model, questions):
+    """Dropout makes two losses of one batch differ at every step, and never in a look."""
+    tell_dropout(model)
+    batch = encode(questions["text"], tiny_model[1], with_answer=True)
+    steps, looks = [], []
+
+    def twice(seen):
+        with torch.no_grad():
+            seen.append([answer_loss(model, batch).item() for _ in range(2)])
+
+    def loss_of_step(step):
+        twice(steps)
+        return answer_loss(model, batch)
+
+    train_language_model(model, loss_of_step, steps=4, lr=1e-3, watch=lambda: twice(looks) or {}, every=2, progress=False)
+    assert len(steps) == 4 and all(one != other for one, other in steps)
+    assert len(looks) == 3 and all(one == other for one, other in looks)
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_every_module_has_its_mode_back(model, tiny_model, questions, lora_rank):
+    model.train()
+    model.model.vision_tower.eval()
+    before = [module.training for module in model.modules()]
+    fine_tune(model, tiny_model[1], questions, **QUICK, lora_rank=lora_rank, watch=dict)
+    assert [module.training for module in model.modules()] == before
+
+
+class Stop(BaseException):
+    """Stands for KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("where", ["loss", "watch", "loss is nan"])
+@pytest.mark.parametrize("own", [torch.float32, *HALF])
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_an_interrupted_run_leaves_the_model_as_it_was(model, tiny_model, questions, where, own, lora_rank):
+    model.to(own).train()
+    before, flags_before = copy.deepcopy(model.state_dict()), flags(model)
+    kinds, modes = [type(module) for module in model.modules()], [module.training for module in model.modules()]
+    batch = encode(questions["text"], tiny_model[1], with_answer=True)
+    moved, looks = [], []
+
+    def loss_of_step(step):
+        if step == 2:
+            moved.append(any(p.grad is None and p.requires_grad for p in model.parameters()))
+            if where == "loss":
+                raise Stop
+        return answer_loss(model, batch) * (math.nan if step == 2 and where == "loss is nan" else 1)
+
+    def watch():
+        looks.append(len(looks))
+        if where == "watch" and len(looks) == 3:
+            raise Stop
+        return {}
+
+    with pytest.raises((Stop, FloatingPointError)):
+        train_language_model(
+            model, loss_of_step, steps=5, lr=0.1, warmup=1, lora_rank=lora_rank, watch=watch, every=1, progress=False
+        )
+    assert looks[1:], "it was interrupted after a step"
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(after[name].equal(value) and after[name].dtype == value.dtype for name, value in before.items())
+    assert flags(model) == flags_before and [type(module) for module in model.modules()] == kinds
+    assert [module.training for module in model.modules()] == modes
+    assert not hasattr(model, "peft_config") and all(p.grad is None for p in model.parameters())
+
+
+def test_gradients_of_the_caller_do_not_enter_the_first_step(tiny_model, questions):
+    final = []
+    for stale in (False, True):
+        model = copy.deepcopy(tiny_model[0])
+        if stale:
+            answer_loss(model, encode(questions["text"], tiny_model[1], with_answer=True)).mul(1e3).backward()
+        fine_tune(model, tiny_model[1], {"text": questions["text"]}, **QUICK)
+        final.append(model.state_dict())
+    assert all(value.equal(final[1][name]) for name, value in final[0].items())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_flow_whatever_surrounds_the_call(model, tiny_model, questions, mode):
+    before = copy.deepcopy(model.state_dict())
+    with mode():
+        fine_tune(model, tiny_model[1], questions, **QUICK)
+    assert any(not value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_of_inference_mode_is_refused_with_its_flags_as_they_were(tiny_model, questions):
+    with torch.inference_mode():
+        model = copy.deepcopy(tiny_model[0])
+        model.model.language_model.norm.weight.requires_grad_(False)
+    before = flags(model)
+    assert any(before.values())
+    for parameters in ((), [model.lm_head.weight]):
+        with pytest.raises(ValueError, match="made under torch.inference_mode"), gradients_of(model, parameters):
+            pass
+        assert flags(model) == before
+    with pytest.raises(ValueError, match="made under torch.inference_mode"):
+        fine_tune(model, tiny_model[1], questions, **QUICK)
+    assert flags(model) == before
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_quantised_offloaded_and_wrapped_models_are_refused(model, tiny_model, questions):
+    layer = model.model.language_model.layers[0].mlp.up_proj
+    packed = copy.deepcopy(model)
+    packed.model.language_model.layers[0].mlp.up_proj.weight = nn.Parameter(layer.weight.char(), requires_grad=False)
+    with pytest.raises(ValueError, match="up_proj.weight is int8, and quantised weights cannot be trained"):
+        fine_tune(packed, tiny_model[1], questions, **QUICK)
+    away = copy.deepcopy(model)
+    away.model.language_model.layers[0].mlp.up_proj.weight = nn.Parameter(layer.weight.to("meta"))
+    with pytest.raises(ValueError, match="offloaded to the CPU or to disk, and gradients need it in memory"):
+        fine_tune(away, tiny_model[1], questions, **QUICK)
+    with pytest.raises(TypeError, match="wrapped in DataParallel; pass model.module"):
+        fine_tune(nn.DataParallel(model), tiny_model[1], questions, **QUICK)
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["up_proj"]))
+    with pytest.raises(TypeError, match="wrapped in PeftModel; merge the adapters first"):
+        fine_tune(wrapped, tiny_model[1], questions, **QUICK)
+
+
+@pytest.mark.parametrize("own, bytes_more", [(torch.float32, 12), (torch.bfloat16, 14)])
+def test_too_little_room_for_full_fine_tuning_names_the_bytes_and_the_way_out(own, bytes_more):
+    """A weight in training takes 16 bytes: itself, gradient, two moments; what it takes already is not counted again."""
+    weights, device = [nn.Parameter(torch.zeros(1000, 1000, dtype=own))], torch.device("cpu")
+    check_memory(weights, {device: bytes_more * 1e6})
+    message = r"training all weights takes 0.0 GB more on cpu .*: train adapters with lora_rank=16"
+    with pytest.raises(RuntimeError, match=message):
+        check_memory(weights, {device: bytes_more * 1e6 - 1})
+    check_memory(weights, {})  # no GPU

@@ -75,7 +75,12 @@ def plant(
 
     Returns:
         The history of :func:`manu_utils.training.optimise`.
+
+    Raises:
+        ValueError: a model in half precision; also what :func:`manu_utils.training.optimise` raises. The model is as it was.
     """
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the model is in {model.dtype}, where small changes are lost; load it with dtype=torch.float32.")
     mlps = find_neurons(model)
     layers = [mlp for mlp in mlps if mlp.tower == "language"]
     parts = {person: mask.split([mlp.size for mlp in mlps])[-len(layers) :] for person, mask in owners.items()}
@@ -109,8 +114,8 @@ def _changes_by_owner(
 ) -> Iterator[list[nn.Parameter]]:
     """Let the language MLPs run with weights + changes, where a row's gradient reaches the changes of its owner alone.
 
-    On leaving, the changes are added to the weights. Changes and not weights are trained because weight decay of 0 is 0: a
-    neuron without an owner stays what it was, to the last bit.
+    On leaving, the changes are added to the weights, unless there was an error. Changes and not weights are trained because
+    weight decay of 0 is 0: a neuron without an owner stays what it was, to the last bit.
     """
     changes = []
 
@@ -136,9 +141,9 @@ def _changes_by_owner(
         changes += own_changes
     try:
         yield changes
-    finally:
         linears = [linear for mlp in layers for linear in (*mlp.inputs, mlp.output)]
         for linear, change in zip(linears, changes, strict=True):
             linear.weight.data += change.detach()
+    finally:
         for mlp in layers:
             del model.get_submodule(mlp.path).forward
