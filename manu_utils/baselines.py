@@ -22,6 +22,7 @@ from .checks import check_number, check_whole
 from .training import (
     answer_batches,
     answer_logits,
+    check_lessons,
     check_schedule,
     check_trainable,
     device_of,
@@ -166,8 +167,8 @@ def unlearn_by_training(
     needs_retain = method in ("gd", "kl")
     if not forget:
         raise ValueError("forget has no questions; pass modality -> questions.")
-    check_questions("forget", forget)
-    check_questions("retain", retain or {})
+    check_lessons("forget", forget)
+    check_lessons("retain", retain or {})
     check_sets(forget, retain or {}, tuple(forget), tuple(forget) if needs_retain else ())
     check_trainable(model, lora_rank)
     device = device_of(model)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import encode
 from .benchmark import Question
-from .checks import check_model, check_number, check_questions, check_whole
+from .checks import check_model, check_number, check_whole
 from .models import pick_dtype
 from .progress import bar
 
@@ -413,6 +413,19 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype)
 
 
+def check_lessons(name: str, questions) -> None:
+    """Check that an argument maps modalities to questions.
+
+    Raises:
+        TypeError: no dict of lists of questions.
+    """
+    if not isinstance(questions, dict):
+        raise TypeError(f"{name} is a {type(questions).__name__}; it must be a dict such as {{'text': questions}}.")
+    for modality, items in questions.items():
+        if not isinstance(items, list | tuple) or not all(isinstance(item, Question) for item in items):
+            raise TypeError(f"{name}[{modality!r}] must be a list of questions, as training_questions returns them.")
+
+
 def answer_batches(
     questions: dict[str, list[Question]], processor, batch_size: int, seed: int, device: str | torch.device
 ) -> Iterator[list[dict[str, Tensor]]]:
@@ -455,11 +468,11 @@ def fine_tune(
 
     Raises:
         TypeError: questions that are no dict of lists.
-        ValueError: if a modality has no questions, or a question no answer; also what :func:`train_language_model` raises.
+        ValueError: if a modality has no questions; also what :func:`train_language_model` raises.
     """
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, least=0)
-    check_questions("questions", questions)
+    check_lessons("questions", questions)
     empty = [modality for modality, items in questions.items() if not items]
     if empty or not questions:
         raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")
