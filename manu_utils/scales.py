@@ -24,13 +24,16 @@ class Scale:
         processor: where the processor of ``vanilla`` comes from, if it ships none.
         benchmark: as :func:`manu_utils.benchmark.load_benchmark` takes it.
         parameters: of the model.
-        bytes_in_memory: of one parameter while it is used.
+        bytes_in_memory: of one parameter while it is used, in the dtype that ``load_model`` picks on ``device``.
         download: bytes to fetch.
         tokens: of a typical question with its image and answer.
         questions: read from the benchmark from scoring to the last evaluation, roughly.
         epochs: passes over the training questions that make ``vanilla``; 0 where it is downloaded or bundled.
-        speed: floating-point operations per second to reckon with: about a third of the peak of the device named.
+        speed: floating-point operations per second to reckon with: about a third of the peak of the device named (a sixth of
+            the T4's, which its power limit holds back).
         device: what ``speed`` belongs to.
+        trained: weights that are trained where ``epochs`` are not 0: the adapters of rank 16 of notebook 10.
+        kept: bytes that the language layers keep of one token for the backward pass; measured on two such layers.
     """
 
     base: str
@@ -45,6 +48,8 @@ class Scale:
     epochs: int
     speed: float
     device: str
+    trained: float = 0.0
+    kept: float = 0.0
 
 
 _MLLMU_BENCH = 2.2e9  # bytes: ten configs, two thirds of it portraits that come twice or three times
@@ -55,7 +60,7 @@ SCALES = {
     ),
     "colab": Scale(
         "HuggingFaceTB/SmolVLM-256M-Instruct", "build/colab/vanilla", None, "MLLMMU/MLLMU-Bench",
-        0.256e9, 4, 0.5e9 + _MLLMU_BENCH, 140, _QUESTIONS, 3, 3e12, "a T4 in float32",
+        0.256e9, 2, 0.5e9 + _MLLMU_BENCH, 140, _QUESTIONS, 3, 1e13, "a T4 in float16", 4.9e6, 30 * 29.3e3,
     ),
     "paper": Scale(
         "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla", "llava-hf/llava-1.5-7b-hf", "MLLMMU/MLLMU-Bench",
@@ -67,22 +72,28 @@ SCALES = {
     ),
 }  # fmt: skip
 _TRAINING_QUESTIONS = 2 * 7_700  # of ft_Data, with the image and rewritten to text alone
+_TRAINING_ROWS = 2 * 16  # in one step of notebook 10, of both modalities
 
 
 def needs(scale: Scale) -> dict[str, float]:
     """What a scale takes, counted from sizes, not measured.
 
     Two operations per parameter and token for reading, six for training; every question counts with its image, so the
-    statistics and the evaluation of LLaVA, where questions share their images, take less. Memory is the weights and a third
-    for activations.
+    statistics and the evaluation of LLaVA, where questions share their images, take less. Memory is the weights and the most
+    that anything takes beside them: reading a third of them for activations; training 16 bytes of each trained weight (itself,
+    its gradient and two moments, in float32) and what the backward pass needs of a batch.
 
     Returns:
         ``disk_gb``, ``memory_gb`` and ``minutes``.
     """
     operations = 2 * scale.parameters * scale.tokens * (scale.questions + 3 * scale.epochs * _TRAINING_QUESTIONS)
+    weights = scale.parameters * scale.bytes_in_memory
+    beside = {"reading": weights / 3}  # bytes; one after the other, so the largest counts
+    if scale.epochs:
+        beside["training"] = 16 * scale.trained + _TRAINING_ROWS * scale.tokens * scale.kept
     return {
         "disk_gb": scale.download / 1e9,
-        "memory_gb": scale.parameters * scale.bytes_in_memory * 4 / 3 / 1e9,
+        "memory_gb": (weights + max(beside.values())) / 1e9,
         "minutes": operations / scale.speed / 60,
     }
 
