@@ -28,6 +28,7 @@ from .training import (
     device_of,
     float32_weights,
     kept_mode,
+    language_weights,
     train_language_model,
 )
 
@@ -202,12 +203,19 @@ def unlearn_by_training(
     with ExitStack() as meanwhile:
         if reference is not None:
             meanwhile.enter_context(kept_mode(reference))
-            meanwhile.enter_context(float32_weights(reference))
+            meanwhile.enter_context(float32_weights(reference, _stream_weights(reference) if lora_rank is None else ()))
             reference.eval()
         return train_language_model(
             model, loss_of_step, steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, warmup=10, hold=1.0, watch=watch,
             every=every, description=method, progress=progress,
         )  # fmt: skip
+
+
+def _stream_weights(model) -> list[torch.nn.Parameter]:
+    """Embeddings, norms and biases: in float32, as in a model in training, they let a model in half precision carry what its
+    layers add up in float32. Else KL to the reference would not begin at 0."""
+    embedding = model.get_input_embeddings().weight
+    return [parameter for parameter in language_weights(model) if parameter is embedding or parameter.ndim == 1]
 
 
 # ------------------------------------------------------------------------------------------------ system prompt

@@ -42,7 +42,7 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(device: str | torch.device) -> torch.dtype:
-    """float32 on a CPU; on a GPU bfloat16, or float16 where bfloat16 is only emulated (such as Colab's T4)."""
+    """float32 on a CPU and on MPS; on a CUDA device bfloat16, or float16 where bfloat16 is only emulated (T4, V100)."""
     if torch.device(device).type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -151,6 +151,20 @@ def test_kl_and_npo_compare_with_a_frozen_model_without_dropout(model, tiny_mode
         assert reference.training and all(p.requires_grad for p in reference.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_kl_begins_at_zero_in_half_precision_too(model, tiny_model, questions, dtype, lora_rank, monkeypatch):
+    """As on a GPU: the trained model adds up in float32, and so must its frozen copy."""
+    monkeypatch.setattr("manu_utils.training.pick_dtype", lambda device: dtype)
+    pairs = []
+    monkeypatch.setattr(
+        baselines, "kl_minimisation", lambda *logits: pairs.append(logits[2:]) or kl_minimisation(*logits)
+    )
+    options = {"steps": 1, "batch_size": 4, "lora_rank": lora_rank, "progress": False}
+    unlearn_by_training("kl", model.to(dtype), tiny_model[1], **questions, **options)
+    assert len(pairs) == len(MODALITIES) and all(current.equal(vanilla) for current, vanilla in pairs)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_leaves_model_and_reference_as_they_were(model, tiny_model, questions, method):
     reference = copy.deepcopy(model) if method == "npo" else None

@@ -329,6 +329,22 @@ def gpu(monkeypatch, dtype):
     monkeypatch.setattr(training, "pick_dtype", lambda device: dtype)
 
 
+@pytest.mark.parametrize(
+    "device, hardware, expected",
+    [
+        ("cpu", True, torch.float32),
+        ("mps", True, torch.float32),
+        ("cuda", True, torch.bfloat16),
+        ("cuda:1", False, torch.float16),
+    ],
+)
+def test_bfloat16_is_picked_only_where_the_hardware_has_it(device, hardware, expected, monkeypatch):
+    """A T4 emulates it, and says so only if it is asked."""
+    supported = lambda including_emulation=True: including_emulation or hardware  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert training.pick_dtype(device) == expected
+
+
 @pytest.mark.parametrize("surrounding", [False, True])
 @pytest.mark.parametrize("own", [torch.float32, *HALF])
 @pytest.mark.parametrize("lora_rank", [None, 2])
