@@ -1,9 +1,10 @@
 """Executes the notebooks headless: `python notebooks/run_all.py [--write-back] [names ...]`.
 
-Each runs in a fresh kernel of this Python, `--jobs` at a time. Executed copies go to build/notebooks, or below
-MANU_BUILD if that names a folder; the notebooks themselves write figures and the leaderboard there too. A notebook
-that fails is named with the cell, the error and the command that repeats it alone. `--write-back` also stores the
-outputs in notebooks/, without anything that differs between two runs of the same code.
+Each runs in a fresh kernel of this Python, `--jobs` at a time. Executed copies go to build/notebooks, or
+below MANU_BUILD if that names a folder; the notebooks themselves write figures and the leaderboard there
+too. A notebook that fails is named with the cell, the error and the command that repeats it alone.
+`--write-back` also stores the outputs in notebooks/, without anything that differs between two runs of the
+same code.
 """
 
 import argparse
@@ -34,9 +35,8 @@ QUIET = {  # offline, and no progress bars in stored outputs
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
 }
-INLINE = {
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline"
-}  # figures are outputs, whatever the shell says
+# Figures are outputs, whatever the shell says.
+INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 PORTABLE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # a repetition needs them as well
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 MARKS = {
@@ -156,9 +156,11 @@ async def execute(
     except CellExecutionError as error:
         problem = f"code cell {number}: {first_line(f'{error.ename}: {error.evalue}')}"
     except CellTimeoutError:
-        problem = f"code cell {number}: not done after {cell_seconds} s; a slow machine takes --cell-seconds {3 * cell_seconds}"
+        longer = f"--cell-seconds {3 * cell_seconds}"
+        problem = f"code cell {number}: not done after {cell_seconds} s; a slow machine takes {longer}"
     except DeadKernelError:
-        problem = f"code cell {number}: the kernel died ({sys.executable}); if memory ran out, try --jobs 1"
+        kernel_died = f"the kernel died ({sys.executable})"
+        problem = f"code cell {number}: {kernel_died}; if memory ran out, try --jobs 1"
     except Exception as error:  # this notebook ends, not the others
         where = f"code cell {number}" if number else f"the kernel did not start ({sys.executable})"
         problem = f"{where}: {first_line(f'{type(error).__name__}: {error}')}"
