@@ -1,6 +1,7 @@
 """pyproject.toml, requirements.txt, environment.yml and the address agree; the wheel stands alone."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -234,6 +235,16 @@ def test_setup_cell_draws_inline_whatever_the_shell_says(bare_clone):
     before = "import os, atexit; atexit.register(lambda: print(__import__('matplotlib').get_backend()))"
     _, done = run_setup_cell(bare_clone, before, MPLBACKEND="Agg")
     assert "inline" in done.stdout
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of x86")
+def test_the_portable_leg_lowers_the_instruction_set():
+    """torch ignores a variable that it does not know, and `make test-portable` would test nothing."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    settings = dict(word.split("=") for word in re.search(r"^PORTABLE := (.+)$", makefile, re.MULTILINE)[1].split())
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True)
+    assert done.stdout.strip() in ("AVX2", "DEFAULT")
 
 
 def test_wheel_builds_and_imports_without_the_notebooks(tmp_path):
