@@ -1,12 +1,28 @@
-"""What the scripts here print and write: the table of the benchmarks (kept in build/bench.csv), progress, and result files."""
+"""What the scripts here print and write: the table of the benchmarks (kept in build/bench.csv), progress, and result files.
+
+The bounds of the benchmarks are ratios within one run, so that they hold on any machine, and each is widened by
+:func:`spread`, what equal runs differ by on this machine at this time.
+"""
 
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 BENCH = Path(__file__).resolve().parents[1] / "build" / "bench.csv"
+
+
+def spread(*measured: Sequence[float]) -> float:
+    """How far the best of equal runs is from the best of other equal runs, relative; of several quantities the most.
+
+    Each quantity was measured at least twice. Its runs are dealt into two halves, as if half of them had been made, twice:
+    what the two fastest (or smallest) differ by is what a ratio of two such quantities can be off by.
+    """
+    halves = [(min(runs[::2]), min(runs[1::2])) for runs in measured]
+    return max(abs(one - other) / min(one, other) for one, other in halves)
 
 
 def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str, bool]) -> int:
@@ -20,8 +36,10 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
     print(benchmark)
     for row in frame.itertuples():
         print(f"  {row.quantity:<{width}}  {row.value:9.3f} {row.unit}")
+    sys.stdout.reconfigure(errors="replace")  # where a terminal cannot print a name
+    signs = ("✓", "✗") if (sys.stdout.encoding or "").lower().startswith("utf") else ("ok", "FAILED")
     for claim, holds in checks.items():
-        print(f"  {'✓' if holds else '✗'} {claim}")
+        print(f"  {signs[0] if holds else signs[1]} {claim}")
     if BENCH.exists():
         kept = pd.read_csv(BENCH)
         frame = pd.concat([kept[kept["benchmark"] != benchmark], frame])

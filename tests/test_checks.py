@@ -1,5 +1,9 @@
 """What check and exercise cells print and raise."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from manu_utils.checks import attempt, check
@@ -44,3 +48,11 @@ def test_attempt_shows_other_errors():
 
     with pytest.raises(KeyError):
         attempt(broken, "it is right", "think again")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_that_prints_few_characters(encoding):
+    code = "from manu_utils.checks import check; check(True, 'α holds')"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "ok \\u03b1 holds\n", done.stderr
