@@ -25,18 +25,24 @@ def spread(*measured: Sequence[float]) -> float:
     return max(abs(one - other) / min(one, other) for one, other in halves)
 
 
+def print_what_can_be() -> None:
+    """Have stdout write `?` for what its encoding lacks (cp1252, ASCII) instead of failing."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str, bool]) -> int:
     """Prints (quantity, value, unit) rows and which bounds hold; replaces this benchmark's rows in the CSV.
 
     Returns the exit status: 0 if every bound holds.
     """
+    print_what_can_be()
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
     frame.insert(0, "benchmark", benchmark)
     width = frame["quantity"].str.len().max()
     print(benchmark)
     for row in frame.itertuples():
         print(f"  {row.quantity:<{width}}  {row.value:9.3f} {row.unit}")
-    sys.stdout.reconfigure(errors="replace")  # where a terminal cannot print a name
     signs = ("✓", "✗") if (sys.stdout.encoding or "").lower().startswith("utf") else ("ok", "FAILED")
     for claim, holds in checks.items():
         print(f"  {signs[0] if holds else signs[1]} {claim}")
@@ -50,6 +56,7 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
 
 def say(started: float, text: str) -> None:
     """Print what was done since ``started``, a ``time.process_time()``: a busy machine takes longer."""
+    print_what_can_be()
     print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)
 
 
