@@ -1,5 +1,6 @@
 # make tutorial   run the notebooks on the bundled miniature, results in build/
 # make test       unit tests, notebook hygiene, then every notebook against its stored outputs
+# make test-portable  the same as on an older CPU (AVX2, no bfloat16), with one thread and with two
 # make lab        open JupyterLab in notebooks/
 # make notebooks  re-execute the notebooks and store their outputs
 # make mini-data  rebuild data/mllmu_mini (SEED=0)
@@ -7,7 +8,9 @@
 # make retrained  train the retrained reference of each forget ratio into build/retrained (20 minutes each on one core)
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
 # make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
-# make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork)
+# make mutants    do the tests see it when one line of a core module is wrong? (by hand, not part of make test)
+# make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork), and the
+#                 release that the notebooks install: the version of pyproject
 # make clean      remove build/ and caches; `make distclean` also removes .venv/
 
 SEED ?= 0
@@ -20,23 +23,39 @@ PY := .venv/bin/python
 # The bundled miniature needs no network; progress bars would end up in stored outputs.
 RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 \
        TRANSFORMERS_VERBOSITY=error
+NBVAL := -m pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
 # Two notebooks at a time, one thread each: on two cores that beats one notebook with two threads.
-NBVAL := -n 2 --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-         --nbval-cell-timeout=600
+BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) -n 2 --dist loadscope
+# What torch has for matrix products on a CPU without AVX-512, AMX and bfloat16.
+PORTABLE := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+# Training carries the last bits of a sum, which depend on the number of threads, through hundreds of steps.
+TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/10_*.ipynb)
 
 RATIOS ?= 5 10 15
 
-.PHONY: tutorial test lab notebooks mini-data mini-model retrained sweeps bench repository clean distclean
+.PHONY: tutorial test test-portable test-training lab notebooks mini-data mini-model retrained sweeps bench mutants \
+        repository clean distclean
 
 tutorial: $(READY)
 	$(RUN) $(PY) notebooks/run_all.py
 
 test: $(READY)
 	$(RUN) $(PY) -m pytest -q tests
-	$(RUN) OMP_NUM_THREADS=1 $(PY) -m pytest -q $(NBVAL) notebooks
+	$(RUN) $(BOTH_CORES) notebooks
 
+# Unit tests and training with either number of threads; all notebooks with one, as in `make test` (TRAINING=notebooks: with two).
+test-portable: $(READY)
+	$(RUN) $(PORTABLE) OMP_NUM_THREADS=1 $(PY) -m pytest -q tests
+	$(RUN) $(PORTABLE) $(BOTH_CORES) notebooks
+	$(RUN) $(PORTABLE) OMP_NUM_THREADS=2 $(PY) -m pytest -q tests
+	@$(MAKE) --no-print-directory test-training
+
+test-training: $(READY)
+	$(RUN) $(PORTABLE) OMP_NUM_THREADS=2 $(PY) $(NBVAL) $(TRAINING)
+
+# First of all kernels named python3 the one of this environment, whatever else JUPYTER_PATH offers.
 lab: $(READY)
-	$(PY) -m jupyter lab --notebook-dir=notebooks
+	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter:$$JUPYTER_PATH" $(PY) -m jupyter lab --notebook-dir=notebooks
 
 notebooks: $(READY)
 	$(PY) notebooks/repository.py
@@ -57,9 +76,10 @@ sweeps: $(READY)
 	$(PY) benchmarks/ablate.py --name planted
 
 bench: $(READY)
-	@failed=0; for name in scoring keeping evaluation parallel; do \
-	  $(RUN) $(PY) benchmarks/bench_$$name.py || failed=1; \
-	done; exit $$failed
+	@failed=0; for script in benchmarks/bench_*.py; do $(RUN) $(PY) $$script || failed=1; done; exit $$failed
+
+mutants: $(READY)
+	$(RUN) $(PY) benchmarks/mutants.py
 
 repository: $(READY)
 	$(PY) notebooks/repository.py $(if $(URL),"$$URL")

@@ -1,17 +1,19 @@
-"""Running sums against keeping the activations, as the code released with the paper does: time and peak memory per sample.
+"""Running sums against two other ways to the same statistics: time and peak memory per sample.
 
-What is imitated of the released collection, on the CPU where there is no GPU: batches of 4 in the order of the questions;
-hooks on the *outputs* of all linear layers of every MLP; every position counts, padding too; values in float32, clamped to
-±1000, moved to the CPU and appended to a list per layer; lists concatenated and reduced to mean |z|, share of |z| > τ,
-standard deviation and root mean square.
+- "released loop": the cost of the code released with the paper, transcribed. Batches of 4 in the order of the
+  questions; forward hooks on the *outputs* of all linear layers of every MLP, each under three names; every position
+  counts, padding too; values in float32, clamped to ±1000. After every batch the layers under a name are put together
+  and reduced to mean |z|, share of |z| > τ, standard deviation and root mean square of each position, and the
+  activations are *cleared*; after ten batches the positions are averaged. With images only the vision tower is reduced,
+  with text the language model. For every ten batches the loader starts again and runs to its end, so that the time per
+  sample grows with the samples; the memory does not.
+- "keep everything": what comes to mind first. The same hooks, once a layer; all activations are kept, and reduced at the
+  end.
 
-- "keep": one pass over all questions, reduced at the end.
-- "keep in chunks": as released, ten batches at a time, the loader started again for every chunk and run to its end.
-
-To be fair to it, each layer is hooked once, not three times under different names, and the reduction is plainer than theirs.
-Ours runs as users run it, in batches of 32 that see each image once, and in batches of 4 as well, to tell the gain of
-large batches from the rest. Each size and way is a process of its own; in it the fastest of some rounds counts, after a
-warm-up.
+Both run on the CPU where there is no GPU. Ours, "running sums", runs as users run it, in batches of 32 that see each
+image once, and in batches of 4 as well, to tell the gain of large batches from the rest. Each size and way is a process
+of its own; in it the fastest of some rounds counts, after a warm-up. On a CPU the seconds are those of the processor,
+whatever else it does.
 """
 
 import argparse
@@ -26,13 +28,18 @@ from manu_utils.activations import collect_activations
 from manu_utils.batches import encode
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
-from report import report
+from report import report, spread
 
 RELEASED_BATCH = 4
 CHUNK = 10  # batches
+NAMES = 3  # under which the released code hooks every layer
 CLAMP, TAU = 1e3, 0.1
-MIN_SPEED_UP = 5.0
-MAX_GROWTH_MB = 32  # runs of one size differ by 15; what is kept grows by hundreds
+# Of the released loop's time over ours, at 16 x: half of the least that was measured (8.4, images), since CPUs differ in
+# what copies cost against products.
+MIN_SPEED_UP = 4.0
+# Of our peak, from 4 x to 16 x (1 x does not fill a batch); see bench_scoring. What is kept grows by more than half.
+MAX_GROWTH = 1.10
+EQUAL_RUNS = 2  # of ours, whose memory is bounded
 
 
 def ours(model, processor, questions):
@@ -45,64 +52,86 @@ def ours_in_small_batches(model, processor, questions):
 
 def loader(model, processor, questions):
     for start in range(0, len(questions), RELEASED_BATCH):
-        yield encode(questions[start : start + RELEASED_BATCH], processor, with_answer=True, device=model.device)
+        batch = encode(questions[start : start + RELEASED_BATCH], processor, with_answer=True, device=model.device)
+        batch.pop("answer_mask")
+        yield batch
 
 
-def reduce(kept):
-    """layer -> mean |z|, share of |z| > τ, standard deviation, root mean square, each [n]."""
-    found = {}
-    for path, values in kept.items():
-        z = torch.cat(values)
-        found[path] = (z.abs().mean(0), (z.abs() > TAU).float().mean(0), z.std(0), z.pow(2).mean(0).sqrt())
-    return found
+def reduce(z):
+    """mean |z|, share of |z| > τ, standard deviation and root mean square over the first axis: [4, ...]."""
+    return torch.stack([z.abs().mean(0), (z.abs() > TAU).float().mean(0), z.std(0), z.pow(2).mean(0).sqrt()])
 
 
-@torch.no_grad()
-def keep(model, processor, questions, chunk=None):
-    """Keeps all activations of all questions, or of ``chunk`` batches at a time."""
-    kept, results = {}, []
+def hooked(model, keep):
+    """Hooks that hand `keep` the tower, the number and the output, [b, t, n] on the CPU, of each linear layer of each MLP."""
 
-    def append(path):
+    def hook_of(tower, number, path):
         def hook(module, inputs, output):
-            z = output.detach().float().clamp(-CLAMP, CLAMP).cpu().clone()
-            kept.setdefault(path, []).append(z.flatten(0, -2))
+            keep((tower, number, path), output.detach().float().clamp(-CLAMP, CLAMP).cpu().clone())
 
         return hook
 
-    hooks = []
+    return [
+        linear.register_forward_hook(hook_of(mlp.tower, number, mlp.path))
+        for mlp in find_neurons(model)
+        for number, linear in enumerate((*mlp.inputs, mlp.output))
+    ]
+
+
+@torch.no_grad()
+def released_loop(model, processor, questions):
+    """(tower, kind of layer, name) -> the four statistics of its channels, [4, n]: each name pools all layers of the kind."""
+    kept = {}
+
+    def keep(place, z):
+        tower, number, _ = place
+        for name in range(NAMES):
+            kept.setdefault((tower, number, name), []).append(z.clone())
+
+    scored = "language" if questions[0].image is None else "vision"
     n_batches = -(-len(questions) // RELEASED_BATCH)
-    chunk = chunk or n_batches
+    chunks, hooks = [], hooked(model, keep)
     try:
-        for mlp in find_neurons(model):
-            for number, linear in enumerate((*mlp.inputs, mlp.output)):
-                hooks.append(linear.register_forward_hook(append(f"{mlp.path}.{number}")))
-        for start in range(0, n_batches, chunk):
-            for number, batch in enumerate(loader(model, processor, questions)):
-                if start <= number < start + chunk:
-                    batch.pop("answer_mask")
-                    model.model(**batch, use_cache=False)
-            results.append(reduce(kept))
-            kept.clear()
+        for start in range(0, n_batches, CHUNK):
+            positions = {}
+            for number, batch in enumerate(loader(model, processor, questions)):  # to its end
+                if start <= number < start + CHUNK:
+                    model(**batch, use_cache=False)
+                    for place, layers in kept.items():
+                        if place[0] == scored:
+                            positions.setdefault(place, []).append(reduce(torch.cat(layers)))
+                    kept.clear()
+            chunks.append({place: torch.cat(parts, dim=1).mean(1) for place, parts in positions.items()})
     finally:
         for hook in hooks:
             hook.remove()
-    return {path: torch.stack([torch.stack(result[path]) for result in results]).mean(0) for path in results[0]}
+    return {place: torch.stack([chunk[place] for chunk in chunks]).mean(0) for place in chunks[0]}
 
 
-def keep_in_chunks(model, processor, questions):
-    return keep(model, processor, questions, CHUNK)
+@torch.no_grad()
+def keep_everything(model, processor, questions):
+    """(tower, kind of layer, path) -> the four statistics of its channels over all positions of all questions, [4, n]."""
+    kept = {}
+    hooks = hooked(model, lambda place, z: kept.setdefault(place, []).append(z.flatten(0, -2)))
+    try:
+        for batch in loader(model, processor, questions):
+            model.model(**batch, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {place: reduce(torch.cat(values)) for place, values in kept.items()}
 
 
 WAYS = {
     "running sums": ours,
     "running sums in batches of 4": ours_in_small_batches,
-    "keep": keep,
-    "keep in chunks": keep_in_chunks,
+    "released loop": released_loop,
+    "keep everything": keep_everything,
 }
 
 
 def child(way, number, modality, rounds):
-    """Prints seconds and peak MB of one way and size. On a CPU the seconds are of the processor, whatever else it does."""
+    """Prints the peak MB and the seconds of each round of one way and size."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     model, processor = load_model("tiny")
     questions = questions_of(modality, number)
@@ -112,21 +141,27 @@ def child(way, number, modality, rounds):
         started = clock()
         WAYS[way](model, processor, questions)
         times.append(clock() - started)
-    print(min(times), own_peak_mb())
+    print(own_peak_mb(), *times)
 
 
 def measure(way, number, modality, rounds):
+    """Peak MB of each process that took this way, and the seconds of all their rounds."""
     command = [sys.executable, __file__, "--child", way, "--samples", str(number), "--modality", modality]
     command += ["--rounds", str(rounds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [float(word) for word in done.stdout.split()[-2:]]
+    peaks, seconds = [], []
+    for _ in range(EQUAL_RUNS if way == "running sums" else 1):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peak, *times = map(float, done.stdout.splitlines()[-1].split())
+        peaks.append(peak)
+        seconds += times
+    return peaks, seconds
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--modality", default="multimodal", help=argparse.SUPPRESS)
-    parser.add_argument("--samples", type=int, default=32, help="1x; 16 times as many are kept at once")
+    parser.add_argument("--samples", type=int, default=32, help="1x; up to 16 times as many are taken")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.child:
@@ -134,25 +169,27 @@ def main():
 
     rows, checks = [], {}
     for modality in ("multimodal", "text"):
-        per_sample, peak = {}, {}
+        peaks, seconds = {}, {}
         for factor in (1, 4, 16):
             number = factor * arguments.samples
             for way in WAYS:
-                seconds, peak[way, factor] = measure(way, number, modality, arguments.rounds)
-                per_sample[way, factor] = 1000 * seconds / number
+                peaks[way, factor], seconds[way, factor] = measure(way, number, modality, arguments.rounds)
                 rows += [
-                    (f"{modality}: {way}, {number} samples, per sample", per_sample[way, factor], "ms"),
-                    (f"{modality}: {way}, {number} samples, peak memory", peak[way, factor], "MB"),
+                    (f"{modality}: {way}, {number} samples, per sample", 1000 * min(seconds[way, factor]) / number, "ms"),
+                    (f"{modality}: {way}, {number} samples, peak memory", min(peaks[way, factor]), "MB"),
                 ]
             for way in list(WAYS)[1:]:
-                rows.append((f"{modality}: {way} / running sums, {number} samples",
-                             per_sample[way, factor] / per_sample["running sums", factor], "x"))  # fmt: skip
-        growth = peak["running sums", 16] - peak["running sums", 4]  # 1 x does not fill a batch
-        checks[f"{modality}: running sums: peak memory grows by at most {MAX_GROWTH_MB} MB from 4 x to 16 x"] = (
-            growth <= MAX_GROWTH_MB
+                ratio = min(seconds[way, factor]) / min(seconds["running sums", factor])
+                rows.append((f"{modality}: {way} / running sums, {number} samples", ratio, "x"))
+        small, large = (peaks["running sums", factor] for factor in (4, 16))
+        bound = MAX_GROWTH * (1 + spread(small, large))
+        checks[f"{modality}: peak memory of running sums at 16 x is at most {bound:.2f} x that at 4 x"] = (
+            min(large) <= bound * min(small)
         )
-        checks[f"{modality}: running sums are at least {MIN_SPEED_UP:g} x as fast per sample as keeping, at 16 x"] = (
-            per_sample["keep", 16] >= MIN_SPEED_UP * per_sample["running sums", 16]
+        theirs, mine = seconds["released loop", 16], seconds["running sums", 16]
+        bound = MIN_SPEED_UP / (1 + spread(theirs, mine))
+        checks[f"{modality}: running sums are at least {bound:.1f} x as fast as the released loop, at 16 x"] = (
+            min(theirs) >= bound * min(mine)
         )
     return report("keeping", rows, checks)
 

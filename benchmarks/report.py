@@ -1,7 +1,13 @@
-"""What the scripts here print and write: the table of the benchmarks (kept in build/bench.csv), progress, and result files."""
+"""What the scripts here print and write: the table of the benchmarks (kept in build/bench.csv), progress, and result files.
+
+The bounds of the benchmarks are ratios within one run, so that they hold on any machine, and each is widened by
+:func:`spread`, what equal runs differ by on this machine at this time.
+"""
 
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,19 +15,37 @@ import pandas as pd
 BENCH = Path(__file__).resolve().parents[1] / "build" / "bench.csv"
 
 
+def spread(*measured: Sequence[float]) -> float:
+    """How far the best of equal runs is from the best of other equal runs, relative; of several quantities the most.
+
+    Each quantity was measured at least twice. Its runs are dealt into two halves, as if half of them had been made, twice:
+    what the two fastest (or smallest) differ by is what a ratio of two such quantities can be off by.
+    """
+    halves = [(min(runs[::2]), min(runs[1::2])) for runs in measured]
+    return max(abs(one - other) / min(one, other) for one, other in halves)
+
+
+def print_what_can_be() -> None:
+    """Have stdout write `?` for what its encoding lacks (cp1252, ASCII) instead of failing."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str, bool]) -> int:
     """Prints (quantity, value, unit) rows and which bounds hold; replaces this benchmark's rows in the CSV.
 
     Returns the exit status: 0 if every bound holds.
     """
+    print_what_can_be()
     frame = pd.DataFrame(rows, columns=["quantity", "value", "unit"])
     frame.insert(0, "benchmark", benchmark)
     width = frame["quantity"].str.len().max()
     print(benchmark)
     for row in frame.itertuples():
         print(f"  {row.quantity:<{width}}  {row.value:9.3f} {row.unit}")
+    signs = ("✓", "✗") if (sys.stdout.encoding or "").lower().startswith("utf") else ("ok", "FAILED")
     for claim, holds in checks.items():
-        print(f"  {'✓' if holds else '✗'} {claim}")
+        print(f"  {signs[0] if holds else signs[1]} {claim}")
     if BENCH.exists():
         kept = pd.read_csv(BENCH)
         frame = pd.concat([kept[kept["benchmark"] != benchmark], frame])
@@ -32,6 +56,7 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
 
 def say(started: float, text: str) -> None:
     """Print what was done since ``started``, a ``time.process_time()``: a busy machine takes longer."""
+    print_what_can_be()
     print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)
 
 

@@ -135,9 +135,11 @@ def data_dir() -> Path:
         FileNotFoundError: if there is none; the wheel holds no data.
     """
     given = os.environ.get("MANU_DATA")
-    folder = Path(given) if given else Path(__file__).resolve().parents[1] / "data"
-    if not folder.is_dir():
-        where = f"MANU_DATA={given} is not a folder" if given else f"there is no folder {folder}"
+    clone = Path(__file__).resolve().parents[1]
+    folder = Path(given) if given else clone / "data"
+    ours = given or (clone / "pyproject.toml").is_file()  # beside an installed package, ``data`` may be anybody's
+    if not (ours and folder.is_dir()):
+        where = f"MANU_DATA={given} is not a folder" if given else f"there is no bundled data beside {clone / 'manu_utils'}"
         raise FileNotFoundError(f"{where}; set MANU_DATA to the data folder of a clone of the repository.")
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -136,7 +137,7 @@ def check(holds: bool, claim: str, hint: str = "") -> None:
     """
     if not holds:
         raise AssertionError(f"✗ {claim}" + (f". {hint}" if hint else ""))
-    print(f"✓ {claim}")
+    _say("✓", "ok", claim)
 
 
 def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
@@ -151,6 +152,16 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
     try:
         right = exercise()
     except NotImplementedError:
-        print("○ not attempted yet")
+        _say("○", "--", "not attempted yet")
         return
     check(bool(right), claim, hint)
+
+
+def _say(sign: str, plain: str, text: str) -> None:
+    """Print a line; where stdout can print few characters (cp1252, ASCII) with another sign, rather than fail."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        sign.encode(encoding)
+    except UnicodeEncodeError:
+        sign = plain
+    print(f"{sign} {text}".encode(encoding, errors="backslashreplace").decode(encoding))

@@ -7,6 +7,7 @@ fill: image + text is solid, text alone is hollow or dashed.
 from __future__ import annotations
 
 import os
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,19 @@ SET_NAMES = {"forget": "forget", "test": "test", "retain": "retain", "celebrity"
 
 
 def build_dir() -> Path:
-    """Where figures and tables go: ``$MANU_BUILD`` if set, else ``build`` in the working directory; made if missing."""
-    folder = Path(os.environ.get("MANU_BUILD", "build"))
-    folder.mkdir(parents=True, exist_ok=True)
+    """Where figures and tables go: ``$MANU_BUILD`` if set, else ``build`` in the working directory; made if missing.
+
+    Raises:
+        PermissionError: it cannot be made or written, as in a clone that is read-only.
+    """
+    folder = Path(os.environ.get("MANU_BUILD") or "build")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"{folder.absolute()} cannot be written ({error.strerror})"
+        raise PermissionError(f"{reason}; set the environment variable MANU_BUILD to a folder that can.") from error
     return folder
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING
 from .progress import no_dataset_bars
 
 if TYPE_CHECKING:
+    import datasets
     from datasets import Dataset
 
 IMAGE_COLUMNS = ("image", "images")
+IN_MEMORY = 16_000_000  # bytes of parquet; up to here a local config is read into memory, and nothing is written anywhere
 _FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _LFS = b"version https://git-lfs"
 
@@ -40,7 +44,8 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
     """The single split, ``train``, of one config.
 
     A folder may be a clone (``git clone`` with LFS, ``hf download``) with a README that names the configs, or hold just the
-    files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines).
+    files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines). Small parquet files, such as the bundled ones, are read
+    into memory; what is larger goes through the cache of ``datasets``, which maps it from disk.
 
     Args:
         source: a local folder or a Hub id.
@@ -52,19 +57,25 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         ValueError: no such config, an empty one, or files that cannot be read.
         FileNotFoundError: no such source, locally or on the Hub.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
+        PermissionError: the cache of ``datasets`` is needed and cannot be written.
     """
     import datasets
 
     folder = Path(source)
     local = folder.is_dir()
     arguments: dict = {"path": str(folder) if local else str(source), "name": config}
-    kind = "parquet"
+    kind, in_memory = "parquet", False
+    files = _files(folder, config) if local else []
     if local:
-        files = _files(folder, config)
-        kind = _FORMATS[files[0].suffix] if files else kind
         arguments["cache_dir"] = _cache_of(folder)
-        if files and config not in _named(folder):
-            arguments |= {"path": kind, "name": None, "data_files": {"train": [str(file) for file in files]}}
+    if files:
+        kind = _FORMATS[files[0].suffix]
+        in_memory = kind == "parquet" and (sum(file.stat().st_size for file in files) <= IN_MEMORY or _misread(folder))
+        # `datasets` takes paths for patterns.
+        paths = [glob.escape(str(file.absolute())) for file in files]
+        arguments |= {"path": kind, "name": None, "data_files": {"train": paths}}
+        if features := _declared(folder, config):
+            arguments["features"] = features
     empty = f"{config} of {source} is empty; fetch the file again."
     if people is not None:
         empty = f"{config} of {source} is empty, or has none of the people asked for, such as {', '.join(people[:5])}."
@@ -73,7 +84,9 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         datasets.disable_progress_bars()  # a local copy loads at once; a download keeps its bar
     try:
         loaded = None
-        if not images and kind == "parquet":
+        if in_memory:
+            loaded = _read_into_memory(files, images, arguments.get("features"))
+        elif not images and kind == "parquet":
             loaded = _read_without_images(arguments, people)
         if loaded is None:
             loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind))
@@ -81,17 +94,25 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         raise ConnectionError(
             f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', which needs no network."
         ) from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"found no {source} ({config}), neither as a local folder nor on the Hub; check the spelling, or that a "
-            "folder has a README.md with the configs and one subfolder of parquet files per config."
-        ) from error
-    except ValueError as error:
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         if "corresponds to no data" in str(error):
             raise ValueError(empty) from error
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        if isinstance(cause, OSError) and (refused := _unwritable(local)):
+            raise PermissionError(
+                f"{refused} is where {config} of {source} would be cached and cannot be written ({cause.strerror}); set "
+                "HF_HOME to a folder that can."
+            ) from error
+        if files:
+            raise ValueError(
+                f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files again."
+            ) from error
+        if isinstance(error, FileNotFoundError) and not local:
+            raise FileNotFoundError(
+                f"found no {source} ({config}), neither as a local folder nor on the Hub; check the spelling, or that a "
+                "folder has a README.md with the configs and one subfolder of parquet files per config."
+            ) from error
         raise ValueError(f"{source} has no config {config} that datasets can read: {error}") from error
-    except (datasets.exceptions.DatasetGenerationError, OSError) as error:
-        raise ValueError(f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files again.") from error
     finally:
         if local and show_bars:
             datasets.enable_progress_bars()
@@ -134,30 +155,100 @@ def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Datas
         return None
 
 
-def _named(folder: Path) -> list[str]:
-    """The configs that the README of a folder names."""
+def _header(folder: Path) -> dict:
+    """The YAML header of a folder's README; empty if there is none that can be read."""
     from huggingface_hub.repocard import metadata_load
 
     readme = folder / "README.md"
     try:
-        header = (metadata_load(readme) if readme.is_file() else None) or {}
+        return (metadata_load(readme) if readme.is_file() else None) or {}
     except Exception:  # a README whose header is no YAML names nothing
-        return []
-    return [str(one.get("config_name")) for one in header.get("configs") or [] if one.get("data_files")]
+        return {}
+
+
+def _named(folder: Path) -> dict[str, list[str]]:
+    """The configs that the README of a folder names, each with the patterns of its training files."""
+    named = {}
+    for one in _header(folder).get("configs") or []:
+        if given := one.get("data_files"):
+            parts = given if isinstance(given, list) else [given]
+            parts = [part if isinstance(part, dict) else {"path": part} for part in parts]
+            paths = [part.get("path") for part in parts if part.get("split", "train") == "train"]
+            named[str(one.get("config_name"))] = [
+                str(path) for entry in paths for path in (entry if isinstance(entry, list) else [entry])
+            ]
+    return named
+
+
+def _declared(folder: Path, config: str) -> datasets.Features | None:
+    """The types of a config's columns where the README states them; else those in its files count."""
+    from datasets.info import DatasetInfosDict
+
+    if "dataset_info" not in _header(folder):
+        return None
+    info = DatasetInfosDict.from_directory(str(folder)).get(config)
+    return info.features if info else None
 
 
 def _files(folder: Path, config: str) -> list[Path]:
-    """The data files of a config by the layout of the folder.
+    """The data files of a config, all of one format: those that the README names, or by the layout of the folder.
 
     Raises:
         ValueError: a file is a pointer of Git LFS.
     """
-    files = sorted((folder / config).glob("*.parquet"))
+    patterns = _named(folder).get(config, ())
+    files = sorted({file for pattern in patterns for file in _matching(folder, pattern)})
+    files = files or sorted((folder / config).glob("*.parquet"))
     files = files or [path for path in (folder / f"{config}.json", folder / f"{config}.jsonl") if path.is_file()]
     for file in files:
         if file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS):
             raise ValueError(f"{file} is a pointer of Git LFS, not the data; run `git lfs pull` in {folder}.")
-    return files
+    return [file for file in files if file.suffix == files[0].suffix]
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """The data files inside a folder that match a pattern of its README."""
+    if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        return []
+    return [path for path in folder.glob(pattern) if path.suffix in _FORMATS]
+
+
+def _misread(folder: Path) -> bool:
+    """Whether ``datasets`` would take a part of this path for something else: a variable, or a chain of file systems."""
+    return "$" in str(folder.absolute()) or "::" in str(folder.absolute())
+
+
+def _read_into_memory(files: Sequence[Path], images: bool, features: datasets.Features | None) -> Dataset:
+    """Parquet files as one table, as ``datasets`` reads them but without writing a cache."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets.table import table_cast
+
+    tables = []
+    for file in files:
+        with file.open("rb") as opened:
+            parquet = pq.ParquetFile(opened)
+            features = features or datasets.Features.from_arrow_schema(parquet.schema_arrow)
+            features = datasets.Features({name: f for name, f in features.items() if images or name not in IMAGE_COLUMNS})
+            tables.append(table_cast(parquet.read(columns=list(features)), features.arrow_schema))
+    return datasets.Dataset(pa.concat_tables(tables), split=datasets.Split.TRAIN)
+
+
+def _unwritable(local: bool) -> Path | None:
+    """The first of the caches in use in which no file can be made."""
+    import datasets
+    import huggingface_hub
+
+    caches = [datasets.config.HF_DATASETS_CACHE] + ([] if local else [huggingface_hub.constants.HF_HUB_CACHE])
+    for cache in map(Path, caches):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache):
+                pass
+        except OSError:
+            return cache
+    return None
 
 
 def _cache_of(folder: Path) -> str:

@@ -1,26 +1,32 @@
 """Executes the notebooks headless: `python notebooks/run_all.py [--write-back] [names ...]`.
 
-Each runs in a fresh kernel. Executed copies go to build/notebooks; the notebooks themselves write figures
-and the leaderboard into the folder that the environment variable MANU_BUILD names, here build/. `--write-
-back` also stores the outputs in notebooks/, without anything that differs between two runs of the same
-code.
+Each runs in a fresh kernel of this Python, `--jobs` at a time. Executed copies go to build/notebooks, or
+below MANU_BUILD if that names a folder; the notebooks themselves write figures and the leaderboard there
+too. A notebook that fails is named with the cell, the error and the command that repeats it alone.
+`--write-back` also stores the outputs in notebooks/, without anything that differs between two runs of the
+same code.
 """
 
 import argparse
+import asyncio
 import base64
 import io
 import os
+import re
+import shlex
+import signal
+import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-NOTEBOOKS = Path(__file__).resolve().parent
-BUILD = NOTEBOOKS.parent / "build"
+NOTEBOOKS = Path(__file__).absolute().parent
 CELL_SECONDS = 600
 QUIET = {  # offline, and no progress bars in stored outputs
     "HF_HUB_OFFLINE": "1",
@@ -29,6 +35,18 @@ QUIET = {  # offline, and no progress bars in stored outputs
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
 }
+# Figures are outputs, whatever the shell says.
+INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+PORTABLE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # a repetition needs them as well
+PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
+MARKS = {
+    "started": ("▶", ">"),
+    "done": ("✓", "ok"),
+    "failed": ("✗", "FAILED"),
+}  # and where these cannot be printed
+
+
+# ------------------------------------------------------------------------------------------------ what is stored
 
 
 def shrink(picture: str) -> str:
@@ -66,36 +84,159 @@ def stderr_of(notebook) -> str | None:
     return None
 
 
-def execute(path: Path, build: Path, write_back: bool, threads: int) -> tuple[float, str | None]:
-    """Runs one notebook; returns its seconds and what went wrong, if anything."""
-    os.environ.update(QUIET, MANU_BUILD=str(build), OMP_NUM_THREADS=str(threads))
+def pictures_of(notebook) -> list[int]:
+    """How many pictures each code cell shows."""
+    return [
+        sum(any(kind in output.get("data", {}) for kind in PICTURES) for output in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def why_not_stored(notebook, pictures_before: list[int]) -> str | None:
+    """What speaks against storing these outputs: something on stderr, or a cell with fewer pictures than are stored."""
+    if (noise := stderr_of(notebook)) is not None:
+        return f"not written back, since it wrote to stderr: {noise.splitlines()[-1] if noise else '(blank lines)'}"
+    for number, (before, now) in enumerate(
+        zip(pictures_before, pictures_of(notebook), strict=True), start=1
+    ):
+        if now < before:
+            return (
+                f"not written back, since code cell {number} shows {now} pictures and the stored one {before}; if that is "
+                "meant, clear the stored outputs of this cell first"
+            )
+    return None
+
+
+def write(notebook, path: Path) -> None:
+    """Replaces the file as a whole, so that an interrupted run leaves the old one or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+async def execute(
+    path: Path, build: Path, write_back: bool, threads: int, cell_seconds: int
+) -> str | None:
+    """Runs one notebook, and says what went wrong, if anything."""
     notebook = nbformat.read(path, as_version=4)
-    started, problem = time.perf_counter(), None
+    pictures_before = pictures_of(notebook)
+    environment = os.environ | QUIET | INLINE | {
+        "MANU_BUILD": str(build),
+        "OMP_NUM_THREADS": str(threads),
+        "IPYTHONDIR": str(build / "ipython"),  # nobody's start-up files
+    }  # fmt: skip
+    # No folder of kernel specs: what is left is ipykernel in this very Python, whatever JUPYTER_PATH offers.
+    kernel = AsyncKernelManager(
+        kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
+    )
     client = NotebookClient(
         notebook,
-        kernel_name="python3",
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no note on its local transport in between
-        timeout=CELL_SECONDS,
-        resources={"metadata": {"path": str(path.parent)}},
+        km=kernel,
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR"
+        ],  # no note on its local transport in between
+        timeout=cell_seconds,
         record_timing=False,
         coalesce_streams=True,
     )
+    client.log.disabled = True  # what it would say is in the exceptions
+    problem, number = None, 0
     try:
-        client.execute()
+        await client.async_start_new_kernel(cwd=str(path.parent), env=environment)
+        await client.async_start_new_kernel_client()
+        for index, cell in enumerate(notebook.cells):
+            number += cell.cell_type == "code"
+            await client.async_execute_cell(
+                cell, index, execution_count=client.code_cells_executed + 1
+            )
     except CellExecutionError as error:
-        problem = f"{error.ename}: {error.evalue}".splitlines()[0]
-    except Exception as error:  # a dead kernel or a timeout ends this notebook, not the others
-        problem = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - started
+        problem = f"code cell {number}: {first_line(f'{error.ename}: {error.evalue}')}"
+    except CellTimeoutError:
+        longer = f"--cell-seconds {3 * cell_seconds}"
+        problem = f"code cell {number}: not done after {cell_seconds} s; a slow machine takes {longer}"
+    except DeadKernelError:
+        kernel_died = f"the kernel died ({sys.executable})"
+        problem = f"code cell {number}: {kernel_died}; if memory ran out, try --jobs 1"
+    except Exception as error:  # this notebook ends, not the others
+        where = f"code cell {number}" if number else f"the kernel did not start ({sys.executable})"
+        problem = f"{where}: {first_line(f'{type(error).__name__}: {error}')}"
+    finally:  # also when interrupted
+        if client.kc is not None:
+            client.kc.stop_channels()
+        if kernel.has_kernel:
+            await kernel.shutdown_kernel(now=True)
     clean(notebook)
-    nbformat.write(notebook, build / "notebooks" / path.name)
+    write(notebook, build / "notebooks" / path.name)
     if write_back and problem is None:
-        noise = stderr_of(notebook)
-        if noise is None:
-            nbformat.write(notebook, path)
-        else:
-            problem = f"not written back, since it wrote to stderr: {noise.splitlines()[-1]}"
-    return seconds, problem
+        problem = why_not_stored(notebook, pictures_before)
+        if problem is None:
+            write(notebook, path)
+    return problem
+
+
+def first_line(text: str) -> str:
+    """The first line of an error, without colours and not endless."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return re.sub(r"\x1b\[[0-9;]*m", "", line).strip().rstrip(":")[:300]
+
+
+def mark(kind: str) -> str:
+    """A sign if stdout can print it, else a word in ASCII."""
+    sign, word = MARKS[kind]
+    try:
+        sign.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return word
+    return sign
+
+
+def shown(path: str | Path) -> str:
+    """A path as one would type it in the working directory."""
+    path, here = Path(path).absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def repeating(name: str, options: list[str]) -> str:
+    """The command that runs one notebook again, from the working directory."""
+
+    words = [shown(sys.executable), shown(__file__), name, *options]
+    if os.name == "nt":
+        return subprocess.list2cmdline(words)
+    return " ".join(
+        [f"{key}={shlex.quote(os.environ[key])}" for key in PORTABLE if key in os.environ]
+        + [shlex.join(words)]
+    )
+
+
+async def run(paths: list[Path], build: Path, arguments, options: list[str]) -> int:
+    """Runs the notebooks, some at a time, with a line when one starts and when it ends; returns how many failed."""
+    free, done, failed = asyncio.Semaphore(arguments.jobs), 0, 0
+
+    async def one(path: Path) -> None:
+        nonlocal done, failed
+        async with free:
+            print(f"{mark('started')} {path.stem} started", flush=True)
+            started = time.perf_counter()
+            problem = await execute(
+                path, build, arguments.write_back, arguments.threads, arguments.cell_seconds
+            )
+            seconds = time.perf_counter() - started
+        done += 1
+        line = f"{mark('failed' if problem else 'done')} {done}/{len(paths)}  {path.stem:<32} {seconds:6.1f} s"
+        print(f"{line}  {problem}" if problem else line, flush=True)
+        if problem:
+            failed += 1
+            print(f"      to repeat it alone: {repeating(path.stem, options)}", flush=True)
+
+    if os.name != "nt":  # ended by another program, it ends its kernels too
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    # The last notebook is the longest: it goes first, so that the short ones fill the other core.
+    await asyncio.gather(*(one(path) for path in reversed(paths)))
+    return failed
 
 
 def print_results(leaderboard: Path) -> None:
@@ -106,52 +247,106 @@ def print_results(leaderboard: Path) -> None:
     frame = frame[frame["metric"].isin(["accuracy", "likelihood"])]
     sets = [name for name in ("forget", "test", "retain", "celebrity") if name in set(frame["set"])]
     for (task, metric), rows in frame.groupby(["task", "metric"], sort=False):
-        table = 100 * rows.pivot_table("value", ["method", "alpha"], ["set", "modality"], sort=False)
+        table = 100 * rows.pivot_table(
+            "value", ["method", "alpha"], ["set", "modality"], sort=False
+        )
         table = table.reindex(columns=sets, level="set")
         seeds = rows.groupby(["method", "alpha"])["seed"].nunique().max()
         print(f"\n{task}, {metric} in %, mean over the seeds (at most {seeds})")
         print(table.round(1).to_string(na_rep=""))
 
 
+def named(names: list[str]) -> list[Path]:
+    """The notebooks that are meant: all, or those whose names start so (`06`, `06_against_baselines.ipynb`, a path).
+
+    Raises:
+        SystemExit: a name that fits none.
+    """
+    every = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    chosen = set()
+    for name in names:
+        start = re.split(r"[\\/]", name)[-1].removesuffix(".ipynb")
+        fitting = [path for path in every if start and path.stem.startswith(start)]
+        if not fitting:
+            sys.exit(
+                f"There is no notebook {name}; there are {', '.join(path.stem for path in every)}."
+            )
+        chosen.update(fitting)
+    return [path for path in every if not names or path in chosen]
+
+
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Executes the notebooks headless on the bundled miniature.")
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # an error may hold any character, a terminal may print few
+        stream.reconfigure(errors="backslashreplace")
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    parser = argparse.ArgumentParser(
+        description="Executes the notebooks headless on the bundled miniature."
+    )
     parser.add_argument("names", nargs="*", help="notebooks to run, e.g. 03 (default: all)")
     parser.add_argument("--write-back", action="store_true", help="store the outputs in notebooks/")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="notebooks at a time")
+    parser.add_argument("--jobs", type=positive, default=min(2, cores), help="notebooks at a time")
+    parser.add_argument(
+        "--threads", type=positive, help="of each notebook (default: the cores, shared out)"
+    )
+    parser.add_argument(
+        "--cell-seconds", type=positive, default=CELL_SECONDS, help="limit of a cell"
+    )
     arguments = parser.parse_args()
 
-    paths = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-    if arguments.names:
-        paths = [path for path in paths if path.name.startswith(tuple(arguments.names))]
-    if not paths:
-        print("No notebook of that name in", NOTEBOOKS.name)
-        return 1
-    for folder in ("notebooks", "figures"):
-        (BUILD / folder).mkdir(parents=True, exist_ok=True)
-    leaderboard = BUILD / "leaderboard.csv"
+    options = ["--write-back"] if arguments.write_back else []
+    if arguments.threads is not None:
+        options += ["--threads", str(arguments.threads)]
+    if arguments.cell_seconds != CELL_SECONDS:
+        options += ["--cell-seconds", str(arguments.cell_seconds)]
+    arguments.threads = arguments.threads or max(1, cores // arguments.jobs)
+    paths = named(arguments.names)
+    build = Path(os.environ.get("MANU_BUILD") or NOTEBOOKS.parent / "build").absolute()
+    try:
+        for folder in ("notebooks", "figures", "ipython"):
+            (build / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(
+            f"{build} cannot be written ({error.strerror}); set MANU_BUILD to a folder that can."
+        )
+    leaderboard = build / "leaderboard.csv"
     if not arguments.names:
         leaderboard.unlink(missing_ok=True)  # the table printed below is from this run
 
-    started, failed = time.perf_counter(), 0
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        # The last notebook is the longest: it goes first, so that the short ones fill the other core.
-        runs = {pool.submit(execute, path, BUILD, arguments.write_back, threads): path for path in reversed(paths)}
-        for done, run in enumerate(as_completed(runs), start=1):
-            seconds, problem = run.result()
-            failed += problem is not None
-            mark = "✗" if problem else "✓"
-            line = f"{mark} {done}/{len(paths)}  {runs[run].stem:<32} {seconds:6.1f} s  {problem or ''}"
-            print(line.rstrip(), flush=True)
-    print(f"{len(paths) - failed} of {len(paths)} notebooks ran in {time.perf_counter() - started:.0f} s")
+    started = time.perf_counter()
+    try:  # this kind of loop is the one that Jupyter's sockets need on Windows too
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            failed = runner.run(run(paths, build, arguments, options))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(
+            "Interrupted; the kernels are ended, and nothing of the unfinished notebooks is stored."
+        )
+        return 130
+    print(
+        f"{len(paths) - failed} of {len(paths)} notebooks ran in {time.perf_counter() - started:.0f} s"
+    )
 
     if leaderboard.exists():
         print_results(leaderboard)
     print("\nWhere to look:")
-    places = {"executed notebooks": "notebooks", "figures": "figures", "all numbers": leaderboard.name}
-    for what, path in places.items():
-        if (BUILD / path).exists():
-            print(f"  {what:<20} build/{path}")
+    places = {
+        "executed notebooks": "notebooks",
+        "figures": "figures",
+        "all numbers": leaderboard.name,
+    }
+    for what, name in places.items():
+        if (build / name).exists():
+            print(f"  {what:<20} {shown(build / name)}")
     return 1 if failed else 0
 
 

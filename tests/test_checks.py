@@ -2,7 +2,10 @@
 
 import copy
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -162,3 +165,9 @@ def test_what_is_not_finite_is_refused():
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="^the logits are not finite; load the model in float32 or bfloat16"):
             check_finite("the logits are", torch.ones(2), torch.tensor([0.0, value]))
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_that_prints_few_characters(encoding):
+    code = "from manu_utils.checks import check; check(True, 'α holds')"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "ok \\u03b1 holds\n", done.stderr

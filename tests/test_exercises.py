@@ -65,6 +65,7 @@ def prepared():
 def in_the_notebooks_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(NOTEBOOKS[0].parent)
     monkeypatch.setenv("MANU_BUILD", str(tmp_path))
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # the setup cell changes it; this puts it back
     matplotlib.use("Agg")
 
 

@@ -121,6 +121,13 @@ def test_figures_fit_a_notebook_and_leave_no_settings(name, rng, tmp_path, monke
     assert min(sizes) >= 9
 
 
+def test_a_folder_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()  # nothing can be made below a file, not even by root
+    monkeypatch.setenv("MANU_BUILD", str(tmp_path / "file" / "build"))
+    with pytest.raises(PermissionError, match=r"build cannot be written \(.+\); set the environment variable MANU_BUILD"):
+        plotting.build_dir()
+
+
 def test_layer_map_leaves_missing_cells_empty_and_writes_the_others():
     table = pd.DataFrame({"image": [0.25, 0.5], "text": [np.nan, 1.0]}, index=["vision 0", "language 0"])
     axes = plotting.layer_map(table, title="t", label="l", sizes=[3, 4])

@@ -1,65 +1,252 @@
-"""The headless run: what it stores, what it refuses to store, and what the installer may not touch."""
+"""The headless run: what it says, what it stores and refuses to store, and what the installer may not touch."""
 
+import base64
+import io
+import json
+import os
 import runpy
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
+import PIL.Image
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "notebooks"
+FIGURE = "import matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()"
+NOTEBOOKS = {
+    "00_good": [
+        "import os\n\nopen(os.environ['MANU_BUILD'] + '/figures/x.png', 'w').close()\n40 + 2"
+    ],
+    "01_noisy": ["import sys\n\nprint('a warning', file=sys.stderr)"],
+    "02_broken": ["1", "raise ValueError('π is not →\\na second line')", "3"],
+    "04_dead": ["import os", "os._exit(3)"],
+    "05_figure": [FIGURE],
+    "06_lost": ["print('no figure any more')"],
+    "07_python": ["import sys\n\nprint(sys.executable)"],
+}
+
+
+def clone_of(root, notebooks):
+    """A folder that holds run_all.py and some notebooks."""
+    folder = root / "notebooks"
+    folder.mkdir(parents=True)
+    shutil.copy(SCRIPTS / "run_all.py", folder)
+    for name, sources in notebooks.items():
+        cells = [
+            nbformat.v4.new_code_cell(source, metadata={"execution": {"iopub.status.idle": "then"}})
+            for source in sources
+        ]
+        cells.insert(0, nbformat.v4.new_markdown_cell("# Title"))
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": {}}})
+        if name == "06_lost":
+            buffer = io.BytesIO()
+            PIL.Image.new("RGB", (2, 2)).save(buffer, "PNG")
+            data = {
+                "image/png": base64.b64encode(buffer.getvalue()).decode(),
+                "text/plain": "<Figure size 2x2>",
+            }
+            cells[1].outputs = [nbformat.v4.new_output("display_data", data)]
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    return root
+
+
+def start(root, *options, **environment):
+    """`run_all.py` in a folder, as a process; the environment is that of this one without what the tests are about."""
+    ours = {"MANU_BUILD", "MPLBACKEND", "JUPYTER_PATH", "PYTHONIOENCODING", "PYTHONUTF8"}
+    inherited = {key: value for key, value in os.environ.items() if key not in ours}
+    command = [sys.executable, str(Path("notebooks") / "run_all.py"), *options]
+    environment = {"PYTHONIOENCODING": "utf-8"} | environment
+    return subprocess.Popen(
+        command, cwd=root, env=inherited | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        encoding=environment["PYTHONIOENCODING"],
+    )  # fmt: skip
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def stored(root, name):
+    return nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4).cells[1]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A folder with three notebooks after `run_all.py --write-back`, and what that printed."""
-    root = tmp_path_factory.mktemp("clone")
-    sources = {
-        "00_good": "import os\n\nopen(os.environ['MANU_BUILD'] + '/figures/x.png', 'w').close()\n40 + 2",
-        "01_noisy": "import sys\n\nprint('a warning', file=sys.stderr)",
-        "02_broken": "1 / 0",
+    """That folder after `run_all.py --write-back` in a hostile environment, and what was printed."""
+    root = clone_of(tmp_path_factory.mktemp("a [strange] folder ö"), NOTEBOOKS)
+    kernel = root / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    spec = {
+        "argv": [str(root / "no-such-python"), "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
     }
-    (root / "notebooks").mkdir()
-    shutil.copy(SCRIPTS / "run_all.py", root / "notebooks")
-    for name, source in sources.items():
-        cell = nbformat.v4.new_code_cell(source, metadata={"execution": {"iopub.status.idle": "then"}})
-        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})
-        nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
-    command = [sys.executable, str(root / "notebooks" / "run_all.py"), "--write-back"]
-    return root, subprocess.run(command, capture_output=True, text=True)
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    return root, finish(start(root, "--write-back", MPLBACKEND="Agg", JUPYTER_PATH=str(root)))
 
 
-def test_one_line_per_notebook_and_a_failing_status(run):
+def test_a_line_when_a_notebook_starts_and_when_it_ends(run):
     _, done = run
-    marks = sorted(line[0] for line in done.stdout.splitlines() if line[:1] in "✓✗" and line)
-    assert marks == ["✓", "✗", "✗"]
-    assert "wrote to stderr: a warning" in done.stdout
-    assert "ZeroDivisionError" in done.stdout
-    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("▶")} == set(NOTEBOOKS)
+    ended = {line.split()[2]: line[0] for line in lines if line[:1] in "✓✗" and line}
+    assert ended == {
+        name: "✓" if name in ("00_good", "05_figure", "07_python") else "✗" for name in NOTEBOOKS
+    }
+    assert lines.index("▶ 00_good started") < next(
+        i for i, line in enumerate(lines) if "/7  00_good" in line
+    )
+    assert done.returncode == 1 and done.stderr == ""
+
+
+def test_a_failure_names_cell_error_and_command(run):
+    _, done = run
+    said = {
+        "01_noisy": "not written back, since it wrote to stderr: a warning",
+        "02_broken": "code cell 2: ValueError: π is not →",
+        "04_dead": f"code cell 2: the kernel died ({sys.executable})",
+        "06_lost": "not written back, since code cell 1 shows 0 pictures and the stored one 1",
+    }
+    lines = done.stdout.splitlines()
+    for name, text in said.items():
+        (at,) = [i for i, line in enumerate(lines) if line.startswith("✗") and name in line]
+        assert text in lines[at]
+        assert (
+            "to repeat it alone: " in lines[at + 1]
+            and f"run_all.py {name} --write-back" in lines[at + 1]
+        )
+    assert "a second line" not in done.stdout
+
+
+def test_a_cell_without_end_is_named_and_not_printed(tmp_path):
+    cell = "\n".join(f"x = {n}" for n in range(12)) + "\nimport time; time.sleep(60)"
+    done = finish(start(clone_of(tmp_path, {"00_slow": ["1", cell]}), "--cell-seconds", "2"))
+    assert "code cell 2: not done after 2 s; a slow machine takes --cell-seconds 6\n" in done.stdout
+    assert (
+        "00_slow --cell-seconds 2\n" in done.stdout
+        and "x = " not in done.stdout
+        and done.returncode == 1
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_the_command_repeats_one_notebook(tmp_path):
+    root = clone_of(tmp_path, {name: NOTEBOOKS[name] for name in ("00_good", "02_broken")})
+    environment = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    first = finish(start(root, "02", "--threads", "1", **environment))
+    (line,) = [line for line in first.stdout.splitlines() if "to repeat it alone: " in line]
+    command = line.split("alone: ")[1]
+    assert shlex.split(command)[:2] == [f"{key}={value}" for key, value in environment.items()]
+    again = subprocess.run(
+        command, shell=True, cwd=root, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert again.returncode == 1 and command in again.stdout and "00_good" not in again.stdout
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_that_prints_few_characters(tmp_path, encoding):
+    root = clone_of(tmp_path, {name: NOTEBOOKS[name] for name in ("00_good", "02_broken")})
+    done = finish(start(root, PYTHONIOENCODING=encoding))
+    assert done.stderr == "" and done.returncode == 1
+    assert "> 00_good started" in done.stdout and "ok " in done.stdout
+    assert r"FAILED 2/2  02_broken" in done.stdout or r"FAILED 1/2  02_broken" in done.stdout
+    assert r"ValueError: \u03c0 is not \u2192" in done.stdout
+
+
+def test_the_kernel_is_this_python_whatever_kernels_are_offered(run):
+    root, _ = run
+    assert stored(root, "07_python").outputs[0].text.strip() == sys.executable
+
+
+def test_figures_are_stored_whatever_the_backend_of_the_shell(run):
+    root, _ = run
+    assert "image/png" in stored(root, "05_figure").outputs[0].data
 
 
 def test_good_notebook_is_stored_without_volatile_metadata(run):
     root, _ = run
-    stored = nbformat.read(root / "notebooks" / "00_good.ipynb", as_version=4)
-    assert stored.cells[0].execution_count == 1
-    assert stored.cells[0].outputs[0].data["text/plain"] == "42"
-    assert stored.cells[0].metadata == {}
-    assert set(stored.metadata) == {"kernelspec", "language_info"}
+    notebook = nbformat.read(root / "notebooks" / "00_good.ipynb", as_version=4)
+    assert notebook.cells[1].execution_count == 1
+    assert notebook.cells[1].outputs[0].data["text/plain"] == "42"
+    assert notebook.cells[1].metadata == {}
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
-@pytest.mark.parametrize("name", ["01_noisy", "02_broken"])
-def test_noisy_and_broken_notebooks_are_not_stored(run, name):
+def test_what_is_not_stored_stays_as_it_was(run):
     root, _ = run
-    assert nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].outputs == []
+    for name in ("01_noisy", "02_broken", "04_dead"):
+        assert stored(root, name).outputs == []
+    assert "image/png" in stored(root, "06_lost").outputs[0].data
+    assert not list((root / "notebooks").glob(".*.part"))
 
 
 def test_copies_and_figures_are_in_build(run):
     root, _ = run
     assert (root / "build" / "figures" / "x.png").exists()
-    assert len(list((root / "build" / "notebooks").iterdir())) == 3
+    assert len(list((root / "build" / "notebooks").glob("*.ipynb"))) == len(NOTEBOOKS)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_it_ends_the_kernels(tmp_path, sent):
+    source = "import os, time\n\nopen(os.environ['MANU_BUILD'] + f'/{os.getpid()}.pid', 'w').close()\ntime.sleep(600)"
+    root = clone_of(tmp_path, {"00_first": [source], "01_second": [source]})
+    before = {path: path.read_bytes() for path in (root / "notebooks").iterdir()}
+    process = start(root, "--write-back")
+    deadline = time.monotonic() + 120
+    while len(kernels := list((root / "build").glob("*.pid"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(sent)
+    done = finish(process)
+    assert (
+        done.returncode == 130
+        and "Interrupted; the kernels are ended" in done.stdout
+        and done.stderr == ""
+    )
+    for kernel in kernels:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(kernel.stem), 0)
+    assert {
+        path: path.read_bytes() for path in (root / "notebooks").iterdir() if path.is_file()
+    } == before
+
+
+def test_names_and_folders(tmp_path):
+    """A name that fits none is an error, a path will do; what is written can go elsewhere."""
+    root = clone_of(
+        tmp_path / "clone", {name: NOTEBOOKS[name] for name in ("00_good", "07_python")}
+    )
+    done = finish(start(root, "07", "7"))
+    assert (
+        done.returncode == 1
+        and done.stderr == "There is no notebook 7; there are 00_good, 07_python.\n"
+    )
+    (tmp_path / "file").touch()
+    done = finish(start(root, MANU_BUILD=str(tmp_path / "file" / "build")))
+    assert (
+        done.returncode == 1
+        and "build cannot be written (Not a directory); set MANU_BUILD" in done.stderr
+    )
+    done = finish(
+        start(
+            root,
+            os.path.join("notebooks", "07_python.ipynb"),
+            MANU_BUILD=str(tmp_path / "else where"),
+        )
+    )
+    assert done.returncode == 0 and "1 of 1 notebooks" in done.stdout
+    assert (tmp_path / "else where" / "notebooks" / "07_python.ipynb").exists() and not (
+        root / "build"
+    ).exists()
 
 
 def test_installer_keeps_heavy_packages_as_they_are():

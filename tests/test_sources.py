@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from manu_utils import sources
 from manu_utils.benchmark import (
     CONFIGS,
     MODALITIES,
@@ -127,7 +128,16 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    """The route of large files, through the cache of `datasets`; :func:`in_memory` takes that of small ones."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sources, "IN_MEMORY", 0)
+
+
+@pytest.fixture(params=["by the cache", "in memory"])
+def both_routes(own_cache, request, monkeypatch):
+    if request.param == "in memory":
+        monkeypatch.setattr(sources, "IN_MEMORY", 10**9)
+    return request.param
 
 
 @pytest.fixture
@@ -163,7 +173,7 @@ BROKEN = {"bytes": b"not a picture", "path": None}
 
 
 @pytest.mark.parametrize("layout", ["README", "no README", "README without configs"])
-def test_every_config_is_read_from_a_clone(clone, copy_of, layout):
+def test_every_config_is_read_from_a_clone(clone, copy_of, layout, both_routes):
     folder = clone if layout == "README" else copy_of(readme=False)
     if layout == "README without configs":
         (folder / "README.md").write_text("---\nlicense: other\n---\n\n# MLLMU-Bench\n")
@@ -231,7 +241,7 @@ def test_biography_has_one_spelling(clone):
 # ------------------------------------------------------------------------------------------------ pictures that are not there
 
 
-def test_unreadable_pictures_are_named_and_left_out(copy_of):
+def test_unreadable_pictures_are_named_and_left_out(copy_of, both_routes):
     folder = copy_of()
     benchmark = load_benchmark(folder, 15)
     broken, missing, whole = benchmark.forget_ids
@@ -277,7 +287,7 @@ def test_nothing_but_unreadable_pictures_is_an_error(copy_of):
 # ------------------------------------------------------------------------------------------------ only what is needed
 
 
-def test_text_alone_never_touches_a_picture(copy_of, tmp_path):
+def test_text_alone_never_touches_a_picture(copy_of, tmp_path, both_routes):
     """Overwriting the bytes of the image columns in the files changes nothing, and no copy of them is made."""
     folder = copy_of()
     expected = load_benchmark(folder, 15)
@@ -299,7 +309,7 @@ def test_text_alone_never_touches_a_picture(copy_of, tmp_path):
         assert not {"image", "images"} & set(people.column_names)
         for task in TASKS:
             assert evaluation_questions(people, task, "text") == evaluation_questions(expected.sets()[name], task, "text")
-    assert whole > 40 * PICTURE_BYTES
+    assert (whole > 40 * PICTURE_BYTES) is (both_routes == "by the cache")
     assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.arrow")) == whole
     with pytest.raises(ValueError, match="has no column image; .* It was loaded without pictures or has none"):
         text.training_questions("forget", "multimodal")
@@ -313,6 +323,85 @@ def test_only_the_test_pictures_of_the_forget_set_are_copied(clone, tmp_path):
     assert (
         sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.arrow")) < 5 * PICTURE_BYTES
     )  # one and three views
+
+
+# ------------------------------------------------------------------------------------------------ other machines
+
+
+def test_both_routes_give_the_same_rows(clone, monkeypatch):
+    """Bytes of the pictures, types and order included; with and without pictures, and of some people alone."""
+    for config in CONFIGS:
+        for how in ({}, {"images": False}, {"people": PEOPLE[3:9]}):
+            monkeypatch.setattr(sources, "IN_MEMORY", 0)
+            if how.get("people") and config in ("forget_5", "forget_10", "forget_15", "Retain_Set"):
+                continue  # there may be nobody left
+            cached = read_config(clone, config, **how)
+            monkeypatch.setattr(sources, "IN_MEMORY", 10**9)
+            read = read_config(clone, config, **how)
+            assert read.features == cached.features and not read.cache_files
+            assert read.with_format("arrow")[:] == cached.with_format("arrow")[:]
+
+
+def test_the_bundled_benchmark_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the default route
+    for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
+        monkeypatch.setattr(datasets.config, name, tmp_path / "cache")
+    for modalities in (MODALITIES, ("text",)):
+        load_benchmark("tiny", modalities=modalities)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(clone, copy_of, tmp_path, monkeypatch):
+    """Small files need none; for the others the message names the folder and the variable, not the files."""
+    (tmp_path / "file").touch()  # nothing can be made below a file, not even by root
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    for images in (True, False):
+        with pytest.raises(PermissionError, match="file.cache is where forget_10 of .* cannot be written .*; set HF_HOME"):
+            read_config(clone, "forget_10", images=images)
+    monkeypatch.setattr(sources, "IN_MEMORY", 10**9)
+    assert len(read_config(clone, "forget_10")) == 2
+
+
+@pytest.mark.parametrize("name", ["[2026] course", "~who? *{x}", "Größe 文 100%20#1", "$HOME", "hf::x"])
+def test_any_name_of_a_folder_is_just_a_name(clone, tmp_path, name, both_routes):
+    if os.name == "nt" and set(name) & set('*?:'):
+        pytest.skip("no name for a folder here")
+    folder = tmp_path / name / "MLLMU-Bench"
+    for config in ("forget_10", "ft_Data"):
+        shutil.copytree(clone / config, folder / config)
+    for readme in (False, True):
+        if readme:
+            shutil.copy(clone / "README.md", folder)
+        for images in (True, False):
+            assert len(read_config(folder, "ft_Data", images=images)) == 20
+            assert read_config(folder, "forget_10", images=images)["ID"] == read_config(clone, "forget_10")["ID"]
+        with pytest.raises(ValueError, match="has no config Full_Set that datasets can read"):
+            read_config(folder, "Full_Set")
+
+
+def test_the_readme_may_name_other_files(clone, tmp_path, both_routes):
+    """Patterns of all the forms that the Hub takes; the types of the columns from the README where the files have none."""
+    folder = tmp_path / "mine"
+    (folder / "data").mkdir(parents=True)
+    for shard, file in enumerate(sorted((clone / "Test_Set").iterdir())):
+        table = pq.read_table(file).replace_schema_metadata(None)
+        pq.write_table(table, folder / "data" / f"people-{shard}.parquet")
+    forms = {
+        "one": "data/people-*", "list": ["data/people-0.parquet", "data/people-1.parquet"],
+        "splits": [{"split": "train", "path": "data/people-0*"}, {"split": "test", "path": "data/people-1*"}],
+        "lists": [{"split": "train", "path": ["data/people-0*", "data/people-1*"]}],
+    }  # fmt: skip
+    features = read_config(clone, "Test_Set").features
+    header = {
+        "configs": [{"config_name": name, "data_files": form} for name, form in forms.items()],
+        "dataset_info": [{"config_name": name, "features": features._to_yaml_list()} for name in forms],
+    }
+    (folder / "README.md").write_text(f"---\n{json.dumps(header)}\n---\n")
+    assert config_names(folder) == sorted([*forms, "data"])
+    for name in forms:
+        rows = read_config(folder, name)
+        assert rows["ID"] == (PEOPLE[:10] if name == "splits" else PEOPLE)
+        assert rows.features == features
 
 
 def test_modalities_are_checked():
@@ -478,12 +567,12 @@ def test_a_clone_without_lfs(copy_of):
         load_benchmark(folder, 5)
 
 
-def test_a_damaged_file(copy_of):
+def test_a_damaged_file(copy_of, both_routes):
     folder = copy_of()
     file = folder / "forget_5" / "train-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-2000])
     for modalities in (MODALITIES, ("text",)):
-        with pytest.raises(ValueError, match="forget_5"):
+        with pytest.raises(ValueError, match="forget_5 of .* cannot be read: .*; fetch the files again"):
             load_benchmark(folder, 5, modalities=modalities)
 
 
