@@ -12,6 +12,7 @@ import os
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from .batches import batches, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
+from .checks import check_finite, check_model, check_names, check_whole, quiet_pass
 from .progress import bar
 from .resume import fingerprint, remembered
 from .shared import additive_mask, can_share, read_shared
@@ -60,8 +62,11 @@ def generate_answers(
     Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes what
     questions share once (:func:`manu_utils.batches.shared_batches`); other models go through their own ``generate``.
 
+    Nothing of the model's own generation settings counts but its end and padding tokens.
+
     Raises:
-        ValueError: no questions, or max_new_tokens or batch_size below 1.
+        TypeError: max_new_tokens or batch_size is no whole number, or the model is wrapped.
+        ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not finite.
     """
     _need(questions)
     tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
@@ -85,41 +90,61 @@ def greedy_config(model, processor, max_new_tokens: int):
     """The ``GenerationConfig`` of greedy decoding that ends at any end-of-sequence token of the model or the tokenizer.
 
     Raises:
-        ValueError: max_new_tokens below 1.
+        TypeError: max_new_tokens is no whole number.
+        ValueError: max_new_tokens below 1, or a tokenizer without padding token.
     """
     from transformers import GenerationConfig
 
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
+    check_whole("max_new_tokens", max_new_tokens)
+    pad = processor.tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError(
+            "the tokenizer has no padding token, which batches need; set processor.tokenizer.pad_token = "
+            "processor.tokenizer.eos_token (padding is masked), or take the processor of load_model, which does."
+        )
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
+        eos_token_id=sorted(end_tokens(model, processor)), pad_token_id=pad,
+    )  # fmt: skip
+
+
+def end_tokens(model, processor) -> set[int]:
+    """The tokens that end an answer: those of the model's generation settings and the tokenizer's.
+
+    Raises:
+        ValueError: there are none.
+    """
     ends = model.generation_config.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id} - {None}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
-        eos_token_id=sorted(ends), pad_token_id=processor.tokenizer.pad_token_id,
-    )  # fmt: skip
+    if not ends:
+        raise ValueError("neither model nor tokenizer names an end of sequence; set processor.tokenizer.eos_token.")
+    return ends
 
 
 @torch.no_grad()
 def known(model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True) -> Tensor:
     """Whether the greedy answer is the truth, word for word, without generating it.
 
-    Greedy decoding writes the truth exactly if the arg-max at every token of it, end of sequence included, is that token, so
-    one forward pass decides. For classification the truth is the letter.
+    Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and then any token that ends
+    an answer, so one forward pass decides. For classification the truth is the letter.
 
     Returns:
         bool [n_questions], on the CPU.
 
     Raises:
-        ValueError: no questions, or batch_size below 1.
+        TypeError: batch_size is no whole number, or the model is wrapped.
+        ValueError: no questions, batch_size below 1, or logits that are not finite.
     """
     _need(questions)
     questions = [replace(question, answer=truth_of(question)) for question in questions]
     right = torch.zeros(len(questions), dtype=torch.bool)
+    ends = torch.tensor(sorted(end_tokens(model, processor)))
 
     def share_right(batch: dict[str, Tensor]) -> Tensor:
         logits, targets, rows = _answer_logits(model, batch)
-        return _mean_per_question((logits.argmax(-1) == targets).float(), rows)
+        written, all_ends = logits.argmax(-1), ends.to(targets.device)
+        same = (written == targets) | torch.isin(written, all_ends) & torch.isin(targets, all_ends)
+        return _mean_per_question(same.float(), rows)
 
     for indices, share in _in_batches(share_right, model, processor, questions, batch_size, True, progress, "known"):
         right[indices] = (share == 1).cpu()
@@ -147,7 +172,8 @@ def likeliest_options(
         One letter per question.
 
     Raises:
-        ValueError: no questions, or one without options.
+        TypeError: batch_size is no whole number, or the model is wrapped.
+        ValueError: no questions, one without options, batch_size below 1, or logits that are not finite.
     """
     _need(questions)
     if missing := next((question for question in questions if not question.options), None):
@@ -225,7 +251,7 @@ def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
         seen, positions = torch.cat([seen, itself], dim=-1), positions + 1
         mask = additive_mask(seen[:, None], model.dtype)
         output = model.model(input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache)
-        tokens = head(output.last_hidden_state).argmax(-1)
+        tokens = head(output.last_hidden_state.flatten(0, 1)).argmax(-1).view_as(tokens)
     return written[row, place]
 
 
@@ -233,7 +259,7 @@ def _in_batches(
     work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence, batch_size: int,
     with_answer: bool, progress: bool, name: str, make: Callable | None = None, accelerator=None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
-    """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size.
+    """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on with half the batch size.
 
     Args:
         questions: what ``make`` takes: Questions, unless it is given.
@@ -241,6 +267,7 @@ def _in_batches(
         accelerator: its processes share the batches that one would compute, and each is given the results of all; without
             ``make``.
     """
+    check_whole("batch_size", batch_size)
     make = make or (shared_batches if can_share(model) else batches)
     todo = list(range(len(questions)))
     if accelerator is not None and accelerator.num_processes > 1:
@@ -258,7 +285,8 @@ def _in_batches(
             try:
                 chosen = [questions[index] for index in todo]
                 for positions, batch in make(chosen, processor, batch_size, with_answer, model.device):
-                    result = work(batch)
+                    with _as_asked(model):
+                        result = work(batch)
                     indices = [todo[position] for position in positions]
                     done.update(indices)
                     shown.update(len(indices))
@@ -272,6 +300,26 @@ def _in_batches(
                 return
             torch.cuda.empty_cache()  # not in the handler, where the traceback still holds the tensors
             todo = [index for index in todo if index not in done]
+
+
+@contextmanager
+def _as_asked(model) -> Iterator[None]:
+    """What every pass that asks runs in: :func:`manu_utils.checks.quiet_pass`, with generation settings that are all defaults,
+    since ``generate`` fills what it is not told from the model's own, and logits that must be finite.
+    """
+    from transformers import GenerationConfig
+
+    def look(module, _, logits: Tensor) -> None:  # [m, vocabulary], or of generate [b, t, vocabulary] with padding first
+        check_finite("the model's logits are", logits if logits.dim() == 2 else logits[:, -1])
+
+    with quiet_pass(model):
+        own, hook = model.generation_config, model.get_output_embeddings().register_forward_hook(look)
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = own
+            hook.remove()
 
 
 def _need(questions: Sequence[Question]) -> None:
@@ -373,17 +421,26 @@ def evaluate(
         in the order of ``sets``, tasks and modalities.
 
     Raises:
-        ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
-            modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
+        TypeError: sets that are no dict of datasets, tasks or modalities that are no sequence of names, a seed or batch_size
+            that is no whole number, or a model that is wrapped.
+        ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, logits that are not finite, a set
+            without questions of a task and modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
             are none to take or none that are needed, a resumed draw without a seed, or several processes with shots or resume.
     """
     from rouge_score import rouge_scorer
 
+    check_model(model)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}.")
-    for name, given in (("sets", sets), ("tasks", tasks), ("modalities", modalities)):
-        if not given:
-            raise ValueError(f"{name} is empty; name at least one.")
+    if not isinstance(sets, dict) or not all(hasattr(dataset, "column_names") for dataset in sets.values()):
+        raise TypeError("sets must be a dict of name -> dataset, such as benchmark.sets() or {'forget': benchmark.forget}.")
+    if not sets:
+        raise ValueError("sets is empty; name at least one.")
+    check_names("tasks", tasks, TASKS)
+    check_names("modalities", modalities, MODALITIES)
+    check_whole("batch_size", batch_size)
+    if seed is not None:
+        check_whole("seed", seed, least=0)
     if protocol == "zero-shot" and shots is not None:
         raise ValueError("protocol='zero-shot' takes no shots; leave them out, or use protocol='official' or 'robust'.")
     if protocol == "official" and shots is None:

@@ -1,9 +1,12 @@
 """Answers, judgements and tables: batched equals single, official equals official, and bad input says so."""
 
+import copy
+import math
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -11,7 +14,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from manu_utils.batches import encode
-from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
+from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_config
 from manu_utils.evaluation import (
     COLUMNS,
     LEADERBOARD,
@@ -261,17 +264,161 @@ def test_likelihood_needs_options(tiny_model, two_sets):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_new_tokens": 0}, "max_new_tokens=0"), ({"batch_size": 0}, "batch_size=0")],
-)
-def test_sizes_must_be_positive(tiny_model, two_sets, options, message):
-    with pytest.raises(ValueError, match=message):
-        generate_answers(*tiny_model, questions_of(two_sets["forget"], ["cloze"]), **options)
+    [({"max_new_tokens": 0}, "max_new_tokens=0"), ({"batch_size": 0}, "batch_size=0"),
+     ({"max_new_tokens": True}, "max_new_tokens=True must be a whole number"),
+     ({"batch_size": "8"}, "batch_size='8' must be a whole number")],
+)  # fmt: skip
+def test_sizes_must_be_positive_whole_numbers(tiny_model, two_sets, options, message):
+    questions = questions_of(two_sets["forget"], ["cloze"])
+    with pytest.raises((TypeError, ValueError), match=message):
+        generate_answers(*tiny_model, questions, **options)
+    if "batch_size" in options:
+        for function in (known, partial(likeliest_options, *tiny_model, questions_of(two_sets["forget"], ["classification"]))):
+            with pytest.raises((TypeError, ValueError), match=message):
+                function(*([] if isinstance(function, partial) else [*tiny_model, questions]), **options)
 
 
 @pytest.mark.parametrize("function", [generate_answers, known, likeliest_options])
 def test_no_question_is_an_error(tiny_model, function):
     with pytest.raises(ValueError, match="no question"):
         function(*tiny_model, [])
+
+
+# ------------------------------------------------------------------------------------------------ whatever the model brings
+
+HOSTILE = {  # what a checkpoint's generation_config.json may hold, and what would change the answers
+    "forced_eos_token_id": 9, "forced_bos_token_id": 9, "suppress_tokens": list(range(5, 200)), "min_length": 99,
+    "begin_suppress_tokens": list(range(2, 200)), "no_repeat_ngram_size": 1, "bad_words_ids": [[i] for i in range(5, 99)],
+    "max_time": 1e-9, "stop_strings": ["a", "e", "s"], "guidance_scale": 9.0, "return_dict_in_generate": True,
+    "output_scores": True, "num_beams": 4, "num_return_sequences": 2, "do_sample": True, "temperature": 9.0, "max_length": 3,
+    "repetition_penalty": 9.0, "encoder_no_repeat_ngram_size": 1, "exponential_decay_length_penalty": (1, 9.0),
+    "cache_implementation": "static", "prompt_lookup_num_tokens": 3, "min_new_tokens": 7, "penalty_alpha": 0.9,
+    "sequence_bias": [[[9], 99.0]], "renormalize_logits": True, "use_cache": False, "low_memory": True, "custom": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_answers_inherit_none_of_the_models_generation_settings(tiny_model, two_sets, by_generate, name):
+    model, processor = tiny_model
+    questions = questions_of(two_sets["forget"], ["cloze", "generation"], ["text"])[:6]
+    expected = by_generate(generate_answers, model, processor, questions, max_new_tokens=6, **QUIET)
+    own = model.generation_config
+    model.generation_config = hostile = copy.deepcopy(own)
+    setattr(hostile, name, HOSTILE[name])
+    try:
+        assert by_generate(generate_answers, model, processor, questions, max_new_tokens=6, **QUIET) == expected
+        assert generate_answers(model, processor, questions, max_new_tokens=6, **QUIET) == expected
+        assert model.generation_config is hostile and getattr(hostile, name) == HOSTILE[name]
+    finally:
+        model.generation_config = own
+
+
+def test_every_end_ends_an_answer_and_makes_it_known(trained, benchmark, by_generate):
+    """The tokenizer's end, and those that the model names: one of them alone is not enough."""
+    model, processor = trained
+    questions = questions_of(benchmark.forget.select([0]), ["generation"], ["text"])
+    truths, own = [question.answer for question in questions], model.generation_config
+    used = {token for q in questions for token in encode([q], processor, with_answer=True)["input_ids"][0].tolist()}
+    another = next(token for token in range(99, 999) if token not in used)
+    model.generation_config = copy.deepcopy(own)
+    head = model.get_output_embeddings().weight
+    before = head.detach().clone()
+    try:
+        model.generation_config.eos_token_id = another  # the tokenizer's end still ends
+        for call in (lambda f, *a, **o: f(*a, **o), by_generate):
+            assert call(generate_answers, model, processor, questions, **QUIET) == truths
+        with torch.no_grad():  # the model ends with the other
+            head[[another, processor.tokenizer.eos_token_id]] = before[[processor.tokenizer.eos_token_id, another]]
+        for ends in (another, [another, processor.tokenizer.eos_token_id]):
+            model.generation_config.eos_token_id = ends
+            for call in (lambda f, *a, **o: f(*a, **o), by_generate):
+                answers = call(generate_answers, model, processor, questions, **QUIET)
+                word = processor.tokenizer.decode([another]).strip()  # which is no special token, so it can be seen
+                assert [answer.removesuffix(word).strip() for answer in answers] == truths
+                assert call(known, model, processor, questions, **QUIET).all()
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        assert not known(model, processor, questions, **QUIET).any()
+    finally:
+        model.generation_config = own
+        with torch.no_grad():
+            head.copy_(before)
+
+
+def test_a_tokenizer_without_padding_or_any_end_is_named(tiny_model, two_sets, monkeypatch):
+    model, processor = tiny_model[0], copy.deepcopy(tiny_model[1])
+    questions = questions_of(two_sets["forget"], ["cloze"], ["text"])
+    processor.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="no padding token.*processor.tokenizer.pad_token = "):
+        generate_answers(model, processor, questions, **QUIET)
+    processor.tokenizer.eos_token = None
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    with pytest.raises(ValueError, match="names an end of sequence"):
+        known(model, processor, questions, **QUIET)
+
+
+def broken_model(model, how):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        if how == "NaN":
+            model.model.language_model.norm.weight.fill_(math.nan)
+        elif how == "one NaN":
+            model.get_output_embeddings().weight[3, 3] = math.nan
+        else:  # more than float16 can hold, in what every layer adds to
+            model.half().model.language_model.embed_tokens.weight.mul_(60_000)
+            model.model.language_model.layers[0].mlp.down_proj.weight.mul_(60_000)
+    return model
+
+
+@pytest.mark.parametrize("path", ["shared", "generate"])
+@pytest.mark.parametrize("how", ["NaN", "one NaN", "float16"])
+def test_logits_that_are_not_finite_are_no_forgetting(tiny_model, two_sets, by_generate, how, path):
+    model, processor = broken_model(tiny_model[0], how), tiny_model[1]
+    call = by_generate if path == "generate" else lambda f, *a, **o: f(*a, **o)
+    questions = questions_of(two_sets["forget"], ["classification"])
+    message = "the model's logits are not finite; load the model in float32 or bfloat16"
+    for function in (generate_answers, known, likeliest_options):
+        with pytest.raises(ValueError, match=message):
+            call(function, model, processor, questions, **QUIET)
+    shots = {"robust": {}, "zero-shot": {}, "official": {"shots": load_config("tiny", "Full_Set"), "seed": 0}}
+    for protocol, options in shots.items():
+        for modality in MODALITIES:
+            with pytest.raises(ValueError, match=message):
+                call(evaluate, model, processor, two_sets, protocol=protocol, tasks=["generation"], modalities=[modality],
+                     **options, **QUIET)  # fmt: skip
+
+
+def test_a_number_that_breaks_while_an_answer_is_written_is_seen(tiny_model, two_sets):
+    """The first tokens are fine; only a later one is not."""
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # of its own, not that of the embeddings
+    questions = questions_of(two_sets["forget"], ["generation"], ["text"])
+    first = {token for text in generate_answers(model, processor, questions, max_new_tokens=1, **QUIET)
+             for token in processor.tokenizer(text)["input_ids"]}  # fmt: skip
+    prompts = {token for question in questions for token in encode([question], processor, False)["input_ids"][0].tolist()}
+    assert first - prompts
+    with torch.no_grad():
+        model.get_input_embeddings().weight[sorted(first - prompts)] = math.nan
+    generate_answers(model, processor, questions, max_new_tokens=1, **QUIET)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate_answers(model, processor, questions, max_new_tokens=3, **QUIET)
+
+
+def test_asking_is_in_eval_mode_outside_autocast_and_puts_both_back(tiny_model, two_sets, by_generate):
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    model.config.text_config.attention_dropout = 0.9
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    questions = questions_of(two_sets["forget"], ["classification"])[::3]
+    for call in (lambda f, *a, **o: f(*a, **o), by_generate):
+        expected = [call(f, model, processor, questions, **QUIET) for f in (generate_answers, known, likeliest_options)]
+        model.train()
+        model.model.vision_tower.eval()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = [call(f, model, processor, questions, **QUIET) for f in (generate_answers, known, likeliest_options)]
+        assert found[0] == expected[0] and found[1].equal(expected[1]) and found[2] == expected[2]
+        assert model.training and not model.model.vision_tower.training
+        model.eval()
 
 
 # ------------------------------------------------------------------------------------------------ judgements
@@ -375,20 +522,39 @@ def test_a_part_is_that_part_of_the_whole(tiny_model, two_sets, table):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ["vqa"]}, "task='vqa' is unknown"),
-        ({"modalities": ["audio"]}, "modality='audio' is unknown"),
-        ({"tasks": []}, "tasks is empty"),
-        ({"modalities": []}, "modalities is empty"),
+        ({"tasks": ["vqa"]}, "tasks holds 'vqa', which is unknown"),
+        ({"modalities": ["audio"]}, "modalities holds 'audio', which is unknown"),
+        ({"tasks": []}, "tasks=.* must name at least one"),
+        ({"modalities": []}, "modalities=.* must name at least one"),
+        ({"tasks": "cloze"}, "tasks='cloze' must be a tuple of names"),
+        ({"modalities": "text"}, "modalities='text' must be a tuple of names"),
+        ({"protocol": "zeroshot"}, "protocol='zeroshot' is unknown; use one of zero-shot, official, robust"),
+        ({"protocol": None}, "protocol=None is unknown"),
+        ({"batch_size": "8"}, "batch_size='8' must be a whole number"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
+        ({"seed": "0", "protocol": "robust"}, "seed='0' must be a whole number"),
+        ({"seed": -1, "protocol": "robust"}, "seed=-1 is below 0"),
     ],
 )
 def test_unknown_and_empty_choices(tiny_model, two_sets, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         evaluate(*tiny_model, two_sets, **options)
+
+
+def test_a_model_that_is_wrapped_and_one_in_the_wrong_place_are_refused(tiny_model, two_sets):
+    model, processor = tiny_model
+    with pytest.raises(TypeError, match="pass model.module"):
+        evaluate(torch.nn.DataParallel(model), processor, two_sets, **QUIET)
+    with pytest.raises(TypeError, match="pass what load_model returns first"):
+        evaluate(processor, model, two_sets, **QUIET)
 
 
 def test_bad_sets_are_named(tiny_model, benchmark):
     with pytest.raises(ValueError, match="sets is empty"):
         evaluate(*tiny_model, {})
+    for wrong in (benchmark.forget, benchmark, [benchmark.forget], {"forget": "forget"}, "forget", None):
+        with pytest.raises(TypeError, match="sets must be a dict of name -> dataset"):
+            evaluate(*tiny_model, wrong)
     with pytest.raises(ValueError, match="set 'nobody': .*empty"):
         evaluate(*tiny_model, {"nobody": benchmark.forget.select([])})
     with pytest.raises(ValueError, match="set 'training': .*Classification_Task"):
