@@ -153,7 +153,11 @@ def _merge(model, adapter: Path | str):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")
-            merged = PeftModel.from_pretrained(model, str(adapter), key_mapping=_OLD_PLACES).merge_and_unload()
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see _untie
+            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")
+            wrapped = PeftModel.from_pretrained(model, str(adapter), key_mapping=_OLD_PLACES)
+            _untie(wrapped.get_base_model(), adapter)
+            merged = wrapped.merge_and_unload()
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise ValueError(
             f"the adapter in {adapter} cannot be merged into this {type(model).__name__}; give the model that it was trained "
@@ -161,6 +165,30 @@ def _merge(model, adapter: Path | str):
         ) from error
     vars(merged).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
     return merged
+
+
+def _untie(model, adapter: Path | str) -> None:
+    """Give input and output embeddings that share their weights a copy each, if an adapter changes either of them.
+
+    What is merged into one would change the other as well, and both adapters would be added to both.
+
+    Raises:
+        ValueError: the adapter also changes single tokens of the two, which peft merges into shared weights only.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    configs = [config for config in (model.config, model.config.get_text_config()) if config.tie_word_embeddings]
+    if not configs or not any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
+        return
+    if any(isinstance(end, TrainableTokensWrapper) for end in ends):
+        raise ValueError("it changes tied embeddings both as a whole and token by token; merge it where it was trained.")
+    one, other = (getattr(end, "original_module", getattr(end, "base_layer", end)) for end in ends)
+    if other.weight is one.weight:
+        other.weight = torch.nn.Parameter(one.weight.detach().clone(), requires_grad=False)
+    for config in configs:
+        config.tie_word_embeddings = False
 
 
 def _load_processor(home: Path | str, config):
