@@ -1,7 +1,8 @@
 """From question records to the tensors that a vision-language model takes.
 
 The prompt templates are those of the official MLLMU-Bench evaluation (``eval.py``), zero-shot. Derived in notebook 02.
-LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every other family in the chat template of its processor.
+LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every other family in the chat template of its processor,
+on one fixed date.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
 SENTENCE_LINE_IMAGE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
 SENTENCE_LINE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+DATE = {  # what a chat template that writes today's date is given, or answers would change at midnight: Friday, 26 July 2024
+    "%-d": "26", "%-m": "7", "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
+    "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
+    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%f": "000000", "%T": "00:00:00", "%X": "00:00:00",
+    "%c": "Fri Jul 26 00:00:00 2024", "%Z": "UTC", "%z": "+0000", "%s": "1721952000", "%%": "%",
+}  # fmt: skip
 
 
 def prompt(question: Question, processor) -> str:
@@ -27,7 +34,8 @@ def prompt(question: Question, processor) -> str:
     beginning of the assistant's.
 
     Raises:
-        ValueError: unknown task, classification without options, or a question that holds the image placeholder.
+        ValueError: unknown task, classification without options, a question that holds the image placeholder, or see
+            :func:`chat_template`.
     """
     image_token = _image_token(processor)
     if image_token in question.question:
@@ -94,12 +102,11 @@ def encode(
         raise ValueError("a batch holds one modality; encode questions with and without an image separately.")
     tokenizer = processor.tokenizer
     prompts = [prompt(question, processor) for question in questions]
+    special = _needs_special_tokens(prompts, processor)
     texts = prompts
     if with_answer:
         texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt", "return_token_type_ids": False}
-    # A chat template may begin with the token that the tokenizer would put there a second time.
-    special = not (tokenizer.bos_token and _chats(processor) and prompts[0].startswith(tokenizer.bos_token))
     options["add_special_tokens"] = special
     if questions[0].image is None:
         batch = dict((processor if _chats(processor) else tokenizer)(text=texts, **options))
@@ -261,11 +268,12 @@ def _sequences(
 ) -> tuple[list[list[int]], list[int]]:
     """The tokens of every question, its image tokens included, and where its answer begins (``with_answer``; else its end)."""
     tokenizer = processor.tokenizer
-    sequences = tokenizer(prompts)["input_ids"] if prompts else []
+    special = _needs_special_tokens(prompts, processor)
+    sequences = tokenizer(prompts, add_special_tokens=special)["input_ids"] if prompts else []
     borders = [len(ids) for ids in sequences]
     if with_answer and prompts:
         texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
-        whole = tokenizer(texts)["input_ids"]
+        whole = tokenizer(texts, add_special_tokens=special)["input_ids"]
         borders = [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
         sequences = whole
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
@@ -293,20 +301,62 @@ def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:
     return [token for _, token in nodes], paths
 
 
+def chat_template(processor) -> str | None:
+    """The template that a processor's prompts are in: its own or its tokenizer's, of several the one named default.
+
+    Returns:
+        None for LLaVA-1.5, which the official evaluation asks in a form of its own, and for what has no image processor.
+
+    Raises:
+        ValueError: several templates and none is the default, or none at all for a family other than LLaVA-1.5.
+    """
+    if not hasattr(processor, "image_processor"):  # a tokenizer, or what stands for the processor of a language model
+        return getattr(processor, "chat_template", None) if hasattr(processor, "tokenizer") else None
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(template, list):  # as older files have it
+        template = {one["name"]: one["template"] for one in template}
+    if isinstance(template, dict):
+        if "default" not in template and len(template) > 1:
+            raise ValueError(
+                f"the {type(processor).__name__} has several chat templates ({', '.join(template)}) and none is named "
+                "default; set processor.chat_template to the one to use."
+            )
+        template = template.get("default") or next(iter(template.values()), None)
+    if type(processor).__name__ == "LlavaProcessor" and (not template or "ASSISTANT:" in template):
+        return None
+    if not template:
+        raise ValueError(
+            f"the {type(processor).__name__} has no chat template, so how its model wants to be asked is not known; set "
+            "processor.chat_template, or take the processor of a checkpoint of this architecture that was tuned to chat: "
+            "load_model(..., processor=...)."
+        )
+    return template
+
+
 def _chats(processor) -> bool:
-    """Whether prompts are in the chat template; LLaVA-1.5 has one too, but the official evaluation does not use it."""
-    return type(processor).__name__ != "LlavaProcessor" and bool(getattr(processor, "chat_template", None))
+    """Whether prompts are in the chat template."""
+    return bool(chat_template(processor))
 
 
 def _chat(processor, user: list[dict], assistant: list[dict] | None = None) -> str:
-    """A turn of the user, and either one of the assistant or the beginning of it, in the chat template."""
+    """A turn of the user, and either one of the assistant or the beginning of it, in the chat template, on :data:`DATE`."""
     turns = [{"role": "user", "content": user}]
     if assistant is not None:
         turns.append({"role": "assistant", "content": assistant})
+    template = chat_template(processor)
+    if "strftime_now" in template:  # transformers passes no function on, so a macro stands before its own
+        dates = "".join(f"|replace('{name}', '{value}')" for name, value in DATE.items())
+        template = "{%- macro strftime_now(format) %}{{ format" + dates + " }}{%- endmacro %}" + template
     # Of the tokenizer: what the processor would do is the same, but SmolVLM's asks for videos first.
     return processor.tokenizer.apply_chat_template(
-        turns, chat_template=processor.chat_template, add_generation_prompt=assistant is None, tokenize=False
+        turns, chat_template=template, add_generation_prompt=assistant is None, tokenize=False
     )
+
+
+def _needs_special_tokens(prompts: list[str], processor) -> bool:
+    """Whether the tokenizer adds its own: not where the chat template begins with the one that it would put there."""
+    begin = processor.tokenizer.bos_token
+    return not (begin and prompts and _chats(processor) and prompts[0].startswith(begin))
 
 
 def _image_token(processor) -> str:

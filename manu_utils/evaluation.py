@@ -423,9 +423,10 @@ def evaluate(
     Raises:
         TypeError: sets that are no dict of datasets, tasks or modalities that are no sequence of names, a seed or batch_size
             that is no whole number, or a model that is wrapped.
-        ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, logits that are not finite, a set
-            without questions of a task and modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
-            are none to take or none that are needed, a resumed draw without a seed, or several processes with shots or resume.
+        ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
+            modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
+            are none to take or none that are needed, a resumed draw without a seed, several processes with shots or resume,
+            or logits that are not finite.
     """
     from rouge_score import rouge_scorer
 
