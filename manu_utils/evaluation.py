@@ -25,7 +25,7 @@ from .batches import batches, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .checks import check_finite, check_model, check_names, check_whole, quiet_pass
 from .progress import bar
-from .resume import fingerprint, remembered
+from .resume import fingerprint, read_answers, remembered
 from .shared import additive_mask, can_share, read_shared
 from .training import answer_logits
 
@@ -426,7 +426,7 @@ def evaluate(
         ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
             modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
             are none to take or none that are needed, a resumed draw without a seed, several processes with shots or resume,
-            or logits that are not finite.
+            a ``resume`` that is another file (which is left as it is), or logits that are not finite.
     """
     from rouge_score import rouge_scorer
 
@@ -450,6 +450,8 @@ def evaluate(
         raise ValueError("a run that may go on later has to draw the same shots again; give a seed with resume.")
     if accelerator is not None and accelerator.num_processes > 1 and (resume is not None or shots is not None):
         raise ValueError("several processes share neither an evaluation with shots nor one that is resumed; use one process.")
+    if resume is not None:
+        read_answers(resume)  # raises where it is another file, before anything is asked
     run = "" if resume is None else model_key or fingerprint(model, processor)
     remember = partial(remembered, resume, run, chunk_size=CHUNK * batch_size)
     options = {"batch_size": batch_size, "progress": progress}
