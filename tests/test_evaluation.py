@@ -627,6 +627,52 @@ def test_a_file_that_is_no_leaderboard_is_not_overwritten(tmp_path, summary):
     assert path.read_text(encoding="utf-8") == "a,b\n1,2\n"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", bytes(range(256)), b"\x80\x04\x95", b"scale,seed\n\0,1\n", ",".join(LEADERBOARD).encode("utf-16"),
+     ";".join(LEADERBOARD).encode() + b"\ntiny;0;random;5;forget;cloze;text;accuracy;1;3\n",
+     ",".join([*LEADERBOARD, "note"]).encode() + b"\n", ",".join(LEADERBOARD[::-1]).encode() + b"\n",
+     ",".join(LEADERBOARD).encode() + b"\ntiny,0,random,5,forget,cloze,text,accuracy,1,3,mine\n",
+     ",".join(LEADERBOARD).encode() + b"\ntiny,0\n", ",".join(LEADERBOARD).encode() + b"\ntiny,a,random,5,,,,,1,3\n"],
+)  # fmt: skip
+def test_other_files_are_named_and_left_as_they_are(tmp_path, summary, content):
+    path = tmp_path / "board.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="board.csv is not a leaderboard .*left as it is; move it away"):
+        append_leaderboard(path, summary, **KEY)
+    assert path.read_bytes() == content
+    with pytest.raises(ValueError, match="is not a leaderboard"):
+        append_leaderboard(tmp_path, summary, **KEY)
+    with pytest.raises(ValueError, match="the summary has no column n"):
+        append_leaderboard(tmp_path / "new.csv", summary.drop(columns="n"), **KEY)
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_a_leaderboard_that_a_spreadsheet_saved_is_still_one(tmp_path, summary):
+    path = tmp_path / "board.csv"
+    append_leaderboard(path, summary, **KEY)
+    append_leaderboard(path, summary, **(KEY | {"method": "vanilla", "alpha": None}))
+    expected = path.read_text(encoding="utf-8")
+    saved = expected.replace(",5.0,", ",5,").replace("\n", "\r\n") + "\r\n"
+    path.write_bytes(b"\xef\xbb\xbf" + saved.encode())
+    for key in (KEY, KEY | {"method": "vanilla", "alpha": None}):
+        append_leaderboard(path, summary, **key)
+    assert path.read_text(encoding="utf-8") == expected
+
+
+def test_of_a_link_the_target_is_updated(tmp_path, summary, monkeypatch):
+    (tmp_path / "results").mkdir()
+    link, target = tmp_path / "board.csv", tmp_path / "results" / "board.csv"
+    link.symlink_to(target)
+    for alpha in (5, 10):
+        append_leaderboard(link, summary, **(KEY | {"alpha": alpha}))
+    assert link.is_symlink() and len(pd.read_csv(target)) == 2 * len(summary)
+    monkeypatch.setenv("HOME", str(tmp_path / "results"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "results"))
+    append_leaderboard("~/board.csv", summary, **KEY)
+    assert len(pd.read_csv(target)) == 2 * len(summary)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):
     path = tmp_path / "leaderboard.csv"
     append_leaderboard(path, summary, **KEY)
