@@ -7,7 +7,9 @@ on one fixed date.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -139,7 +141,8 @@ def batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Pairs of (indices into ``questions``, batch), longest first: little padding, and too large a batch fails at once.
 
-    Ties keep their order, so the batches are the same in every run. Image and text questions never share a batch.
+    Ties keep their order, so the batches are the same in every run. Image and text questions never share a batch. Questions
+    that are too long for the model are in none (:func:`fitting`).
 
     Raises:
         ValueError: batch_size below 1; see also :func:`encode`.
@@ -163,9 +166,13 @@ def plan_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
     if shared:
+        if len(kept := fitting(questions, processor, with_answer)) < len(questions):
+            some = plan_batches([questions[index] for index in kept], processor, batch_size, with_answer, shared)
+            return [[kept[index] for index in group] for group in some]
         prompts = [prompt(question, processor) for question in questions]
         sequences, _ = _sequences(questions, prompts, processor, with_answer)
         return [[index for row in rows for index in row] for rows in _plan_rows(questions, prompts, sequences, batch_size)]
+    kept = fitting(questions, processor, with_answer)
     lengths: list[int] = []
     for start in range(0, len(questions), batch_size):  # in parts, so that only the lengths are kept
         part = questions[start : start + batch_size]
@@ -173,10 +180,70 @@ def plan_batches(
         lengths += [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
     groups = []
     for modality in MODALITIES:
-        indices = [index for index, question in enumerate(questions) if question.modality == modality]
+        indices = [index for index in kept if questions[index].modality == modality]
         indices.sort(key=lambda index: -lengths[index])
         groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return groups
+
+
+def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list[int]:
+    """The indices of the questions that a model has positions for; one warning names the others.
+
+    What is longer would be read at positions that the model never saw, and mean nothing. The number of positions is
+    ``processor.tokenizer.model_max_length``, which :func:`manu_utils.models.load_model` takes from the model's config.
+
+    Args:
+        with_answer: count the answer and its end, too; else one position is left for the first token of an answer.
+
+    Raises:
+        ValueError: none of them fits.
+    """
+    positions = processor.tokenizer.model_max_length
+    room = positions - (0 if with_answer else 1)
+    texts = [prompt(question, processor) for question in questions]
+    if with_answer:
+        texts = [f"{text}{answer}" for text, answer in zip(texts, answer_texts(questions, processor), strict=True)]
+    images = [question for question in questions if question.image is not None]
+    largest = max(images, key=lambda question: question.image.width * question.image.height, default=None)
+    # A token is at least a byte. Twice, since an image of another shape may take more tokens than a larger one.
+    most = 8 + (2 * _image_tokens(largest, processor) if largest else 0)
+    doubtful = [index for index, text in enumerate(texts) if len(text.encode()) + most > room]
+    if not doubtful:
+        return list(range(len(questions)))
+    of_size: dict[tuple[int, int], int] = {}
+    special = _needs_special_tokens([texts[doubtful[0]]], processor)
+    too_long: dict[int, int] = {}
+    for index in doubtful:
+        ids = processor.tokenizer(texts[index], add_special_tokens=special, verbose=False)["input_ids"]
+        length, image = len(ids), questions[index].image
+        if image is not None:
+            if image.size not in of_size:
+                of_size[image.size] = _image_tokens(questions[index], processor)
+            length += of_size[image.size]
+        if length > room:
+            too_long[index] = length
+    if not too_long:
+        return list(range(len(questions)))
+    named = ", ".join(
+        f"person {questions[index].person_id} {questions[index].question[:60]!r} ({length} tokens)"
+        for index, length in list(too_long.items())[:5]
+    )
+    said = (
+        f"{len(too_long)} of {len(questions)} questions have more tokens than the model has positions ({positions})"
+        f"{', the answer included' if with_answer else ''}: {named}{', ...' if len(too_long) > 5 else ''}"
+    )
+    if len(too_long) == len(questions):
+        raise ValueError(f"{said}; nothing is left to ask: shorten them, or take a model with more positions.")
+    warnings.warn(f"{said}; they are left out.", stacklevel=3)
+    return [index for index in range(len(questions)) if index not in too_long]
+
+
+def _image_tokens(question: Question, processor) -> int:
+    """How many tokens longer an image of this size makes a prompt, when its placeholder is replaced."""
+    short = replace(question, question="Q", answer="A", task="training", options=None)
+    text = prompt(short, processor)
+    alone = processor.tokenizer(text, add_special_tokens=_needs_special_tokens([text], processor))["input_ids"]
+    return encode([short], processor, with_answer=False)["input_ids"].shape[1] - len(alone)
 
 
 def shared_batches(
@@ -205,6 +272,9 @@ def shared_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
+    if len(kept := fitting(questions, processor, with_answer)) < len(questions):
+        some = shared_batches([questions[index] for index in kept], processor, batch_size, with_answer, device)
+        return (([kept[index] for index in indices], batch) for indices, batch in some)
     prompts = [prompt(question, processor) for question in questions]
     sequences, borders = _sequences(questions, prompts, processor, with_answer)
     plan = _plan_rows(questions, prompts, sequences, batch_size)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batches import batches, plan_batches, prompt, shared_batches
+from .batches import batches, fitting, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
 from .checks import check_finite, check_model, check_names, check_whole, quiet_pass
 from .progress import bar
@@ -59,6 +59,7 @@ def generate_answers(
 ) -> list[str]:
     """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
 
+    Of questions that are too long for the model a warning says so, and the answer is ``""``.
     Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes what
     questions share once (:func:`manu_utils.batches.shared_batches`); other models go through their own ``generate``.
 
@@ -129,7 +130,7 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
     an answer, so one forward pass decides. For classification the truth is the letter.
 
     Returns:
-        bool [n_questions], on the CPU.
+        bool [n_questions], on the CPU; false where the truth is too long for the model, which a warning says.
 
     Raises:
         TypeError: batch_size is no whole number, or the model is wrapped.
@@ -169,7 +170,7 @@ def likeliest_options(
     for the skill of finding it among lettered options.
 
     Returns:
-        One letter per question.
+        One letter per question; ``""`` if all of its options are too long for the model, which a warning says.
 
     Raises:
         TypeError: batch_size is no whole number, or the model is wrapped.
@@ -183,7 +184,7 @@ def likeliest_options(
         for question in questions
         for words in question.options.values()
     ]
-    likelihood = torch.zeros(len(asked))
+    likelihood = torch.full((len(asked),), -math.inf)
 
     def mean_log_likelihood(batch: dict[str, Tensor]) -> Tensor:
         logits, targets, rows = _answer_logits(model, batch)
@@ -194,7 +195,8 @@ def likeliest_options(
     ):
         likelihood[indices] = means.cpu()
     parts = likelihood.split([len(question.options) for question in questions])
-    return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
+    letters = [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
+    return ["" if part.isinf().all() else letter for letter, part in zip(letters, parts, strict=True)]
 
 
 def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -418,7 +420,8 @@ def evaluate(
 
     Returns:
         Columns :data:`COLUMNS`: set, task, modality, metric, person_id, question, answer (the model's), truth, value (0 to 1);
-        in the order of ``sets``, tasks and modalities.
+        in the order of ``sets``, tasks and modalities. Questions that are longer than the model has positions are named in a
+        warning and not in the table; only prompts with shots are asked all the same, as the official code does.
 
     Raises:
         TypeError: sets that are no dict of datasets, tasks or modalities that are no sequence of names, a seed or batch_size
@@ -468,7 +471,13 @@ def evaluate(
         judged = judge_robustly
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     rows = []
-    for task, pairs in questions_by_task(sets, tasks, modalities).items():
+    asked = questions_by_task(sets, tasks, modalities)
+    every = [question for pairs in asked.values() for _, question in pairs]
+    readable = {id(every[index]) for index in fitting(every, processor, with_answer=False)}
+    for task, pairs in asked.items():
+        pairs = [(name, question) for name, question in pairs if id(question) in readable]
+        if not pairs:
+            continue
         letters_only = task == "classification"
         length = LETTER_TOKENS if letters_only and protocol == "zero-shot" else 50
         items = questions = [question for _, question in pairs]

@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -419,6 +420,63 @@ def test_asking_is_in_eval_mode_outside_autocast_and_puts_both_back(tiny_model, 
         assert found[0] == expected[0] and found[1].equal(expected[1]) and found[2] == expected[2]
         assert model.training and not model.model.vision_tower.training
         model.eval()
+
+
+# ------------------------------------------------------------------------------------------------ longer than the model
+
+
+@pytest.fixture
+def with_a_long_one(benchmark):
+    """Two people; one cloze sentence of the second, and a right option of the first, have 3,000 words."""
+    long = "word " * 3000
+
+    def change(row, index):
+        tasks = {name: copy.deepcopy(row[name]) for name in ("Mask_Task", "Classification_Task")}
+        if index == 1:
+            tasks["Mask_Task"][0]["Question"] = long + "__"
+        else:
+            question = tasks["Classification_Task"]["Pure_Text_Questions"][0]
+            question["Options"][question["Correct_Answer"]] = long
+        return tasks
+
+    return {"forget": benchmark.forget.select([0, 1]).map(change, with_indices=True)}
+
+
+@pytest.mark.parametrize("protocol", ["zero-shot", "robust"])
+def test_questions_that_are_too_long_are_named_and_not_in_the_table(trained, with_a_long_one, two_sets, protocol, tmp_path):
+    expected = evaluate(*trained, two_sets, protocol=protocol, **QUIET)
+    expected = expected[expected["set"] == "forget"].reset_index(drop=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        table = evaluate(*trained, with_a_long_one, protocol=protocol, resume=tmp_path / "answers.jsonl", **QUIET)
+    said = [str(warning.message) for warning in said if "positions" in str(warning.message)]
+    assert len(said) == 1 and "2 of 36 questions have more tokens than the model has positions (256)" in said[0]
+    assert all(f"person {person}" in said[0] for person in with_a_long_one["forget"]["ID"])
+    key = ["task", "modality", "metric", "person_id", "question"]
+    merged = expected.merge(table, how="left", on=key, indicator=True, suffixes=("", " now"))
+    gone = merged[merged["_merge"] == "left_only"]
+    assert sorted(gone["metric"] + " " + gone["task"]) == ["accuracy classification", "accuracy cloze",
+                                                            "likelihood classification"]  # fmt: skip
+    kept = merged[merged["_merge"] == "both"]
+    assert len(kept) == len(table)
+    assert (kept["answer"] == kept["answer now"]).all() and (kept["value"] == kept["value now"]).all()
+
+
+def test_what_is_too_long_is_not_known_and_has_no_answer(trained, two_sets):
+    fine, long = [replace(questions_of(two_sets["forget"], ["classification"], ["text"])[0], person_id=i) for i in ("1", "2")]
+    long = replace(long, question="word " * 3000)
+    option = replace(fine, options=fine.options | {"A": "word " * 3000})
+    with pytest.warns(UserWarning, match="1 of 2 questions.*person 2 'word"):
+        first, none = generate_answers(*trained, [fine, long], **QUIET)
+    assert none == "" and [first] == generate_answers(*trained, [fine], **QUIET)
+    with pytest.warns(UserWarning, match="1 of 2 questions"):
+        assert known(*trained, [long, fine], **QUIET).tolist() == [False, *known(*trained, [fine], **QUIET).tolist()]
+    with pytest.warns(UserWarning, match="4 of 8 questions"):
+        assert likeliest_options(*trained, [long, fine], **QUIET) == ["", *likeliest_options(*trained, [fine], **QUIET)]
+    with pytest.warns(UserWarning, match="1 of 4 questions"):
+        assert likeliest_options(*trained, [option], **QUIET)[0] in "BCD"
+    with pytest.raises(ValueError, match="nothing is left to ask"):
+        generate_answers(*trained, [long], **QUIET)
 
 
 # ------------------------------------------------------------------------------------------------ judgements
