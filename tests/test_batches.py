@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import tiny_models
 import torch
+from tokenizers import models, pre_tokenizers
 
 from manu_utils.batches import batches, encode, fitting, plan_batches, prompt, shared_batches
 from manu_utils.benchmark import Question
@@ -123,6 +124,25 @@ def test_batches_hold_one_modality(tiny_model):
         encode([], tiny_model[1], with_answer=False)
     with pytest.raises(ValueError, match="a batch holds one modality"):
         encode([ask(), ask(image=IMAGE)], tiny_model[1], with_answer=False)
+
+
+@pytest.mark.parametrize("image", [None, PIL.Image.new("RGB", (32, 32))], ids=["text", "multimodal"])
+def test_the_answer_begins_with_the_token_that_reaches_into_it(image):
+    """Of a tokenizer that joins the colon of the prompt with the space of the answer, the prompt's length says nothing."""
+    _, processor = tiny_models.llava()
+    backend = processor.tokenizer.backend_tokenizer
+    words = {**backend.get_vocab(with_added_tokens=False), ":Ġ": 999}
+    backend.model = models.BPE(words, [(":", "Ġ")])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    question = ask(image=image)
+    alone, batch = (encode([question], processor, with_answer) for with_answer in (False, True))
+    answer = batch["input_ids"][batch["answer_mask"]]
+    assert processor.tokenizer.decode(answer) == ": Lives in Porto.</s>" and answer[0] == 999
+    assert batch["input_ids"][0, : -len(answer)].equal(alone["input_ids"][0, :-1])
+    ((_, shared),) = shared_batches([question], processor, 1, with_answer=True)
+    assert shared["targets"].equal(answer)
+    reads = shared["reads"][:, 2]
+    assert len(reads) == len(answer) and reads[0] == batch["input_ids"].shape[1] - len(answer) - 1
 
 
 # ------------------------------------------------------------------------------------------------ batches

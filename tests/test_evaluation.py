@@ -14,7 +14,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from manu_utils.batches import encode
+from manu_utils.batches import encode, prompt
 from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_config
 from manu_utils.evaluation import (
     COLUMNS,
@@ -261,6 +261,25 @@ def test_likelihood_is_that_of_the_options_as_short_answers(tiny_model, table, t
 def test_likelihood_needs_options(tiny_model, two_sets):
     with pytest.raises(ValueError, match="has no options to compare"):
         likeliest_options(*tiny_model, evaluation_questions(two_sets["forget"], "cloze", "text"), **QUIET)
+
+
+def test_an_option_that_is_missing_is_neither_shown_nor_compared(tiny_model, benchmark):
+    """Where a column holds A to D, a question of three options has null for the fourth."""
+
+    def without(row):
+        task = copy.deepcopy(row["Classification_Task"])
+        for question in task["Pure_Text_Questions"]:
+            letter = next(letter for letter in "DC" if letter != question["Correct_Answer"])
+            question["Options"][letter] = None
+        return {"Classification_Task": task}
+
+    sets = {"forget": benchmark.forget.select([0]).map(without)}
+    questions = questions_of(sets["forget"], ["classification"], ["text"])
+    assert all(len(question.options) == 3 and None not in question.options.values() for question in questions)
+    assert not any("None" in prompt(question, tiny_model[1]) for question in questions)
+    table = evaluate(*tiny_model, sets, tasks=["classification"], modalities=["text"], **QUIET)
+    letters = table[table["metric"] == "likelihood"]["answer"]
+    assert all(letter in question.options for letter, question in zip(letters, questions, strict=True))
 
 
 @pytest.mark.parametrize(
