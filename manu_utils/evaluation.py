@@ -66,7 +66,7 @@ def generate_answers(
     Nothing of the model's own generation settings counts but its end and padding tokens.
 
     Raises:
-        TypeError: max_new_tokens or batch_size is no whole number, or the model is wrapped.
+        TypeError: no list of questions, max_new_tokens or batch_size is no whole number, or the model is wrapped.
         ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not finite.
     """
     _need(questions)
@@ -133,7 +133,7 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
         bool [n_questions], on the CPU; false where the truth is too long for the model, which a warning says.
 
     Raises:
-        TypeError: batch_size is no whole number, or the model is wrapped.
+        TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
         ValueError: no questions, batch_size below 1, or logits that are not finite.
     """
     _need(questions)
@@ -153,10 +153,17 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
 
 
 def truth_of(question: Question) -> str:
-    """What the model should write: the right letter for classification, else the answer."""
+    """What the model should write: the right letter for classification, else the answer.
+
+    Raises:
+        ValueError: a classification question whose answer is none of its options.
+    """
     if question.task != "classification":
         return question.answer
-    return next(letter for letter, words in question.options.items() if words == question.answer)
+    letter = next((letter for letter, words in (question.options or {}).items() if words == question.answer), None)
+    if letter is None:
+        raise ValueError(f"person {question.person_id}: {question.answer!r} is no option of {question.question!r}.")
+    return letter
 
 
 @torch.no_grad()
@@ -173,7 +180,7 @@ def likeliest_options(
         One letter per question; ``""`` if all of its options are too long for the model, which a warning says.
 
     Raises:
-        TypeError: batch_size is no whole number, or the model is wrapped.
+        TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
         ValueError: no questions, one without options, batch_size below 1, or logits that are not finite.
     """
     _need(questions)
@@ -325,6 +332,8 @@ def _as_asked(model) -> Iterator[None]:
 
 
 def _need(questions: Sequence[Question]) -> None:
+    if isinstance(questions, str | dict | Question) or not all(isinstance(question, Question) for question in questions):
+        raise TypeError("questions must be a list of Question, such as benchmark.training_questions('forget', 'text').")
     if not questions:
         raise ValueError("there is no question to ask; pass at least one.")
 
@@ -445,6 +454,9 @@ def evaluate(
     check_whole("batch_size", batch_size)
     if seed is not None:
         check_whole("seed", seed, least=0)
+    for name, text in (("model_key", model_key), ("resume", resume)):
+        if not isinstance(text, str | None) and not (name == "resume" and isinstance(text, os.PathLike)):
+            raise TypeError(f"{name}={text!r} must be a text{' or a path' if name == 'resume' else ''}.")
     if protocol == "zero-shot" and shots is not None:
         raise ValueError("protocol='zero-shot' takes no shots; leave them out, or use protocol='official' or 'robust'.")
     if protocol == "official" and shots is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .activations import collect_activations
 from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question, check_sets
+from .checks import check_model
 from .evaluation import known
 from .importance import CONTROLS, VARIANTS, score
 from .neurons import MLP, check_alpha, find_neurons, split_selected
@@ -124,12 +125,14 @@ def save_pruned(model, processor, folder: str | Path) -> None:
         folder: a new name, or an empty folder; ``~`` is the home folder.
 
     Raises:
+        TypeError: the model is wrapped, see :func:`manu_utils.checks.check_model`.
         FileExistsError: there is something of this name that is no empty folder, or another process is saving there.
         ValueError: the name of no folder of its own, such as ``"."``.
         OSError: the folder above cannot be written; nothing is written.
     """
     from filelock import FileLock, Timeout
 
+    check_model(model)
     given, folder = folder, Path(folder).expanduser()
     if folder.name in ("", "..") or str(given).startswith("~") and folder == Path.home():
         raise ValueError(f"{str(given)!r} names no new folder; give one, such as 'unlearned'.")

@@ -299,9 +299,20 @@ def test_sizes_must_be_positive_whole_numbers(tiny_model, two_sets, options, mes
 
 
 @pytest.mark.parametrize("function", [generate_answers, known, likeliest_options])
-def test_no_question_is_an_error(tiny_model, function):
+def test_no_question_is_an_error(tiny_model, two_sets, function):
     with pytest.raises(ValueError, match="no question"):
         function(*tiny_model, [])
+    questions = questions_of(two_sets["forget"], ["classification"])
+    for wrong in (questions[0], "Who is this?", ["Who is this?"], {"text": questions}, two_sets["forget"]):
+        with pytest.raises(TypeError, match="questions must be a list of Question"):
+            function(*tiny_model, wrong)
+
+
+def test_an_answer_that_is_no_option_is_named(tiny_model, two_sets):
+    question = replace(questions_of(two_sets["forget"], ["classification"])[0], answer="none of these")
+    for function in (truth_of, lambda question: known(*tiny_model, [question], **QUIET)):
+        with pytest.raises(ValueError, match=f"person {question.person_id}: 'none of these' is no option of"):
+            function(question)
 
 
 # ------------------------------------------------------------------------------------------------ whatever the model brings
@@ -611,6 +622,8 @@ def test_a_part_is_that_part_of_the_whole(tiny_model, two_sets, table):
         ({"batch_size": True}, "batch_size=True must be a whole number"),
         ({"seed": "0", "protocol": "robust"}, "seed='0' must be a whole number"),
         ({"seed": -1, "protocol": "robust"}, "seed=-1 is below 0"),
+        ({"resume": "x", "model_key": 5}, "model_key=5 must be a text"),
+        ({"resume": 5}, "resume=5 must be a text or a path"),
     ],
 )
 def test_unknown_and_empty_choices(tiny_model, two_sets, options, message):
