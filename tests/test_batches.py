@@ -173,53 +173,6 @@ def test_the_batch_size_is_checked_at_once(tiny_model):
         batches([ask()], tiny_model[1], 0, with_answer=False)
 
 
-# ------------------------------------------------------------------------------------------------ shared batches
-
-OTHER = PIL.Image.new("RGB", (96, 96), (10, 20, 30))
-
-
-@pytest.mark.parametrize("with_answer", [False, True])
-def test_a_shared_row_holds_every_question_as_it_is_alone(tiny_model, with_answer):
-    processor = tiny_model[1]
-    images = (IMAGE, None, OTHER, None, IMAGE)
-    questions = [ask(image=image, question=q, answer=a) for image in images for q, a in MIXED_LENGTHS]
-    seen = []
-    for indices, batch in shared_batches(questions, processor, 6, with_answer):
-        seen += indices
-        assert batch["reads"][:, 0].unique().tolist() == list(range(len(indices)))
-        for number, index in enumerate(indices):
-            reads = batch["reads"][:, 0] == number
-            _, row, last = batch["reads"][reads][-1].tolist()
-            before = batch["attention_mask"][row, 0, last].nonzero()[:, 0]
-            alone = encode([questions[index]], processor, with_answer)
-            ids = alone["input_ids"][0][: -1 if with_answer else None]  # nothing is predicted from the end of sequence
-            assert batch["input_ids"][row, before].equal(ids)
-            assert batch["position_ids"][row, before].equal(torch.arange(len(ids)))
-            if questions[index].image is not None:
-                assert batch["pixel_values"][row].equal(alone["pixel_values"][0])
-            if with_answer:
-                assert batch["targets"][reads].equal(alone["input_ids"][alone["answer_mask"]])
-    assert sorted(seen) == list(range(len(questions)))
-
-
-def test_a_shared_batch_is_no_larger_than_a_plain_one(tiny_model):
-    processor = tiny_model[1]
-    questions = [ask(image=image, question=q, answer=a) for image in (IMAGE, None, OTHER) * 3 for q, a in MIXED_LENGTHS]
-    longest = {key: max(encode([q], processor, True)["input_ids"].shape[1] for q in questions if q.modality == key)
-               for key in ("multimodal", "text")}  # fmt: skip
-    for size in (1, 2, 4, 64):
-        for indices, batch in shared_batches(questions, processor, size, with_answer=True):
-            assert batch["input_ids"].numel() <= size * longest[questions[indices[0]].modality]
-            assert size > 1 or len(indices) == 1
-    assert len(list(shared_batches(questions, processor, 64, with_answer=True))) == 2
-
-
-def test_shared_batches_check_what_batches_check(tiny_model):
-    assert list(shared_batches([], tiny_model[1], 8, with_answer=True)) == []
-    with pytest.raises(ValueError, match="batch_size=0 is not positive"):
-        shared_batches([ask()], tiny_model[1], 0, with_answer=False)
-
-
 # ------------------------------------------------------------------------------------------------ longer than the model
 
 
@@ -297,3 +250,50 @@ def test_training_takes_no_question_that_is_too_long(tiny_model):
         again = answer_batches(questions, processor, 2, 0, "cpu")
         for _ in range(3):
             assert next(same)[0]["input_ids"].equal(next(again)[0]["input_ids"])
+
+
+# ------------------------------------------------------------------------------------------------ shared batches
+
+OTHER = PIL.Image.new("RGB", (96, 96), (10, 20, 30))
+
+
+@pytest.mark.parametrize("with_answer", [False, True])
+def test_a_shared_row_holds_every_question_as_it_is_alone(tiny_model, with_answer):
+    processor = tiny_model[1]
+    images = (IMAGE, None, OTHER, None, IMAGE)
+    questions = [ask(image=image, question=q, answer=a) for image in images for q, a in MIXED_LENGTHS]
+    seen = []
+    for indices, batch in shared_batches(questions, processor, 6, with_answer):
+        seen += indices
+        assert batch["reads"][:, 0].unique().tolist() == list(range(len(indices)))
+        for number, index in enumerate(indices):
+            reads = batch["reads"][:, 0] == number
+            _, row, last = batch["reads"][reads][-1].tolist()
+            before = batch["attention_mask"][row, 0, last].nonzero()[:, 0]
+            alone = encode([questions[index]], processor, with_answer)
+            ids = alone["input_ids"][0][: -1 if with_answer else None]  # nothing is predicted from the end of sequence
+            assert batch["input_ids"][row, before].equal(ids)
+            assert batch["position_ids"][row, before].equal(torch.arange(len(ids)))
+            if questions[index].image is not None:
+                assert batch["pixel_values"][row].equal(alone["pixel_values"][0])
+            if with_answer:
+                assert batch["targets"][reads].equal(alone["input_ids"][alone["answer_mask"]])
+    assert sorted(seen) == list(range(len(questions)))
+
+
+def test_a_shared_batch_is_no_larger_than_a_plain_one(tiny_model):
+    processor = tiny_model[1]
+    questions = [ask(image=image, question=q, answer=a) for image in (IMAGE, None, OTHER) * 3 for q, a in MIXED_LENGTHS]
+    longest = {key: max(encode([q], processor, True)["input_ids"].shape[1] for q in questions if q.modality == key)
+               for key in ("multimodal", "text")}  # fmt: skip
+    for size in (1, 2, 4, 64):
+        for indices, batch in shared_batches(questions, processor, size, with_answer=True):
+            assert batch["input_ids"].numel() <= size * longest[questions[indices[0]].modality]
+            assert size > 1 or len(indices) == 1
+    assert len(list(shared_batches(questions, processor, 64, with_answer=True))) == 2
+
+
+def test_shared_batches_check_what_batches_check(tiny_model):
+    assert list(shared_batches([], tiny_model[1], 8, with_answer=True)) == []
+    with pytest.raises(ValueError, match="batch_size=0 is not positive"):
+        shared_batches([ask()], tiny_model[1], 0, with_answer=False)
