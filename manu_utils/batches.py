@@ -20,12 +20,6 @@ LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
 SENTENCE_LINE_IMAGE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
 SENTENCE_LINE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
-DATE = {  # what a chat template that writes today's date is given, or answers would change at midnight: Friday, 26 July 2024
-    "%-d": "26", "%-m": "7", "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
-    "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
-    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%f": "000000", "%T": "00:00:00", "%X": "00:00:00",
-    "%c": "Fri Jul 26 00:00:00 2024", "%Z": "UTC", "%z": "+0000", "%s": "1721952000", "%%": "%",
-}  # fmt: skip
 
 
 def prompt(question: Question, processor) -> str:
@@ -369,6 +363,14 @@ def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:
             path.append(node)
         paths.append(path)
     return [token for _, token in nodes], paths
+
+
+DATE = {  # what a chat template that writes today's date is given, or answers would change at midnight: Friday, 26 July 2024
+    "%-d": "26", "%-m": "7", "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
+    "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
+    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%f": "000000", "%T": "00:00:00", "%X": "00:00:00",
+    "%c": "Fri Jul 26 00:00:00 2024", "%Z": "UTC", "%z": "+0000", "%s": "1721952000", "%%": "%",
+}  # fmt: skip
 
 
 def chat_template(processor) -> str | None:
