@@ -1,12 +1,15 @@
 """From question records to the tensors that a vision-language model takes.
 
 The prompt templates are those of the official MLLMU-Bench evaluation (``eval.py``), zero-shot. Derived in notebook 02.
-LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every other family in the chat template of its processor.
+LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every other family in the chat template of its processor,
+on one fixed date.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +30,8 @@ def prompt(question: Question, processor) -> str:
     beginning of the assistant's.
 
     Raises:
-        ValueError: unknown task, classification without options, or a question that holds the image placeholder.
+        ValueError: unknown task, classification without options, a question that holds the image placeholder, or see
+            :func:`chat_template`.
     """
     image_token = _image_token(processor)
     if image_token in question.question:
@@ -94,12 +98,11 @@ def encode(
         raise ValueError("a batch holds one modality; encode questions with and without an image separately.")
     tokenizer = processor.tokenizer
     prompts = [prompt(question, processor) for question in questions]
+    special = _needs_special_tokens(prompts, processor)
     texts = prompts
     if with_answer:
         texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt", "return_token_type_ids": False}
-    # A chat template may begin with the token that the tokenizer would put there a second time.
-    special = not (tokenizer.bos_token and _chats(processor) and prompts[0].startswith(tokenizer.bos_token))
     options["add_special_tokens"] = special
     if questions[0].image is None:
         batch = dict((processor if _chats(processor) else tokenizer)(text=texts, **options))
@@ -132,7 +135,8 @@ def batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Pairs of (indices into ``questions``, batch), longest first: little padding, and too large a batch fails at once.
 
-    Ties keep their order, so the batches are the same in every run. Image and text questions never share a batch.
+    Ties keep their order, so the batches are the same in every run. Image and text questions never share a batch. Questions
+    that are too long for the model are in none (:func:`fitting`).
 
     Raises:
         ValueError: batch_size below 1; see also :func:`encode`.
@@ -156,9 +160,13 @@ def plan_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
     if shared:
+        if len(kept := fitting(questions, processor, with_answer)) < len(questions):
+            some = plan_batches([questions[index] for index in kept], processor, batch_size, with_answer, shared)
+            return [[kept[index] for index in group] for group in some]
         prompts = [prompt(question, processor) for question in questions]
         sequences, _ = _sequences(questions, prompts, processor, with_answer)
         return [[index for row in rows for index in row] for rows in _plan_rows(questions, prompts, sequences, batch_size)]
+    kept = fitting(questions, processor, with_answer)
     lengths: list[int] = []
     for start in range(0, len(questions), batch_size):  # in parts, so that only the lengths are kept
         part = questions[start : start + batch_size]
@@ -166,10 +174,70 @@ def plan_batches(
         lengths += [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
     groups = []
     for modality in MODALITIES:
-        indices = [index for index, question in enumerate(questions) if question.modality == modality]
+        indices = [index for index in kept if questions[index].modality == modality]
         indices.sort(key=lambda index: -lengths[index])
         groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return groups
+
+
+def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list[int]:
+    """The indices of the questions that a model has positions for; one warning names the others.
+
+    What is longer would be read at positions that the model never saw, and mean nothing. The number of positions is
+    ``processor.tokenizer.model_max_length``, which :func:`manu_utils.models.load_model` takes from the model's config.
+
+    Args:
+        with_answer: count the answer and its end, too; else one position is left for the first token of an answer.
+
+    Raises:
+        ValueError: none of them fits.
+    """
+    positions = processor.tokenizer.model_max_length
+    room = positions - (0 if with_answer else 1)
+    texts = [prompt(question, processor) for question in questions]
+    if with_answer:
+        texts = [f"{text}{answer}" for text, answer in zip(texts, answer_texts(questions, processor), strict=True)]
+    images = [question for question in questions if question.image is not None]
+    largest = max(images, key=lambda question: question.image.width * question.image.height, default=None)
+    # A token is at least a byte. Twice, since an image of another shape may take more tokens than a larger one.
+    most = 8 + (2 * _image_tokens(largest, processor) if largest else 0)
+    doubtful = [index for index, text in enumerate(texts) if len(text.encode()) + most > room]
+    if not doubtful:
+        return list(range(len(questions)))
+    of_size: dict[tuple[int, int], int] = {}
+    special = _needs_special_tokens([texts[doubtful[0]]], processor)
+    too_long: dict[int, int] = {}
+    for index in doubtful:
+        ids = processor.tokenizer(texts[index], add_special_tokens=special, verbose=False)["input_ids"]
+        length, image = len(ids), questions[index].image
+        if image is not None:
+            if image.size not in of_size:
+                of_size[image.size] = _image_tokens(questions[index], processor)
+            length += of_size[image.size]
+        if length > room:
+            too_long[index] = length
+    if not too_long:
+        return list(range(len(questions)))
+    named = ", ".join(
+        f"person {questions[index].person_id} {questions[index].question[:60]!r} ({length} tokens)"
+        for index, length in list(too_long.items())[:5]
+    )
+    said = (
+        f"{len(too_long)} of {len(questions)} questions have more tokens than the model has positions ({positions})"
+        f"{', the answer included' if with_answer else ''}: {named}{', ...' if len(too_long) > 5 else ''}"
+    )
+    if len(too_long) == len(questions):
+        raise ValueError(f"{said}; nothing is left to ask: shorten them, or take a model with more positions.")
+    warnings.warn(f"{said}; they are left out.", stacklevel=3)
+    return [index for index in range(len(questions)) if index not in too_long]
+
+
+def _image_tokens(question: Question, processor) -> int:
+    """How many tokens longer an image of this size makes a prompt, when its placeholder is replaced."""
+    short = replace(question, question="Q", answer="A", task="training", options=None)
+    text = prompt(short, processor)
+    alone = processor.tokenizer(text, add_special_tokens=_needs_special_tokens([text], processor))["input_ids"]
+    return encode([short], processor, with_answer=False)["input_ids"].shape[1] - len(alone)
 
 
 def shared_batches(
@@ -198,6 +266,9 @@ def shared_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
+    if len(kept := fitting(questions, processor, with_answer)) < len(questions):
+        some = shared_batches([questions[index] for index in kept], processor, batch_size, with_answer, device)
+        return (([kept[index] for index in indices], batch) for indices, batch in some)
     prompts = [prompt(question, processor) for question in questions]
     sequences, borders = _sequences(questions, prompts, processor, with_answer)
     plan = _plan_rows(questions, prompts, sequences, batch_size)
@@ -261,11 +332,12 @@ def _sequences(
 ) -> tuple[list[list[int]], list[int]]:
     """The tokens of every question, its image tokens included, and where its answer begins (``with_answer``; else its end)."""
     tokenizer = processor.tokenizer
-    sequences = tokenizer(prompts)["input_ids"] if prompts else []
+    special = _needs_special_tokens(prompts, processor)
+    sequences = tokenizer(prompts, add_special_tokens=special)["input_ids"] if prompts else []
     borders = [len(ids) for ids in sequences]
     if with_answer and prompts:
         texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
-        whole = tokenizer(texts)["input_ids"]
+        whole = tokenizer(texts, add_special_tokens=special)["input_ids"]
         borders = [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
         sequences = whole
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
@@ -293,20 +365,70 @@ def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:
     return [token for _, token in nodes], paths
 
 
+DATE = {  # what a chat template that writes today's date is given, or answers would change at midnight: Friday, 26 July 2024
+    "%-d": "26", "%-m": "7", "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
+    "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
+    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%f": "000000", "%T": "00:00:00", "%X": "00:00:00",
+    "%c": "Fri Jul 26 00:00:00 2024", "%Z": "UTC", "%z": "+0000", "%s": "1721952000", "%%": "%",
+}  # fmt: skip
+
+
+def chat_template(processor) -> str | None:
+    """The template that a processor's prompts are in: its own or its tokenizer's, of several the one named default.
+
+    Returns:
+        None for LLaVA-1.5, which the official evaluation asks in a form of its own, and for what has no image processor.
+
+    Raises:
+        ValueError: several templates and none is the default, or none at all for a family other than LLaVA-1.5.
+    """
+    if not hasattr(processor, "image_processor"):  # a tokenizer, or what stands for the processor of a language model
+        return getattr(processor, "chat_template", None) if hasattr(processor, "tokenizer") else None
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(template, list):  # as older files have it
+        template = {one["name"]: one["template"] for one in template}
+    if isinstance(template, dict):
+        if "default" not in template and len(template) > 1:
+            raise ValueError(
+                f"the {type(processor).__name__} has several chat templates ({', '.join(template)}) and none is named "
+                "default; set processor.chat_template to the one to use."
+            )
+        template = template.get("default") or next(iter(template.values()), None)
+    if type(processor).__name__ == "LlavaProcessor" and (not template or "ASSISTANT:" in template):
+        return None
+    if not template:
+        raise ValueError(
+            f"the {type(processor).__name__} has no chat template, so how its model wants to be asked is not known; set "
+            "processor.chat_template, or take the processor of a checkpoint of this architecture that was tuned to chat: "
+            "load_model(..., processor=...)."
+        )
+    return template
+
+
 def _chats(processor) -> bool:
-    """Whether prompts are in the chat template; LLaVA-1.5 has one too, but the official evaluation does not use it."""
-    return type(processor).__name__ != "LlavaProcessor" and bool(getattr(processor, "chat_template", None))
+    """Whether prompts are in the chat template."""
+    return bool(chat_template(processor))
 
 
 def _chat(processor, user: list[dict], assistant: list[dict] | None = None) -> str:
-    """A turn of the user, and either one of the assistant or the beginning of it, in the chat template."""
+    """A turn of the user, and either one of the assistant or the beginning of it, in the chat template, on :data:`DATE`."""
     turns = [{"role": "user", "content": user}]
     if assistant is not None:
         turns.append({"role": "assistant", "content": assistant})
+    template = chat_template(processor)
+    if "strftime_now" in template:  # transformers passes no function on, so a macro stands before its own
+        dates = "".join(f"|replace('{name}', '{value}')" for name, value in DATE.items())
+        template = "{%- macro strftime_now(format) %}{{ format" + dates + " }}{%- endmacro %}" + template
     # Of the tokenizer: what the processor would do is the same, but SmolVLM's asks for videos first.
     return processor.tokenizer.apply_chat_template(
-        turns, chat_template=processor.chat_template, add_generation_prompt=assistant is None, tokenize=False
+        turns, chat_template=template, add_generation_prompt=assistant is None, tokenize=False
     )
+
+
+def _needs_special_tokens(prompts: list[str], processor) -> bool:
+    """Whether the tokenizer adds its own: not where the chat template begins with the one that it would put there."""
+    begin = processor.tokenizer.bos_token
+    return not (begin and prompts and _chats(processor) and prompts[0].startswith(begin))
 
 
 def _image_token(processor) -> str:

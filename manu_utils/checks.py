@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -14,15 +14,24 @@ from torch import Tensor, nn
 # ------------------------------------------------------------------------------------------------ arguments
 
 
+def check_real(name: str, value) -> None:
+    """Check that an argument is a number, whatever its range; True and "5" are none.
+
+    Raises:
+        TypeError: not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number such as 5.0, not {_kind(value)}.")
+
+
 def check_number(name: str, value, *, above: float = -math.inf, below: float = math.inf) -> None:
-    """Check that an argument is a finite number in (above, below); True and "5" are none.
+    """Check that an argument is a finite number in (above, below).
 
     Raises:
         TypeError: not a number.
         ValueError: not finite, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r} must be a number such as 5.0, not {_kind(value)}.")
+    check_real(name, value)
     if not math.isfinite(value) or not above < value < below:
         limits = [f"above {above:g}"] * (above > -math.inf) + [f"below {below:g}"] * (below < math.inf)
         raise ValueError(f"{name}={value!r} must be a finite number{' ' if limits else ''}{' and '.join(limits)}.")
@@ -38,7 +47,7 @@ def check_whole(name: str, value, *, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} must be a whole number such as {max(least, 1)}, not {_kind(value)}.")
     if value < least:
-        raise ValueError(f"{name}={value!r} is below {least}, the least it can be.")
+        raise ValueError(f"{name}={value!r} is not positive." if least == 1 else f"{name}={value!r} is below {least}.")
 
 
 def check_names(name: str, value, known: Sequence[str]) -> None:
@@ -59,6 +68,38 @@ def check_names(name: str, value, known: Sequence[str]) -> None:
 
 def _kind(value) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_questions(name: str, sets) -> None:
+    """Check that an argument maps modalities to questions, each with an answer.
+
+    Raises:
+        TypeError: no dict, or its values are no lists of :class:`manu_utils.benchmark.Question`.
+        ValueError: see :func:`check_answers`.
+    """
+    if not isinstance(sets, Mapping):
+        raise TypeError(f"{name} is {_kind(sets)}; it must be a dict such as {{'text': benchmark.training_questions(...)}}.")
+    for modality, items in sets.items():
+        if isinstance(items, str) or not isinstance(items, Sequence) or not all(hasattr(item, "answer") for item in items):
+            raise TypeError(f"{name}[{modality!r}] must be a list of questions, as training_questions returns them.")
+        check_answers(items)
+
+
+def check_answers(questions: Sequence) -> None:
+    """Check that every question has an answer to forget or to keep.
+
+    Args:
+        questions: :class:`manu_utils.benchmark.Question`.
+
+    Raises:
+        ValueError: an answer that is empty or no text, with its person.
+    """
+    for question in questions:
+        if not isinstance(question.answer, str) or not question.answer.strip():
+            raise ValueError(
+                f"person {question.person_id}: the answer to {question.question[:60]!r} is {question.answer!r}; leave "
+                "questions without an answer out."
+            )
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -103,7 +144,9 @@ def quiet_pass(model) -> Iterator[None]:
             for device in sorted(devices):
                 if torch.amp.is_autocast_available(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
+            gradients = torch.is_grad_enabled()
             stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(gradients))  # which leaving inference mode switches on
             yield
     finally:
         for module in training:

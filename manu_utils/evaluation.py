@@ -12,6 +12,7 @@ import os
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batches import batches, plan_batches, prompt, shared_batches
+from .batches import batches, fitting, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
+from .checks import check_finite, check_model, check_names, check_whole, quiet_pass
 from .progress import bar
-from .resume import fingerprint, remembered
+from .resume import fingerprint, read_answers, remembered
 from .shared import additive_mask, can_share, read_shared
 from .training import answer_logits
 
@@ -57,11 +59,15 @@ def generate_answers(
 ) -> list[str]:
     """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
 
+    Of questions that are too long for the model a warning says so, and the answer is ``""``.
     Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes what
     questions share once (:func:`manu_utils.batches.shared_batches`); other models go through their own ``generate``.
 
+    Nothing of the model's own generation settings counts but its end and padding tokens.
+
     Raises:
-        ValueError: no questions, or max_new_tokens or batch_size below 1.
+        TypeError: no list of questions, max_new_tokens or batch_size is no whole number, or the model is wrapped.
+        ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not finite.
     """
     _need(questions)
     tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
@@ -85,41 +91,61 @@ def greedy_config(model, processor, max_new_tokens: int):
     """The ``GenerationConfig`` of greedy decoding that ends at any end-of-sequence token of the model or the tokenizer.
 
     Raises:
-        ValueError: max_new_tokens below 1.
+        TypeError: max_new_tokens is no whole number.
+        ValueError: max_new_tokens below 1, or a tokenizer without padding token.
     """
     from transformers import GenerationConfig
 
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} is not positive.")
+    check_whole("max_new_tokens", max_new_tokens)
+    pad = processor.tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError(
+            "the tokenizer has no padding token, which batches need; set processor.tokenizer.pad_token = "
+            "processor.tokenizer.eos_token (padding is masked), or take the processor of load_model, which does."
+        )
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
+        eos_token_id=sorted(end_tokens(model, processor)), pad_token_id=pad,
+    )  # fmt: skip
+
+
+def end_tokens(model, processor) -> set[int]:
+    """The tokens that end an answer: those of the model's generation settings and the tokenizer's.
+
+    Raises:
+        ValueError: there are none.
+    """
     ends = model.generation_config.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id} - {None}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
-        temperature=1.0, top_p=1.0, top_k=50, use_cache=True,
-        eos_token_id=sorted(ends), pad_token_id=processor.tokenizer.pad_token_id,
-    )  # fmt: skip
+    if not ends:
+        raise ValueError("neither model nor tokenizer names an end of sequence; set processor.tokenizer.eos_token.")
+    return ends
 
 
 @torch.no_grad()
 def known(model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True) -> Tensor:
     """Whether the greedy answer is the truth, word for word, without generating it.
 
-    Greedy decoding writes the truth exactly if the arg-max at every token of it, end of sequence included, is that token, so
-    one forward pass decides. For classification the truth is the letter.
+    Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and then any token that ends
+    an answer, so one forward pass decides. For classification the truth is the letter.
 
     Returns:
-        bool [n_questions], on the CPU.
+        bool [n_questions], on the CPU; false where the truth is too long for the model, which a warning says.
 
     Raises:
-        ValueError: no questions, or batch_size below 1.
+        TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
+        ValueError: no questions, batch_size below 1, or logits that are not finite.
     """
     _need(questions)
     questions = [replace(question, answer=truth_of(question)) for question in questions]
     right = torch.zeros(len(questions), dtype=torch.bool)
+    ends = torch.tensor(sorted(end_tokens(model, processor)))
 
     def share_right(batch: dict[str, Tensor]) -> Tensor:
         logits, targets, rows = _answer_logits(model, batch)
-        return _mean_per_question((logits.argmax(-1) == targets).float(), rows)
+        written, all_ends = logits.argmax(-1), ends.to(targets.device)
+        same = (written == targets) | torch.isin(written, all_ends) & torch.isin(targets, all_ends)
+        return _mean_per_question(same.float(), rows)
 
     for indices, share in _in_batches(share_right, model, processor, questions, batch_size, True, progress, "known"):
         right[indices] = (share == 1).cpu()
@@ -127,10 +153,17 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
 
 
 def truth_of(question: Question) -> str:
-    """What the model should write: the right letter for classification, else the answer."""
+    """What the model should write: the right letter for classification, else the answer.
+
+    Raises:
+        ValueError: a classification question whose answer is none of its options.
+    """
     if question.task != "classification":
         return question.answer
-    return next(letter for letter, words in question.options.items() if words == question.answer)
+    letter = next((letter for letter, words in (question.options or {}).items() if words == question.answer), None)
+    if letter is None:
+        raise ValueError(f"person {question.person_id}: {question.answer!r} is no option of {question.question!r}.")
+    return letter
 
 
 @torch.no_grad()
@@ -144,10 +177,11 @@ def likeliest_options(
     for the skill of finding it among lettered options.
 
     Returns:
-        One letter per question.
+        One letter per question; ``""`` if all of its options are too long for the model, which a warning says.
 
     Raises:
-        ValueError: no questions, or one without options.
+        TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
+        ValueError: no questions, one without options, batch_size below 1, or logits that are not finite.
     """
     _need(questions)
     if missing := next((question for question in questions if not question.options), None):
@@ -157,7 +191,7 @@ def likeliest_options(
         for question in questions
         for words in question.options.values()
     ]
-    likelihood = torch.zeros(len(asked))
+    likelihood = torch.full((len(asked),), -math.inf)
 
     def mean_log_likelihood(batch: dict[str, Tensor]) -> Tensor:
         logits, targets, rows = _answer_logits(model, batch)
@@ -168,7 +202,8 @@ def likeliest_options(
     ):
         likelihood[indices] = means.cpu()
     parts = likelihood.split([len(question.options) for question in questions])
-    return [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
+    letters = [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
+    return ["" if part.isinf().all() else letter for letter, part in zip(letters, parts, strict=True)]
 
 
 def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +260,7 @@ def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
         seen, positions = torch.cat([seen, itself], dim=-1), positions + 1
         mask = additive_mask(seen[:, None], model.dtype)
         output = model.model(input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache)
-        tokens = head(output.last_hidden_state).argmax(-1)
+        tokens = head(output.last_hidden_state.flatten(0, 1)).argmax(-1).view_as(tokens)
     return written[row, place]
 
 
@@ -233,7 +268,7 @@ def _in_batches(
     work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence, batch_size: int,
     with_answer: bool, progress: bool, name: str, make: Callable | None = None, accelerator=None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
-    """Yield (indices, work(batch)); when CUDA is out of memory, go on with half the batch size.
+    """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on with half the batch size.
 
     Args:
         questions: what ``make`` takes: Questions, unless it is given.
@@ -241,6 +276,7 @@ def _in_batches(
         accelerator: its processes share the batches that one would compute, and each is given the results of all; without
             ``make``.
     """
+    check_whole("batch_size", batch_size)
     make = make or (shared_batches if can_share(model) else batches)
     todo = list(range(len(questions)))
     if accelerator is not None and accelerator.num_processes > 1:
@@ -258,7 +294,8 @@ def _in_batches(
             try:
                 chosen = [questions[index] for index in todo]
                 for positions, batch in make(chosen, processor, batch_size, with_answer, model.device):
-                    result = work(batch)
+                    with _as_asked(model):
+                        result = work(batch)
                     indices = [todo[position] for position in positions]
                     done.update(indices)
                     shown.update(len(indices))
@@ -274,7 +311,29 @@ def _in_batches(
             todo = [index for index in todo if index not in done]
 
 
+@contextmanager
+def _as_asked(model) -> Iterator[None]:
+    """What every pass that asks runs in: :func:`manu_utils.checks.quiet_pass`, with generation settings that are all defaults,
+    since ``generate`` fills what it is not told from the model's own, and logits that must be finite.
+    """
+    from transformers import GenerationConfig
+
+    def look(module, _, logits: Tensor) -> None:  # [m, vocabulary], or of generate [b, t, vocabulary] with padding first
+        check_finite("the model's logits are", logits if logits.dim() == 2 else logits[:, -1])
+
+    with quiet_pass(model):
+        own, hook = model.generation_config, model.get_output_embeddings().register_forward_hook(look)
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = own
+            hook.remove()
+
+
 def _need(questions: Sequence[Question]) -> None:
+    if isinstance(questions, str | dict | Question) or not all(isinstance(question, Question) for question in questions):
+        raise TypeError("questions must be a list of Question, such as benchmark.training_questions('forget', 'text').")
     if not questions:
         raise ValueError("there is no question to ask; pass at least one.")
 
@@ -370,20 +429,34 @@ def evaluate(
 
     Returns:
         Columns :data:`COLUMNS`: set, task, modality, metric, person_id, question, answer (the model's), truth, value (0 to 1);
-        in the order of ``sets``, tasks and modalities.
+        in the order of ``sets``, tasks and modalities. Questions that are longer than the model has positions are named in a
+        warning and not in the table; only prompts with shots are asked all the same, as the official code does.
 
     Raises:
+        TypeError: sets that are no dict of datasets, tasks or modalities that are no sequence of names, a seed or batch_size
+            that is no whole number, or a model that is wrapped.
         ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
             modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
-            are none to take or none that are needed, a resumed draw without a seed, or several processes with shots or resume.
+            are none to take or none that are needed, a resumed draw without a seed, several processes with shots or resume,
+            a ``resume`` that is another file (which is left as it is), or logits that are not finite.
     """
     from rouge_score import rouge_scorer
 
+    check_model(model)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}.")
-    for name, given in (("sets", sets), ("tasks", tasks), ("modalities", modalities)):
-        if not given:
-            raise ValueError(f"{name} is empty; name at least one.")
+    if not isinstance(sets, dict) or not all(hasattr(dataset, "column_names") for dataset in sets.values()):
+        raise TypeError("sets must be a dict of name -> dataset, such as benchmark.sets() or {'forget': benchmark.forget}.")
+    if not sets:
+        raise ValueError("sets is empty; name at least one.")
+    check_names("tasks", tasks, TASKS)
+    check_names("modalities", modalities, MODALITIES)
+    check_whole("batch_size", batch_size)
+    if seed is not None:
+        check_whole("seed", seed, least=0)
+    for name, text in (("model_key", model_key), ("resume", resume)):
+        if not isinstance(text, str | None) and not (name == "resume" and isinstance(text, os.PathLike)):
+            raise TypeError(f"{name}={text!r} must be a text{' or a path' if name == 'resume' else ''}.")
     if protocol == "zero-shot" and shots is not None:
         raise ValueError("protocol='zero-shot' takes no shots; leave them out, or use protocol='official' or 'robust'.")
     if protocol == "official" and shots is None:
@@ -392,6 +465,8 @@ def evaluate(
         raise ValueError("a run that may go on later has to draw the same shots again; give a seed with resume.")
     if accelerator is not None and accelerator.num_processes > 1 and (resume is not None or shots is not None):
         raise ValueError("several processes share neither an evaluation with shots nor one that is resumed; use one process.")
+    if resume is not None:
+        read_answers(resume)  # raises where it is another file, before anything is asked
     run = "" if resume is None else model_key or fingerprint(model, processor)
     remember = partial(remembered, resume, run, chunk_size=CHUNK * batch_size)
     options = {"batch_size": batch_size, "progress": progress}
@@ -408,7 +483,13 @@ def evaluate(
         judged = judge_robustly
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     rows = []
-    for task, pairs in questions_by_task(sets, tasks, modalities).items():
+    asked = questions_by_task(sets, tasks, modalities)
+    every = [question for pairs in asked.values() for _, question in pairs]
+    readable = {id(every[index]) for index in fitting(every, processor, with_answer=False)}
+    for task, pairs in asked.items():
+        pairs = [(name, question) for name, question in pairs if id(question) in readable]
+        if not pairs:
+            continue
         letters_only = task == "classification"
         length = LETTER_TOKENS if letters_only and protocol == "zero-shot" else 50
         items = questions = [question for _, question in pairs]
@@ -495,30 +576,55 @@ def append_leaderboard(
 ) -> None:
     """Write a summary to the leaderboard CSV, in place of any rows of the same scale, seed, method and alpha.
 
-    The file is replaced as a whole and two notebooks that write at once wait for each other.
+    The file is replaced as a whole and two notebooks that write at once wait for each other. A spreadsheet may have saved it
+    in between, with a byte order mark or alpha 5.0 as 5; of a link the file that it points to is written.
 
     Args:
         path: made if it is not there, with its folder.
         alpha: percentage of neurons pruned; None for what prunes none (the vanilla model, baselines).
 
     Raises:
-        ValueError: the file there is not a leaderboard.
+        ValueError: the file there is not a leaderboard, or the summary lacks a column; the file is left as it is.
     """
     from filelock import FileLock
 
-    path = Path(path)
+    if missing := [name for name in LEADERBOARD[4:] if name not in summary]:
+        raise ValueError(f"the summary has no column {', '.join(missing)}; pass summarise(evaluate(...)).")
+    path = Path(path).expanduser().resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     key = [str(scale), str(int(seed)), str(method), "" if alpha is None or math.isnan(alpha) else str(float(alpha))]
     measured = summary[list(LEADERBOARD[4:])].astype(object).values.tolist()
-    with FileLock(f"{path}.lock"):
-        kept: list[list[str]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                header, *kept = list(csv.reader(file)) or [[]]
-            if tuple(header) != LEADERBOARD:
-                raise ValueError(f"{path} is not a leaderboard (columns {', '.join(LEADERBOARD)}); move it away.")
-        rows = [row for row in kept if row[:4] != key] + [[*key, *values] for values in measured]
+    with FileLock(path.with_name(f".{path.name}.lock")):  # hidden, so that it is nobody's file
+        kept = _leaderboard_rows(path) if path.exists() else []
+        rows = [row for row in kept if _run_of(row) != _run_of(key)] + [[*key, *values] for values in measured]
         part = path.with_name(f".{path.name}.part")
         with part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([LEADERBOARD, *rows])
         os.replace(part, path)
+
+
+def _leaderboard_rows(path: Path) -> list[list[str]]:
+    """The rows below the header.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+        if tuple(header) != LEADERBOARD or any(len(row) != len(LEADERBOARD) for row in rows):
+            raise ValueError("other columns")
+        for row in rows:
+            _run_of(row)
+    except (ValueError, IsADirectoryError, csv.Error) as error:  # bytes that are no text are a ValueError, too
+        raise ValueError(
+            f"{path} is not a leaderboard (CSV in UTF-8 with columns {', '.join(LEADERBOARD)}) and is left as it is; move it "
+            "away, or name another file."
+        ) from error
+    return rows
+
+
+def _run_of(row: list[str]) -> tuple:
+    """The run that a row of the leaderboard is of, however a spreadsheet wrote its numbers."""
+    scale, seed, method, alpha = row[:4]
+    return scale, float(seed), method, float(alpha) if alpha else None

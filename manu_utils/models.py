@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import PIL.Image
 import torch
 
-from .benchmark import data_dir
+from .batches import chat_template, encode
+from .benchmark import Question, data_dir
 from .neurons import towers
 
 BUNDLED = {"tiny": "vanilla", "tiny-base": "base"}  # source -> folder in data/tiny_llava
@@ -21,6 +25,9 @@ _OLD_PLACES = {  # where transformers 4 had the parts of a model, in the adapter
     r"^model\.layers": "model.language_model.layers",
     r"^(vision_tower|vision_model|visual|multi_modal_projector)": r"model.\1",
 }
+_ADVICE = re.compile(
+    r"weights_only|trust_remote_code|allow_pickle|use_safetensors *= *False|safe_globals|verify *= *False", re.I
+)
 _PROCESSORS = {  # model_type -> a checkpoint whose processor fits, for those that ship none
     "llava": "llava-hf/llava-1.5-7b-hf",
     "llava_next": "llava-hf/llava-v1.6-vicuna-7b-hf",
@@ -57,11 +64,13 @@ def load_model(
     device: str | torch.device | None = None,
     device_map: str | dict | None = None,
 ):
-    """Load a model in eval mode, and its processor.
+    """Load a model in eval mode, and its processor, which is complete: a batch can be made.
 
     Code that comes with a checkpoint is never run. Images go through the PIL backend, so that a machine with torchvision
     computes the same pixels as one without. Where a processor can split an image into tiles (Idefics, SmolVLM), it is told not
     to, as in the official evaluation. LoRA adapters are merged into the weights, so that neurons are plain linear layers.
+    What older processors of LLaVA lack (``patch_size`` and its kin) is taken from the model; a tokenizer without a padding
+    token pads with its end of sequence, which is masked.
 
     Args:
         source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has never met them), a local
@@ -78,12 +87,19 @@ def load_model(
         FileNotFoundError: no such folder or Hub id, or no checkpoint, weights or processor there.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
         ImportError: the processor needs a package that is not installed.
-        ValueError: quantised, damaged or incomplete weights or adapters, a model that needs its own code, is not causal or
-            whose MLPs are not found, ``base`` without an adapter, or both device and device_map.
+        TypeError: ``dtype`` is no torch.dtype, or a source no path.
+        ValueError: quantised, damaged or incomplete weights or adapters, weights in a form that could run code, a model that
+            needs its own code, is not causal or whose MLPs are not found, ``base`` without an adapter, both device and
+            device_map, or a processor without chat template (but for LLaVA-1.5) or that does not fit the model.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    for name, place in (("source", source), ("processor", processor), ("base", base)):
+        if not isinstance(place, str | Path) and (place is not None or name == "source"):
+            raise TypeError(f"{name}={place!r} must be a path, a Hub id or 'tiny', not a {type(place).__name__}.")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype={dtype!r} must be a torch.dtype, such as torch.float32.")
     if device is not None and device_map is not None:
         raise ValueError("give device or device_map, not both.")
     place, adapter = _place(source), None
@@ -115,6 +131,14 @@ def load_model(
         raise FileNotFoundError(_no_processor(processor or source, config.model_type))
     if getattr(loaded_processor.image_processor, "do_image_splitting", False):
         loaded_processor.image_processor.do_image_splitting = False
+    tokenizer = loaded_processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {processor or source} has neither a padding token nor an end of sequence.")
+        tokenizer.pad_token = tokenizer.eos_token
+    if positions := getattr(config.get_text_config(), "max_position_embeddings", None):
+        tokenizer.model_max_length = positions  # what is longer is left out of batches
+    chat_template(loaded_processor)  # raises where it is not known how to ask
 
     device = torch.device(device) if device is not None else pick_device()
     options = {"dtype": dtype or pick_dtype(device), "trust_remote_code": False, "output_loading_info": True}
@@ -135,7 +159,56 @@ def load_model(
     if device_map is None:
         model.to(device)
     towers(model)  # raises where no MLP is found
+    _fit_processor(loaded_processor, model, processor or source)
     return model.eval(), loaded_processor
+
+
+def _fit_processor(processor, model, source) -> None:
+    """Complete a processor by what its model says, and make one batch of each kind with it.
+
+    Raises:
+        ValueError: it lacks something, counts image tokens for another model, or makes no batch.
+    """
+    advice = "take the processor of the checkpoint that the model comes from: load_model(..., processor=...)."
+    vision = getattr(model.config, "vision_config", None)
+    expected = {
+        "patch_size": getattr(vision, "patch_size", None),
+        "vision_feature_select_strategy": getattr(model.config, "vision_feature_select_strategy", None),
+    }
+    of_llava = hasattr(processor, "num_additional_image_tokens")  # a processor of LLaVA or LLaVA-NeXT
+    for name, value in expected.items() if of_llava else ():
+        if getattr(processor, name) is None:
+            setattr(processor, name, value)
+        if getattr(processor, name) is None:
+            raise ValueError(f"the processor of {source} has no {name}, and its model does not say it either; {advice}")
+        if value is not None and getattr(processor, name) != value:
+            raise ValueError(
+                f"the processor of {source} has {name}={getattr(processor, name)!r}, its model {value!r}, so that images and "
+                f"their tokens would not match; {advice}"
+            )
+    if of_llava and not processor.num_additional_image_tokens:
+        names = (name for name, _ in model.named_parameters())
+        processor.num_additional_image_tokens = int(any(name.endswith(("class_embedding", "cls_token")) for name in names))
+    for image in (None, PIL.Image.new("RGB", (96, 64))):
+        question = Question("nobody", "Who is this?", "Nobody.", image, "training")
+        try:
+            batch = encode([question], processor, with_answer=True)
+        except ImportError:
+            raise
+        except Exception as error:  # whatever a processor may stumble over
+            kind = "with an image" if image else "in text alone"
+            said = f"the processor of {source} cannot encode a question {kind} ({_said(error)}); {advice}"
+            raise ValueError(said) from _cause(error)
+    image_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+    if image_id is not None and not (batch["input_ids"] == image_id).any():
+        raise ValueError(
+            f"the processor of {source} does not write the token {image_id} that its model has for images; {advice}"
+        )
+    size = getattr(vision, "image_size", None)
+    fixed = type(processor).__name__ == "LlavaProcessor" and getattr(vision, "model_type", "").startswith(("clip", "siglip"))
+    if fixed and isinstance(size, int) and batch["pixel_values"].shape[-2:] != (size, size):
+        made = "×".join(map(str, batch["pixel_values"].shape[-2:]))
+        raise ValueError(f"the processor of {source} makes images of {made} pixels, its model takes {size}×{size}; {advice}")
 
 
 def _adapter_config(place: Path | str) -> dict | None:
@@ -153,14 +226,44 @@ def _merge(model, adapter: Path | str):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")
-            merged = PeftModel.from_pretrained(model, str(adapter), key_mapping=_OLD_PLACES).merge_and_unload()
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see _untie
+            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")
+            wrapped = PeftModel.from_pretrained(model, str(adapter), key_mapping=_OLD_PLACES)
+            _untie(wrapped.get_base_model(), adapter)
+            merged = wrapped.merge_and_unload()
+    except pickle.UnpicklingError:
+        raise ValueError(_not_plain(adapter)) from None
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise ValueError(
             f"the adapter in {adapter} cannot be merged into this {type(model).__name__}; give the model that it was trained "
-            f"on as base, or merge it with the version of transformers that wrote it: {str(error)[:300]}"
-        ) from error
+            f"on as base, or merge it with the version of transformers that wrote it: {_said(error)[:300]}"
+        ) from _cause(error)
     vars(merged).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
     return merged
+
+
+def _untie(model, adapter: Path | str) -> None:
+    """Give input and output embeddings that share their weights a copy each, if an adapter changes either of them.
+
+    What is merged into one would change the other as well, and both adapters would be added to both.
+
+    Raises:
+        ValueError: the adapter also changes single tokens of the two, which peft merges into shared weights only.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    configs = [config for config in (model.config, model.config.get_text_config()) if config.tie_word_embeddings]
+    if not configs or not any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
+        return
+    if any(isinstance(end, TrainableTokensWrapper) for end in ends):
+        raise ValueError("it changes tied embeddings both as a whole and token by token; merge it where it was trained.")
+    one, other = (getattr(end, "original_module", getattr(end, "base_layer", end)) for end in ends)
+    if other.weight is one.weight:
+        other.weight = torch.nn.Parameter(one.weight.detach().clone(), requires_grad=False)
+    for config in configs:
+        config.tie_word_embeddings = False
 
 
 def _load_processor(home: Path | str, config):
@@ -238,20 +341,44 @@ def _plain_errors(source, what: str = "model", model_type: str = "llava") -> Ite
             raise ConnectionError(
                 f"cannot reach the Hub for the {what} of {source}; connect, give a local folder, or use source='tiny', which "
                 "needs no network."
-            ) from error
+            ) from _cause(error)
         if what == "processor":
-            raise FileNotFoundError(_no_processor(source, model_type)) from error
+            raise FileNotFoundError(_no_processor(source, model_type)) from _cause(error)
         here = source in BUNDLED or Path(source).is_dir()
         advice = "fetch the checkpoint again" if here else f"check the spelling, or use {' or '.join(BUNDLED)}"
-        raise FileNotFoundError(f"cannot load the {what} of {source}; {advice}: {error}") from error
+        raise FileNotFoundError(f"cannot load the {what} of {source}; {advice}: {_said(error)}") from _cause(error)
+    except pickle.UnpicklingError:
+        raise ValueError(_not_plain(source)) from None
+    except RuntimeError as error:
+        if "zip archive" not in str(error):
+            raise
+        raise ValueError(f"the weights of {source} are damaged or half downloaded; fetch them again.") from error
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{source} needs code of its own, which is never run here; use a checkpoint of a model that transformers has."
-            ) from error
+            ) from None
         if what == "processor":
-            raise FileNotFoundError(_no_processor(source, model_type)) from error
-        raise ValueError(f"{source} is not a vision-language model that transformers can load: {error}") from error
+            raise FileNotFoundError(_no_processor(source, model_type)) from _cause(error)
+        said = f"{source} is not a vision-language model that transformers can load: {_said(error)}"
+        raise ValueError(said) from _cause(error)
+
+
+def _said(error: BaseException) -> str:
+    """What an error of a library says, without its advice to switch a protection off."""
+    return " ".join(part for part in re.split(r"(?<=[.!?])\s+|\n+", str(error)) if not _ADVICE.search(part))
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """The error to raise from: none where the traceback would show such advice."""
+    return None if _ADVICE.search(str(error)) else error
+
+
+def _not_plain(source) -> str:
+    return (
+        f"the weights of {source} are no plain tensors: damaged, or made to run code when they are loaded, which is never "
+        "done here; fetch them again from a source that you trust, best in the safetensors format."
+    )
 
 
 def _no_processor(source, model_type: str) -> str:

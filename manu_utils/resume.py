@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from .batches import DATE
+
+_BEGIN, _HEX = b'{"key": "' + b"0" * 64 + b'", "run": "', b"0123456789abcdef"  # every line begins so; 0 for any digit
+
 
 def fingerprint(model, processor) -> str:
-    """A hash of all weights (names, types, values) and of the processor: 64 hex digits.
+    """A hash of all that a model's answers depend on: 64 hex digits.
 
-    Reads every weight once. What hooks do to a model is not seen; name such a model by a key of your own.
+    Weights (names, types, values), config and generation settings; processor, image sizes, chat template, and the tokenizer
+    with all its rules. Reads every weight once. What hooks do to a model is not seen; name such a model by a key of your own.
 
     Raises:
         ValueError: weights that are off-loaded, so that their values are not at hand.
@@ -32,48 +37,109 @@ def fingerprint(model, processor) -> str:
             )
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name in ("config", "generation_config"):
+        settings = getattr(model, name, None)
+        digest.update(_without_places({} if settings is None else settings.to_dict()))
     for part in (processor, processor.image_processor):
         digest.update(part.to_json_string().encode())
     tokenizer = processor.tokenizer
-    digest.update(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode())
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
+    rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}  # of the last call
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    digest.update(_without_places([sorted(tokenizer.get_vocab().items()), rules, special, tokenizer.model_max_length]))
+    digest.update(_without_places([processor.chat_template, tokenizer.chat_template, DATE]))
     return digest.hexdigest()
+
+
+def _without_places(settings) -> bytes:
+    """Settings as text, without the folder that a model was loaded from."""
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {str(key): clean(part) for key, part in value.items() if key not in ("_name_or_path", "name_or_path")}
+        return [clean(part) for part in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(clean(settings), sort_keys=True, default=str).encode()
 
 
 def read_answers(path: str | Path) -> dict[str, str]:
     """key -> answer; empty if there is no file. A last line that was cut off when its writer was killed is left out.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: there is something else: no regular file, or one that :func:`append_answers` did not write.
     """
-    path = Path(path)
+    return _read(Path(path).expanduser())[0]
+
+
+def _read(path: Path) -> tuple[dict[str, str], int]:
+    """The answers of a file, and the number of its bytes in whole lines."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "device"
+        raise ValueError(f"{path} is a {kind}, not a file of answers; name a file that is one, or is not there yet.")
+    if not path.exists():
+        return {}, 0
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
     answers: dict[str, str] = {}
-    for line in _whole_lines(path.read_bytes()) if path.exists() else ():
-        try:
-            record = json.loads(line)
+    try:
+        for line in content[:whole].split(b"\n")[:-1]:
+            record = json.loads(line.decode("utf-8"))
+            if not _begins_a_record(line) or len(line) < len(_BEGIN) or not isinstance(record["answer"], str):
+                raise ValueError("another line")
             answers[record["key"]] = record["answer"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a file of answers (JSON lines with key and answer); move it away.") from error
-    return answers
+        if not answers or not _begins_a_record(content[whole:]):
+            raise ValueError("another file")  # an empty one, too: append_answers never leaves it so
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a file of answers that an evaluation wrote, and is left as it is; name another file, or move it "
+            "away."
+        ) from error
+    return answers, whole
+
+
+def _begins_a_record(line: bytes) -> bool:
+    """Whether a line, which may be cut off anywhere, begins as those of :func:`append_answers` do."""
+    pairs = zip(line, _BEGIN, strict=False)
+    return all(byte == wanted or wanted == ord("0") and byte in _HEX for byte, wanted in pairs)
 
 
 def append_answers(path: str | Path, records: Sequence[dict]) -> None:
-    """Add records with ``key`` and ``answer``, all in one write that is on the disk when this returns.
+    """Add records, all in one write that is on the disk when this returns.
 
     The file and its folder are made if they are not there; a line cut off by an earlier kill is removed first, and two
     processes that write at once wait for each other.
+
+    Args:
+        records: ``key`` (64 hex digits) and ``run``, in this order, ``answer``, and what a reader may want to see.
+
+    Raises:
+        ValueError: the file is not one of answers, or a key is no hash; nothing is written.
     """
     from filelock import FileLock
 
-    path = Path(path)
+    path = Path(path).expanduser()
+    content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    if not all(_begins_a_record(line) and len(line) >= len(_BEGIN) for line in content.splitlines()):
+        raise ValueError("a record must begin with key, 64 hex digits, and run.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"), path.open("a+b") as file:
-        file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
-        file.seek(whole)
-        file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with FileLock(path.with_name(f".{path.name}.lock")):  # hidden, so that it is nobody's file
+        _, whole = _read(path)
+        if whole == 0:  # a new file is there with its first lines or not at all
+            part = path.with_name(f".{path.name}.part")
+            with part.open("wb") as file:
+                _write(file, content)
+            os.replace(part, path)
+            return
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            file.seek(whole)
+            _write(file, content)
+
+
+def _write(file, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def remembered(
@@ -96,9 +162,13 @@ def remembered(
             images; ``protocol``, ``person_id`` and ``question`` are written beside the answer for a reader.
         ask: answers a list of items.
         chunk_size: items asked between two writes.
+
+    Raises:
+        ValueError: the file is not one of answers (before anything is asked), see :func:`read_answers`.
     """
     if path is None:
         return list(ask(list(items)))
+    known = read_answers(path)
     digests: dict[int, str] = {}  # of the images, which many items share
     identities, keys = [], []
     for item in items:
@@ -109,7 +179,6 @@ def remembered(
         own["images"] = [digests[id(image)] for image in own.get("images", ())]
         identities.append(own)
         keys.append(hashlib.sha256(json.dumps([run, own], sort_keys=True).encode()).hexdigest())
-    known = read_answers(path)
     for start in range(0, len(keys), chunk_size):
         part = slice(start, start + chunk_size)
         if all(key in known for key in keys[part]):
@@ -122,7 +191,3 @@ def remembered(
         append_answers(path, records)
         known.update((record["key"], record["answer"]) for record in records)
     return [known[key] for key in keys]
-
-
-def _whole_lines(content: bytes) -> Iterator[bytes]:
-    return iter(content[: content.rfind(b"\n") + 1].splitlines())

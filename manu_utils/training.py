@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import encode
+from .batches import encode, fitting
 from .benchmark import Question
 from .checks import check_model, check_number, check_whole
 from .models import pick_dtype
@@ -429,8 +429,12 @@ def check_lessons(name: str, questions) -> None:
 def answer_batches(
     questions: dict[str, list[Question]], processor, batch_size: int, seed: int, device: str | torch.device
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Forever: one batch of questions with answers for every modality in ``questions``, see :func:`sample_forever`."""
-    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
+    """Forever: one batch of questions with answers for every modality in ``questions``, see :func:`sample_forever`.
+
+    Questions that are too long for the model are in none (:func:`manu_utils.batches.fitting`).
+    """
+    kept = [[items[index] for index in fitting(items, processor, with_answer=True)] for items in questions.values()]
+    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(kept)]
     while True:
         yield [encode(next(stream), processor, with_answer=True, device=device) for stream in streams]
 

@@ -1,10 +1,15 @@
 """The official prompts word by word, where the answers lie in a batch, and the order of batches."""
 
+import copy
+import warnings
+
 import PIL.Image
 import pytest
+import tiny_models
 import torch
+from tokenizers import models, pre_tokenizers
 
-from manu_utils.batches import batches, encode, prompt, shared_batches
+from manu_utils.batches import batches, encode, fitting, plan_batches, prompt, shared_batches
 from manu_utils.benchmark import Question
 
 IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
@@ -121,6 +126,25 @@ def test_batches_hold_one_modality(tiny_model):
         encode([ask(), ask(image=IMAGE)], tiny_model[1], with_answer=False)
 
 
+@pytest.mark.parametrize("image", [None, PIL.Image.new("RGB", (32, 32))], ids=["text", "multimodal"])
+def test_the_answer_begins_with_the_token_that_reaches_into_it(image):
+    """Of a tokenizer that joins the colon of the prompt with the space of the answer, the prompt's length says nothing."""
+    _, processor = tiny_models.llava()
+    backend = processor.tokenizer.backend_tokenizer
+    words = {**backend.get_vocab(with_added_tokens=False), ":Ġ": 999}
+    backend.model = models.BPE(words, [(":", "Ġ")])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    question = ask(image=image)
+    alone, batch = (encode([question], processor, with_answer) for with_answer in (False, True))
+    answer = batch["input_ids"][batch["answer_mask"]]
+    assert processor.tokenizer.decode(answer) == ": Lives in Porto.</s>" and answer[0] == 999
+    assert batch["input_ids"][0, : -len(answer)].equal(alone["input_ids"][0, :-1])
+    ((_, shared),) = shared_batches([question], processor, 1, with_answer=True)
+    assert shared["targets"].equal(answer)
+    reads = shared["reads"][:, 2]
+    assert len(reads) == len(answer) and reads[0] == batch["input_ids"].shape[1] - len(answer) - 1
+
+
 # ------------------------------------------------------------------------------------------------ batches
 
 
@@ -139,7 +163,7 @@ def test_every_question_once_longest_first(tiny_model):
 
 
 def test_equal_lengths_keep_their_order_and_nothing_gives_nothing(tiny_model):
-    (indices, _), = batches([ask()] * 4, tiny_model[1], 8, with_answer=False)
+    ((indices, _),) = batches([ask()] * 4, tiny_model[1], 8, with_answer=False)
     assert indices == [0, 1, 2, 3]
     assert list(batches([], tiny_model[1], 8, with_answer=False)) == []
 
@@ -147,6 +171,85 @@ def test_equal_lengths_keep_their_order_and_nothing_gives_nothing(tiny_model):
 def test_the_batch_size_is_checked_at_once(tiny_model):
     with pytest.raises(ValueError, match="batch_size=0 is not positive"):
         batches([ask()], tiny_model[1], 0, with_answer=False)
+
+
+# ------------------------------------------------------------------------------------------------ longer than the model
+
+
+def of_length(n, with_answer, processor, image):
+    """A question that takes exactly n tokens."""
+    part, grow = "answer" if with_answer else "question", " a" if len(processor.tokenizer("aa")["input_ids"]) == 1 else "a"
+
+    def asked(more):
+        question = ask(image=image, **{"question": "a", "answer": "a"} | {part: "a" + grow * more})
+        return question, encode([question], processor, with_answer)["input_ids"].shape[1]
+
+    question, length = asked(n - asked(0)[1])
+    assert length == n
+    return question
+
+
+@pytest.fixture(params=["LLaVA", "LLaVA-NeXT", "Qwen2-VL", "Gemma 3"])
+def short_of_positions(request, tiny_model):
+    """A processor whose model has few positions; images of one size, and in the others of several."""
+    processor = copy.deepcopy(tiny_model[1]) if request.param == "LLaVA" else tiny_models.FAMILIES[request.param]()[1]
+    processor.tokenizer.model_max_length = 400
+    return processor
+
+
+@pytest.mark.parametrize("with_answer", [False, True])
+@pytest.mark.parametrize("image", [None, IMAGE, IMAGE.resize((40, 90))], ids=["text", "square", "tall"])
+def test_a_question_that_is_too_long_is_named_and_left_out(short_of_positions, with_answer, image):
+    processor = short_of_positions
+    most = 400 - (not with_answer)  # one position is left for the first token of an answer
+    longest = of_length(most, with_answer, processor, image)
+    grow = {"answer": longest.answer + " a"} if with_answer else {"question": longest.question + " a"}
+    too_long = Question(**vars(longest) | grow | {"person_id": "042"})
+    questions = [ask(image=image), too_long, longest, ask(image=image)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fitting([longest, ask(image=image)], processor, with_answer) == [0, 1]
+    makers = [lambda: [i for i, _ in batches(questions, processor, 2, with_answer)],
+              lambda: plan_batches(questions, processor, 2, with_answer)]  # fmt: skip
+    if type(processor).__name__ == "LlavaProcessor":
+        makers += [lambda: [i for i, _ in shared_batches(questions, processor, 2, with_answer)],
+                   lambda: plan_batches(questions, processor, 2, with_answer, shared=True)]  # fmt: skip
+    for make in makers:
+        with pytest.warns(
+            UserWarning, match=r"1 of 4 questions have more tokens than .* \(400\).*: person 042 .*tokens\); they are left"
+        ) as said:
+            groups = make()
+        assert len(said) == 1
+        assert sorted(index for group in groups for index in group) == [0, 2, 3]
+    with pytest.raises(ValueError, match="1 of 1 questions have more tokens .*nothing is left to ask: shorten them"):
+        batches([too_long], processor, 2, with_answer)
+
+
+def test_images_count_where_they_are_long(short_of_positions):
+    """A text that fits by itself does not with an image, of one size or another."""
+    processor = short_of_positions
+    text = of_length(399, False, processor, None)
+    with_image = Question(**vars(text) | {"image": IMAGE})
+    with pytest.warns(UserWarning, match="1 of 2 questions"):
+        assert fitting([text, with_image], processor, False) == [0]
+
+
+def test_training_takes_no_question_that_is_too_long(tiny_model):
+    from manu_utils.training import answer_batches, fine_tune
+
+    model, processor = copy.deepcopy(tiny_model)
+    processor.tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    questions = {"text": [ask(), ask(answer="word " * 3000), ask(question="Who?")]}
+    with pytest.warns(UserWarning, match="1 of 3 questions .*the answer included: person 001"):
+        lessons = answer_batches(questions, processor, 2, 0, "cpu")
+        assert max(next(lessons)[0]["input_ids"].shape[1] for _ in range(5)) < 50
+    with pytest.warns(UserWarning, match="1 of 3 questions"):
+        fine_tune(model, processor, questions, steps=1, batch_size=2, progress=False)
+    same = answer_batches({"text": [ask(), ask(question="Who?")]}, processor, 2, 0, "cpu")
+    with pytest.warns(UserWarning):
+        again = answer_batches(questions, processor, 2, 0, "cpu")
+        for _ in range(3):
+            assert next(same)[0]["input_ids"].equal(next(again)[0]["input_ids"])
 
 
 # ------------------------------------------------------------------------------------------------ shared batches

@@ -1,17 +1,21 @@
 """Answers, judgements and tables: batched equals single, official equals official, and bad input says so."""
 
+import copy
+import math
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from manu_utils.batches import encode
-from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
+from manu_utils.batches import encode, prompt
+from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_config
 from manu_utils.evaluation import (
     COLUMNS,
     LEADERBOARD,
@@ -259,19 +263,250 @@ def test_likelihood_needs_options(tiny_model, two_sets):
         likeliest_options(*tiny_model, evaluation_questions(two_sets["forget"], "cloze", "text"), **QUIET)
 
 
+def test_an_option_that_is_missing_is_neither_shown_nor_compared(tiny_model, benchmark):
+    """Where a column holds A to D, a question of three options has null for the fourth."""
+
+    def without(row):
+        task = copy.deepcopy(row["Classification_Task"])
+        for question in task["Pure_Text_Questions"]:
+            letter = next(letter for letter in "DC" if letter != question["Correct_Answer"])
+            question["Options"][letter] = None
+        return {"Classification_Task": task}
+
+    sets = {"forget": benchmark.forget.select([0]).map(without)}
+    questions = questions_of(sets["forget"], ["classification"], ["text"])
+    assert all(len(question.options) == 3 and None not in question.options.values() for question in questions)
+    assert not any("None" in prompt(question, tiny_model[1]) for question in questions)
+    table = evaluate(*tiny_model, sets, tasks=["classification"], modalities=["text"], **QUIET)
+    letters = table[table["metric"] == "likelihood"]["answer"]
+    assert all(letter in question.options for letter, question in zip(letters, questions, strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_new_tokens": 0}, "max_new_tokens=0"), ({"batch_size": 0}, "batch_size=0")],
-)
-def test_sizes_must_be_positive(tiny_model, two_sets, options, message):
-    with pytest.raises(ValueError, match=message):
-        generate_answers(*tiny_model, questions_of(two_sets["forget"], ["cloze"]), **options)
+    [({"max_new_tokens": 0}, "max_new_tokens=0"), ({"batch_size": 0}, "batch_size=0"),
+     ({"max_new_tokens": True}, "max_new_tokens=True must be a whole number"),
+     ({"batch_size": "8"}, "batch_size='8' must be a whole number")],
+)  # fmt: skip
+def test_sizes_must_be_positive_whole_numbers(tiny_model, two_sets, options, message):
+    questions = questions_of(two_sets["forget"], ["cloze"])
+    with pytest.raises((TypeError, ValueError), match=message):
+        generate_answers(*tiny_model, questions, **options)
+    if "batch_size" in options:
+        for function in (known, partial(likeliest_options, *tiny_model, questions_of(two_sets["forget"], ["classification"]))):
+            with pytest.raises((TypeError, ValueError), match=message):
+                function(*([] if isinstance(function, partial) else [*tiny_model, questions]), **options)
 
 
 @pytest.mark.parametrize("function", [generate_answers, known, likeliest_options])
-def test_no_question_is_an_error(tiny_model, function):
+def test_no_question_is_an_error(tiny_model, two_sets, function):
     with pytest.raises(ValueError, match="no question"):
         function(*tiny_model, [])
+    questions = questions_of(two_sets["forget"], ["classification"])
+    for wrong in (questions[0], "Who is this?", ["Who is this?"], {"text": questions}, two_sets["forget"]):
+        with pytest.raises(TypeError, match="questions must be a list of Question"):
+            function(*tiny_model, wrong)
+
+
+def test_an_answer_that_is_no_option_is_named(tiny_model, two_sets):
+    question = replace(questions_of(two_sets["forget"], ["classification"])[0], answer="none of these")
+    for function in (truth_of, lambda question: known(*tiny_model, [question], **QUIET)):
+        with pytest.raises(ValueError, match=f"person {question.person_id}: 'none of these' is no option of"):
+            function(question)
+
+
+# ------------------------------------------------------------------------------------------------ whatever the model brings
+
+HOSTILE = {  # what a checkpoint's generation_config.json may hold, and what would change the answers
+    "forced_eos_token_id": 9, "forced_bos_token_id": 9, "suppress_tokens": list(range(5, 200)), "min_length": 99,
+    "begin_suppress_tokens": list(range(2, 200)), "no_repeat_ngram_size": 1, "bad_words_ids": [[i] for i in range(5, 99)],
+    "max_time": 1e-9, "stop_strings": ["a", "e", "s"], "guidance_scale": 9.0, "return_dict_in_generate": True,
+    "output_scores": True, "num_beams": 4, "num_return_sequences": 2, "do_sample": True, "temperature": 9.0, "max_length": 3,
+    "repetition_penalty": 9.0, "encoder_no_repeat_ngram_size": 1, "exponential_decay_length_penalty": (1, 9.0),
+    "cache_implementation": "static", "prompt_lookup_num_tokens": 3, "min_new_tokens": 7, "penalty_alpha": 0.9,
+    "sequence_bias": [[[9], 99.0]], "renormalize_logits": True, "use_cache": False, "low_memory": True, "custom": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_answers_inherit_none_of_the_models_generation_settings(tiny_model, two_sets, by_generate, name):
+    model, processor = tiny_model
+    questions = questions_of(two_sets["forget"], ["cloze", "generation"], ["text"])[:6]
+    expected = by_generate(generate_answers, model, processor, questions, max_new_tokens=6, **QUIET)
+    own = model.generation_config
+    model.generation_config = hostile = copy.deepcopy(own)
+    setattr(hostile, name, HOSTILE[name])
+    try:
+        assert by_generate(generate_answers, model, processor, questions, max_new_tokens=6, **QUIET) == expected
+        assert generate_answers(model, processor, questions, max_new_tokens=6, **QUIET) == expected
+        assert model.generation_config is hostile and getattr(hostile, name) == HOSTILE[name]
+    finally:
+        model.generation_config = own
+
+
+def test_every_end_ends_an_answer_and_makes_it_known(trained, benchmark, by_generate):
+    """The tokenizer's end, and those that the model names: one of them alone is not enough."""
+    model, processor = trained
+    questions = questions_of(benchmark.forget.select([0]), ["generation"], ["text"])
+    truths, own = [question.answer for question in questions], model.generation_config
+    used = {token for q in questions for token in encode([q], processor, with_answer=True)["input_ids"][0].tolist()}
+    another = next(token for token in range(99, 999) if token not in used)
+    model.generation_config = copy.deepcopy(own)
+    head = model.get_output_embeddings().weight
+    before = head.detach().clone()
+    try:
+        model.generation_config.eos_token_id = another  # the tokenizer's end still ends
+        for call in (lambda f, *a, **o: f(*a, **o), by_generate):
+            assert call(generate_answers, model, processor, questions, **QUIET) == truths
+        with torch.no_grad():  # the model ends with the other
+            head[[another, processor.tokenizer.eos_token_id]] = before[[processor.tokenizer.eos_token_id, another]]
+        for ends in (another, [another, processor.tokenizer.eos_token_id]):
+            model.generation_config.eos_token_id = ends
+            for call in (lambda f, *a, **o: f(*a, **o), by_generate):
+                answers = call(generate_answers, model, processor, questions, **QUIET)
+                word = processor.tokenizer.decode([another]).strip()  # which is no special token, so it can be seen
+                assert [answer.removesuffix(word).strip() for answer in answers] == truths
+                assert call(known, model, processor, questions, **QUIET).all()
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        assert not known(model, processor, questions, **QUIET).any()
+    finally:
+        model.generation_config = own
+        with torch.no_grad():
+            head.copy_(before)
+
+
+def test_a_tokenizer_without_padding_or_any_end_is_named(tiny_model, two_sets, monkeypatch):
+    model, processor = tiny_model[0], copy.deepcopy(tiny_model[1])
+    questions = questions_of(two_sets["forget"], ["cloze"], ["text"])
+    processor.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="no padding token.*processor.tokenizer.pad_token = "):
+        generate_answers(model, processor, questions, **QUIET)
+    processor.tokenizer.eos_token = None
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    with pytest.raises(ValueError, match="names an end of sequence"):
+        known(model, processor, questions, **QUIET)
+
+
+def broken_model(model, how):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        if how == "NaN":
+            model.model.language_model.norm.weight.fill_(math.nan)
+        elif how == "one NaN":
+            model.get_output_embeddings().weight[3, 3] = math.nan
+        else:  # more than float16 can hold, in what every layer adds to
+            model.half().model.language_model.embed_tokens.weight.mul_(60_000)
+            model.model.language_model.layers[0].mlp.down_proj.weight.mul_(60_000)
+    return model
+
+
+@pytest.mark.parametrize("path", ["shared", "generate"])
+@pytest.mark.parametrize("how", ["NaN", "one NaN", "float16"])
+def test_logits_that_are_not_finite_are_no_forgetting(tiny_model, two_sets, by_generate, how, path):
+    model, processor = broken_model(tiny_model[0], how), tiny_model[1]
+    call = by_generate if path == "generate" else lambda f, *a, **o: f(*a, **o)
+    questions = questions_of(two_sets["forget"], ["classification"])
+    message = "the model's logits are not finite; load the model in float32 or bfloat16"
+    for function in (generate_answers, known, likeliest_options):
+        with pytest.raises(ValueError, match=message):
+            call(function, model, processor, questions, **QUIET)
+    shots = {"robust": {}, "zero-shot": {}, "official": {"shots": load_config("tiny", "Full_Set"), "seed": 0}}
+    for protocol, options in shots.items():
+        for modality in MODALITIES:
+            with pytest.raises(ValueError, match=message):
+                call(evaluate, model, processor, two_sets, protocol=protocol, tasks=["generation"], modalities=[modality],
+                     **options, **QUIET)  # fmt: skip
+
+
+def test_a_number_that_breaks_while_an_answer_is_written_is_seen(tiny_model, two_sets):
+    """The first tokens are fine; only a later one is not."""
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # of its own, not that of the embeddings
+    questions = questions_of(two_sets["forget"], ["generation"], ["text"])
+    first = {token for text in generate_answers(model, processor, questions, max_new_tokens=1, **QUIET)
+             for token in processor.tokenizer(text)["input_ids"]}  # fmt: skip
+    prompts = {token for question in questions for token in encode([question], processor, False)["input_ids"][0].tolist()}
+    assert first - prompts
+    with torch.no_grad():
+        model.get_input_embeddings().weight[sorted(first - prompts)] = math.nan
+    generate_answers(model, processor, questions, max_new_tokens=1, **QUIET)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate_answers(model, processor, questions, max_new_tokens=3, **QUIET)
+
+
+def test_asking_is_in_eval_mode_outside_autocast_and_puts_both_back(tiny_model, two_sets, by_generate):
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    model.config.text_config.attention_dropout = 0.9
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    questions = questions_of(two_sets["forget"], ["classification"])[::3]
+    for call in (lambda f, *a, **o: f(*a, **o), by_generate):
+        expected = [call(f, model, processor, questions, **QUIET) for f in (generate_answers, known, likeliest_options)]
+        model.train()
+        model.model.vision_tower.eval()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = [call(f, model, processor, questions, **QUIET) for f in (generate_answers, known, likeliest_options)]
+        assert found[0] == expected[0] and found[1].equal(expected[1]) and found[2] == expected[2]
+        assert model.training and not model.model.vision_tower.training
+        model.eval()
+
+
+# ------------------------------------------------------------------------------------------------ longer than the model
+
+
+@pytest.fixture
+def with_a_long_one(benchmark):
+    """Two people; one cloze sentence of the second, and a right option of the first, have 3,000 words."""
+    long = "word " * 3000
+
+    def change(row, index):
+        tasks = {name: copy.deepcopy(row[name]) for name in ("Mask_Task", "Classification_Task")}
+        if index == 1:
+            tasks["Mask_Task"][0]["Question"] = long + "__"
+        else:
+            question = tasks["Classification_Task"]["Pure_Text_Questions"][0]
+            question["Options"][question["Correct_Answer"]] = long
+        return tasks
+
+    return {"forget": benchmark.forget.select([0, 1]).map(change, with_indices=True)}
+
+
+@pytest.mark.parametrize("protocol", ["zero-shot", "robust"])
+def test_questions_that_are_too_long_are_named_and_not_in_the_table(trained, with_a_long_one, two_sets, protocol, tmp_path):
+    expected = evaluate(*trained, two_sets, protocol=protocol, **QUIET)
+    expected = expected[expected["set"] == "forget"].reset_index(drop=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        table = evaluate(*trained, with_a_long_one, protocol=protocol, resume=tmp_path / "answers.jsonl", **QUIET)
+    said = [str(warning.message) for warning in said if "positions" in str(warning.message)]
+    assert len(said) == 1 and "2 of 36 questions have more tokens than the model has positions (256)" in said[0]
+    assert all(f"person {person}" in said[0] for person in with_a_long_one["forget"]["ID"])
+    key = ["task", "modality", "metric", "person_id", "question"]
+    merged = expected.merge(table, how="left", on=key, indicator=True, suffixes=("", " now"))
+    gone = merged[merged["_merge"] == "left_only"]
+    assert sorted(gone["metric"] + " " + gone["task"]) == ["accuracy classification", "accuracy cloze",
+                                                            "likelihood classification"]  # fmt: skip
+    kept = merged[merged["_merge"] == "both"]
+    assert len(kept) == len(table)
+    assert (kept["answer"] == kept["answer now"]).all() and (kept["value"] == kept["value now"]).all()
+
+
+def test_what_is_too_long_is_not_known_and_has_no_answer(trained, two_sets):
+    fine, long = [replace(questions_of(two_sets["forget"], ["classification"], ["text"])[0], person_id=i) for i in ("1", "2")]
+    long = replace(long, question="word " * 3000)
+    option = replace(fine, options=fine.options | {"A": "word " * 3000})
+    with pytest.warns(UserWarning, match="1 of 2 questions.*person 2 'word"):
+        first, none = generate_answers(*trained, [fine, long], **QUIET)
+    assert none == "" and [first] == generate_answers(*trained, [fine], **QUIET)
+    with pytest.warns(UserWarning, match="1 of 2 questions"):
+        assert known(*trained, [long, fine], **QUIET).tolist() == [False, *known(*trained, [fine], **QUIET).tolist()]
+    with pytest.warns(UserWarning, match="4 of 8 questions"):
+        assert likeliest_options(*trained, [long, fine], **QUIET) == ["", *likeliest_options(*trained, [fine], **QUIET)]
+    with pytest.warns(UserWarning, match="1 of 4 questions"):
+        assert likeliest_options(*trained, [option], **QUIET)[0] in "BCD"
+    with pytest.raises(ValueError, match="nothing is left to ask"):
+        generate_answers(*trained, [long], **QUIET)
 
 
 # ------------------------------------------------------------------------------------------------ judgements
@@ -375,20 +610,41 @@ def test_a_part_is_that_part_of_the_whole(tiny_model, two_sets, table):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ["vqa"]}, "task='vqa' is unknown"),
-        ({"modalities": ["audio"]}, "modality='audio' is unknown"),
-        ({"tasks": []}, "tasks is empty"),
-        ({"modalities": []}, "modalities is empty"),
+        ({"tasks": ["vqa"]}, "tasks holds 'vqa', which is unknown"),
+        ({"modalities": ["audio"]}, "modalities holds 'audio', which is unknown"),
+        ({"tasks": []}, "tasks=.* must name at least one"),
+        ({"modalities": []}, "modalities=.* must name at least one"),
+        ({"tasks": "cloze"}, "tasks='cloze' must be a tuple of names"),
+        ({"modalities": "text"}, "modalities='text' must be a tuple of names"),
+        ({"protocol": "zeroshot"}, "protocol='zeroshot' is unknown; use one of zero-shot, official, robust"),
+        ({"protocol": None}, "protocol=None is unknown"),
+        ({"batch_size": "8"}, "batch_size='8' must be a whole number"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
+        ({"seed": "0", "protocol": "robust"}, "seed='0' must be a whole number"),
+        ({"seed": -1, "protocol": "robust"}, "seed=-1 is below 0"),
+        ({"resume": "x", "model_key": 5}, "model_key=5 must be a text"),
+        ({"resume": 5}, "resume=5 must be a text or a path"),
     ],
 )
 def test_unknown_and_empty_choices(tiny_model, two_sets, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         evaluate(*tiny_model, two_sets, **options)
+
+
+def test_a_model_that_is_wrapped_and_one_in_the_wrong_place_are_refused(tiny_model, two_sets):
+    model, processor = tiny_model
+    with pytest.raises(TypeError, match="pass model.module"):
+        evaluate(torch.nn.DataParallel(model), processor, two_sets, **QUIET)
+    with pytest.raises(TypeError, match="pass what load_model returns first"):
+        evaluate(processor, model, two_sets, **QUIET)
 
 
 def test_bad_sets_are_named(tiny_model, benchmark):
     with pytest.raises(ValueError, match="sets is empty"):
         evaluate(*tiny_model, {})
+    for wrong in (benchmark.forget, benchmark, [benchmark.forget], {"forget": "forget"}, "forget", None):
+        with pytest.raises(TypeError, match="sets must be a dict of name -> dataset"):
+            evaluate(*tiny_model, wrong)
     with pytest.raises(ValueError, match="set 'nobody': .*empty"):
         evaluate(*tiny_model, {"nobody": benchmark.forget.select([])})
     with pytest.raises(ValueError, match="set 'training': .*Classification_Task"):
@@ -459,6 +715,52 @@ def test_a_file_that_is_no_leaderboard_is_not_overwritten(tmp_path, summary):
     with pytest.raises(ValueError, match="not a leaderboard"):
         append_leaderboard(path, summary, **KEY)
     assert path.read_text(encoding="utf-8") == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", bytes(range(256)), b"\x80\x04\x95", b"scale,seed\n\0,1\n", ",".join(LEADERBOARD).encode("utf-16"),
+     ";".join(LEADERBOARD).encode() + b"\ntiny;0;random;5;forget;cloze;text;accuracy;1;3\n",
+     ",".join([*LEADERBOARD, "note"]).encode() + b"\n", ",".join(LEADERBOARD[::-1]).encode() + b"\n",
+     ",".join(LEADERBOARD).encode() + b"\ntiny,0,random,5,forget,cloze,text,accuracy,1,3,mine\n",
+     ",".join(LEADERBOARD).encode() + b"\ntiny,0\n", ",".join(LEADERBOARD).encode() + b"\ntiny,a,random,5,,,,,1,3\n"],
+)  # fmt: skip
+def test_other_files_are_named_and_left_as_they_are(tmp_path, summary, content):
+    path = tmp_path / "board.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="board.csv is not a leaderboard .*left as it is; move it away"):
+        append_leaderboard(path, summary, **KEY)
+    assert path.read_bytes() == content
+    with pytest.raises(ValueError, match="is not a leaderboard"):
+        append_leaderboard(tmp_path, summary, **KEY)
+    with pytest.raises(ValueError, match="the summary has no column n"):
+        append_leaderboard(tmp_path / "new.csv", summary.drop(columns="n"), **KEY)
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_a_leaderboard_that_a_spreadsheet_saved_is_still_one(tmp_path, summary):
+    path = tmp_path / "board.csv"
+    append_leaderboard(path, summary, **KEY)
+    append_leaderboard(path, summary, **(KEY | {"method": "vanilla", "alpha": None}))
+    expected = path.read_text(encoding="utf-8")
+    saved = expected.replace(",5.0,", ",5,").replace("\n", "\r\n") + "\r\n"
+    path.write_bytes(b"\xef\xbb\xbf" + saved.encode())
+    for key in (KEY, KEY | {"method": "vanilla", "alpha": None}):
+        append_leaderboard(path, summary, **key)
+    assert path.read_text(encoding="utf-8") == expected
+
+
+def test_of_a_link_the_target_is_updated(tmp_path, summary, monkeypatch):
+    (tmp_path / "results").mkdir()
+    link, target = tmp_path / "board.csv", tmp_path / "results" / "board.csv"
+    link.symlink_to(target)
+    for alpha in (5, 10):
+        append_leaderboard(link, summary, **(KEY | {"alpha": alpha}))
+    assert link.is_symlink() and len(pd.read_csv(target)) == 2 * len(summary)
+    monkeypatch.setenv("HOME", str(tmp_path / "results"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "results"))
+    append_leaderboard("~/board.csv", summary, **KEY)
+    assert len(pd.read_csv(target)) == 2 * len(summary)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):

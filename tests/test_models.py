@@ -1,7 +1,9 @@
 """load_model: what it returns, and that each failure names its cause and the way out."""
 
 import json
+import os
 import shutil
+import traceback
 
 import PIL.Image
 import pytest
@@ -11,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from manu_utils.activations import collect_activations
-from manu_utils.batches import encode
+from manu_utils.batches import answer_texts, encode, prompt, shared_batches
 from manu_utils.benchmark import Question, evaluation_questions
 from manu_utils.evaluation import generate_answers
 from manu_utils.models import load_model, pick_device, pick_dtype
 from manu_utils.neurons import find_neurons
-from manu_utils.pruning import prune_neurons
+from manu_utils.pruning import prune_neurons, save_pruned
 
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -343,3 +345,275 @@ def test_an_adapter_without_a_base_and_a_base_without_an_adapter(adapter, checkp
         load_model(folder)
     with pytest.raises(ValueError, match="base='tiny' goes with a LoRA adapter"):
         load_model(checkpoint, base="tiny")
+
+
+# ------------------------------------------------------------------------------------------------ adapters on tied embeddings
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """Folder of a small LLaVA whose input and output embeddings are one matrix."""
+    import transformers as t
+
+    _, processor = tiny_models.llava()
+    sizes = tiny_models.TEXT | {"vocab_size": len(processor.tokenizer), "tie_word_embeddings": True}
+    config = t.LlavaConfig(
+        vision_config=t.CLIPVisionConfig(**tiny_models.TOWER), text_config=t.LlamaConfig(**sizes), vision_feature_layer=-1,
+        image_token_id=processor.tokenizer.image_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tied")
+    for part in (t.LlavaForConditionalGeneration(config), processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [70, 71, 72]},
+        {"target_modules": ["q_proj"]},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_an_adapter_on_either_end_of_tied_embeddings_is_merged_right(tied, tmp_path, settings):
+    model, processor = load_model(tied, device="cpu")
+    question = Question("001", "Who is this?", "Anna.", PIL.Image.new("RGB", (32, 32), (200, 9, 90)), "training")
+    batch = encode([question], processor, with_answer=False)
+    wrapped = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, **settings))
+    wrapped.peft_config["default"].base_model_name_or_path = str(tied)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad and "lora" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        expected = wrapped(**batch).logits
+    wrapped.save_pretrained(tmp_path / "adapter")
+    merged = load_model(tmp_path / "adapter", device="cpu")
+    save_pruned(*merged, tmp_path / "saved")
+    for loaded in (merged, load_model(tmp_path / "saved", device="cpu")):
+        with torch.no_grad():
+            torch.testing.assert_close(loaded[0](**batch).logits, expected, rtol=1e-4, atol=1e-3)
+    one_matrix = merged[0].get_input_embeddings().weight is merged[0].get_output_embeddings().weight
+    changed = {"embed_tokens", "lm_head"} & {*settings["target_modules"], *settings.get("modules_to_save", ())}
+    assert one_matrix is not bool(changed)
+
+
+# ------------------------------------------------------------------------------------------------ processors
+
+
+def questions():
+    return [Question("001", "Who is this?", "Anna.", image, "training") for image in (None, PIL.Image.new("RGB", (32, 32)))]
+
+
+def sequences(processor):
+    return [encode([question], processor, with_answer=True)["input_ids"] for question in questions()]
+
+
+@pytest.fixture
+def family(other, tmp_path):
+    """Copies the checkpoint of a family: (folder, its template)."""
+
+    def copy(name):
+        folder = shutil.copytree(other(name), tmp_path / name)
+        return folder, (folder / "chat_template.jinja").read_text(encoding="utf-8")
+
+    return copy
+
+
+def drop(path, *names):
+    kept = {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key not in names}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["Qwen2-VL", "Idefics2", "Gemma 3", "LLaVA-NeXT"])
+@pytest.mark.parametrize("form", ["text", "list", "default of two", "file of two"])
+def test_a_chat_template_is_found_wherever_it_is(family, name, form):
+    folder, template = family(name)
+    expected = sequences(load_model(folder, device="cpu")[1])
+    if form == "file of two":
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tools.jinja").write_text("tools", encoding="utf-8")
+    else:
+        (folder / "chat_template.jinja").unlink()
+        several = [{"name": "tools", "template": "tools"}, {"name": "default", "template": template}]
+        kept = {"text": template, "list": several[1:], "default of two": several}[form]
+        edit(folder / "tokenizer_config.json", chat_template=kept)
+    for found, wanted in zip(sequences(load_model(folder, device="cpu")[1]), expected, strict=True):
+        assert found.equal(wanted)
+
+
+@pytest.mark.parametrize("name", ["Qwen2-VL", "Idefics2", "Gemma 3", "LLaVA-NeXT", "Mllama"])
+def test_a_model_is_not_asked_in_the_form_of_another(family, name):
+    folder, template = family(name)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="has no chat template, so how its model wants to be asked is not known"):
+        load_model(folder, device="cpu")
+    edit(folder / "tokenizer_config.json", chat_template=[{"name": n, "template": template} for n in ("one", "two")])
+    with pytest.raises(ValueError, match=r"several chat templates \(one, two\) and none is named default"):
+        load_model(folder, device="cpu")
+
+
+def test_a_llava_that_was_tuned_to_another_chat_is_asked_in_that(family):
+    """On Llama 3, on Qwen: the same processor as LLaVA-1.5, whose own template gives way to the official prompt."""
+    folder, template = family("LLaVA-1.5 (CLIP)")
+    own = load_model(folder, device="cpu")
+    assert prompt(questions()[0], own[1]) == "USER: Who is this?\nASSISTANT:"
+    (folder / "chat_template.jinja").write_text(
+        tiny_models.QWEN.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+    )
+    model, processor = load_model(folder, device="cpu")
+    assert prompt(questions()[1], processor) == "<|im_start|>user\n<image>Who is this?<|im_end|>\n<|im_start|>assistant\n"
+    assert answer_texts(questions(), processor) == ["Anna.<|im_end|>"] * 2
+    for question in questions():  # the shared rows hold what the plain ones do
+        (_, shared), alone = next(shared_batches([question], processor, 4, True)), encode([question], processor, True)
+        assert shared["input_ids"][0].equal(alone["input_ids"][0])
+    assert len(generate_answers(model, processor, questions(), max_new_tokens=2, progress=False)) == 2
+
+
+def test_what_older_processors_of_llava_lack_comes_from_the_model(family):
+    for name in ("LLaVA-1.5 (CLIP)", "LLaVA-NeXT"):
+        folder, _ = family(name)
+        whole = load_model(folder, device="cpu")
+        expected = sequences(whole[1])
+        drop(folder / "processor_config.json", "patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+        model, processor = load_model(folder, device="cpu")
+        assert all(a.equal(b) for a, b in zip(sequences(processor), expected, strict=True))
+        assert generate_answers(model, processor, questions(), max_new_tokens=2, progress=False) == generate_answers(
+            *whole, questions(), max_new_tokens=2, progress=False
+        )
+    for name in ("LLaVA-1.5 (SigLIP)", "Idefics2"):  # no class token; no such settings
+        assert getattr(load_model(family(name)[0], device="cpu")[1], "num_additional_image_tokens", 0) == 0
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"patch_size": 16}, "has patch_size=16, its model 8, so that images and their tokens would not match"),
+        ({"vision_feature_select_strategy": "full"}, "strategy='full', its model 'default'"),
+        ({"num_additional_image_tokens": "x"}, "cannot encode a question with an image"),
+        ({"image_token": "<picture>"}, "does not write the token 2 that its model has for images"),
+    ],
+)
+def test_a_processor_that_does_not_fit_is_refused_on_loading(family, changes, message):
+    folder, _ = family("LLaVA-1.5 (CLIP)")
+    edit(folder / "processor_config.json", **changes)
+    if "image_token" in changes:
+        edit(folder / "tokenizer_config.json", image_token="<picture>", extra_special_tokens={})
+    with pytest.raises(ValueError, match=message):
+        load_model(folder, device="cpu")
+
+
+def test_images_of_another_size_are_refused_on_loading(family):
+    folder, _ = family("LLaVA-1.5 (CLIP)")
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    images = processor["image_processor"] | {"crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}}
+    edit(folder / "processor_config.json", image_processor=images)
+    with pytest.raises(ValueError, match="makes images of 64×64 pixels, its model takes 32×32"):
+        load_model(folder, device="cpu")
+
+
+def test_a_missing_padding_token_is_the_end_of_sequence(copy):
+    drop(copy / "tokenizer_config.json", "pad_token")
+    model, processor = load_model(copy, device="cpu")
+    assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
+    asked = [Question("001", "Who?", "Anna.", None, "training"), Question("002", "Who is this?", "Ben.", None, "training")]
+    both = generate_answers(model, processor, asked, max_new_tokens=3, progress=False)
+    assert both == [generate_answers(model, processor, [q], max_new_tokens=3, progress=False)[0] for q in asked]
+    drop(copy / "tokenizer_config.json", "eos_token")
+    with pytest.raises(ValueError, match="neither a padding token nor an end of sequence"):
+        load_model(copy, device="cpu")
+
+
+TEMPLATES_WITH_A_DATE = {
+    "Llama 3.2": "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = "
+    "strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '01 Jan 2020' %}{%- endif %}{%- endif %}\n"
+    "Today Date: {{ date_string }}\n",
+    "Mistral": "{%- set today = strftime_now('%Y-%m-%d') %}The current date is {{ today }}. ",
+    "SmolLM 3": "{{- 'Today: ' + strftime_now('%-d %B %Y, %A %H:%M') + '\n' -}}",
+}
+
+
+@pytest.mark.parametrize("name, says", [("Llama 3.2", "Date: 26 Jul 2024"), ("Mistral", "date is 2024-07-26."),
+                                        ("SmolLM 3", "Today: 26 July 2024, Friday 00:00")])  # fmt: skip
+def test_a_template_that_writes_the_date_writes_the_same_every_day(family, name, says):
+    folder, template = family("Qwen2-VL")
+    (folder / "chat_template.jinja").write_text(TEMPLATES_WITH_A_DATE[name] + template, encoding="utf-8")
+    processor = load_model(folder, device="cpu")[1]
+    text = prompt(questions()[0], processor)
+    assert says in text and text.endswith("<|im_start|>assistant\n")
+    assert answer_texts(questions(), processor) == ["Anna.<|im_end|>"] * 2
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    assert text.endswith(prompt(questions()[0], load_model(folder, device="cpu")[1]))  # and nothing else is changed
+
+
+# ------------------------------------------------------------------------------------------------ unsafe files, bad arguments
+
+
+class Trap:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_weights_that_would_run_code_are_refused_without_bad_advice(adapter, other, tmp_path, part):
+    folder = shutil.copytree(other("LLaVA-1.5 (CLIP)") if part == "model" else adapter[0], tmp_path / "copy")
+    old, new = ("model.safetensors", "pytorch_model.bin") if part == "model" else (
+        "adapter_model.safetensors", "adapter_model.bin")  # fmt: skip
+    weights = load_file(folder / old)
+    (folder / old).unlink()
+    torch.save(weights, folder / new)
+    load_model(folder, device="cpu")  # plain tensors are fine in this form, too
+    torch.save(weights | {"x": Trap(tmp_path / "ran")}, folder / new)
+    with pytest.raises(ValueError, match="no plain tensors.*from a source that you trust.*safetensors") as caught:
+        load_model(folder, device="cpu")
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
+    assert not (tmp_path / "ran").exists()
+    if part == "model":
+        torch.save(weights, folder / new)
+        whole = (folder / new).read_bytes()
+        (folder / new).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="half downloaded; fetch them again"):
+            load_model(folder, device="cpu")
+
+
+def test_no_error_advises_to_trust_code(copy):
+    edit(copy / "processor_config.json", auto_map={"AutoProcessor": "x.P"}, processor_class="Strange")
+    with pytest.raises(ValueError, match="needs code of its own, which is never run") as caught:
+        load_model(copy, device="cpu")
+    assert "trust_remote_code" not in "".join(traceback.format_exception(caught.value)).replace("trust_remote_code=False", "")
+
+
+def test_advice_of_libraries_is_left_out(monkeypatch, checkpoint):
+    import transformers
+
+    for error, kind in ((OSError, FileNotFoundError), (ValueError, ValueError)):
+
+        def fail(*_, error=error, **__):
+            raise error("It is broken. Pass weights_only=False to go on.\nOr set `trust_remote_code=True`, it helps.")
+
+        monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", fail)
+        with pytest.raises(kind) as caught:
+            load_model(checkpoint, device="cpu")
+        assert "weights_only" not in "".join(traceback.format_exception(caught.value)).split("def fail")[0]
+        assert "It is broken." in str(caught.value) or "never run" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [({"source": 5}, "source=5 must be a path"), ({"source": None}, "source=None must be a path"),
+     ({"processor": 5}, "processor=5 must be a path"), ({"dtype": "float16"}, "dtype='float16' must be a torch.dtype"),
+     ({"dtype": True}, "dtype=True must be a torch.dtype")],
+)  # fmt: skip
+def test_arguments_of_another_type_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        load_model(**{"device": "cpu"} | arguments)

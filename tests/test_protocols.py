@@ -305,7 +305,7 @@ def test_text_letters_of_idefics_have_five_tokens(tiny_model, sets, full, monkey
         ({"protocol": "official"}, "shots=load_config"),
         ({"protocol": "zero-shot", "shots": "full"}, "takes no shots"),
         ({"protocol": "official", "shots": "full", "resume": "answers.jsonl"}, "give a seed"),
-        ({"protocol": "official", "shots": "full", "tasks": ["vqa"]}, "set 'forget': task='vqa' is unknown"),
+        ({"protocol": "official", "shots": "full", "tasks": ["vqa"]}, "tasks holds 'vqa', which is unknown"),
     ],
 )
 def test_arguments_that_do_not_fit_the_protocol(tiny_model, sets, full, options, message):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from manu_utils.activations import collect_activations
 from manu_utils.attribution import collect_attribution, select_by_coverage
 from manu_utils.batches import encode
 from manu_utils.importance import VARIANTS, score
+from manu_utils.models import load_model
 from manu_utils.neurons import MLP, find_neurons
 from manu_utils.pruning import choose_by_coverage, prune_neurons, save_pruned, select_neurons, unlearn
 
@@ -280,6 +283,89 @@ def test_never_overwrites(small_model, tiny_model, tmp_path):
         with pytest.raises(FileExistsError, match="exists and is not empty; choose another name"):
             save_pruned(small_model, tiny_model[1], target)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "", "~", "a/.."])
+def test_a_name_of_no_new_folder(small_model, tiny_model, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="names no new folder; give one, such as 'unlearned'"):
+        save_pruned(small_model, tiny_model[1], name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(small_model, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_pruned(small_model, tiny_model[1], "~/x/unlearned")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "unlearned" / "config.json").exists()
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is(small_model, tiny_model, tmp_path, monkeypatch):
+    model = copy.deepcopy(small_model)
+    monkeypatch.setattr(model, "save_pretrained", lambda *_, **__: pytest.fail("written in vain"), raising=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes").write_text("mine", encoding="utf-8")
+    for name in ("link", "dangling"):
+        with pytest.raises(FileExistsError, match=f"{name} is a link; give the folder that it points to"):
+            save_pruned(model, tiny_model[1], tmp_path / name)
+    with pytest.raises(OSError, match="notes.*choose"):
+        save_pruned(model, tiny_model[1], tmp_path / "notes" / "unlearned")
+    monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(PermissionError, match="cannot save to .*unlearned.*denied.*choose a folder that can be written"):
+        save_pruned(model, tiny_model[1], tmp_path / "unlearned")
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "link", "dangling", "notes"}
+    assert not any((tmp_path / "folder").iterdir()) and (tmp_path / "notes").read_text(encoding="utf-8") == "mine"
+
+
+SAVER = """
+import sys, time
+from pathlib import Path
+from manu_utils.models import load_model
+from manu_utils.pruning import save_pruned
+model, processor = load_model("tiny-base", device="cpu")
+folder, number = Path(sys.argv[1]), sys.argv[2]
+model.config.saved_by = number
+(folder.parent / f"ready {number}").touch()
+while len(list(folder.parent.glob("ready *"))) < 2:
+    time.sleep(0.01)
+save, write = model.save_pretrained, processor.save_pretrained
+model.save_pretrained = lambda place: (save(place), time.sleep(1))
+save_pruned(model, processor, folder)
+"""
+
+
+def test_of_two_processes_that_save_to_one_folder_one_wins_whole(tmp_path):
+    folder = tmp_path / "unlearned"
+    start = [sys.executable, "-c", SAVER, str(folder)]
+    savers = [subprocess.Popen([*start, str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
+    errors = [saver.communicate()[1] for saver in savers]
+    codes = [saver.returncode for saver in savers]
+    assert sorted(codes) == [0, 1], errors
+    loser = errors[codes.index(1)].strip().splitlines()[-1]
+    assert loser.startswith("FileExistsError: another process is saving to") or "exists and is not empty" in loser
+    loaded, _ = load_model(folder, device="cpu")
+    assert loaded.config.saved_by == str(codes.index(0))
+    assert {path.name for path in tmp_path.iterdir()} == {"unlearned", "ready 0", "ready 1"}
+
+
+def test_a_folder_that_appears_while_the_model_is_written_is_left_alone(small_model, tiny_model, tmp_path, monkeypatch):
+    model, folder = copy.deepcopy(small_model), tmp_path / "unlearned"
+    save = model.save_pretrained
+
+    def slow(part):
+        save(part)
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine", encoding="utf-8")
+
+    monkeypatch.setattr(model, "save_pretrained", slow, raising=False)
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        save_pruned(model, tiny_model[1], folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"] and [p.name for p in tmp_path.iterdir()] == ["unlearned"]
 
 
 # ------------------------------------------------------------------------------------------------ our choice

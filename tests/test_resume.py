@@ -1,14 +1,19 @@
 """A killed evaluation goes on where it stopped, gives the same table, and never takes another model's answers."""
 
+import copy
 import json
+import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
+from tokenizers import normalizers
 
 from manu_utils.benchmark import load_config
 from manu_utils.evaluation import CHUNK, evaluate
@@ -100,7 +105,7 @@ def test_after_sigkill(tmp_path, benchmark):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(read_answers(path)) == CHUNK
     with path.open("ab") as file:
-        file.write(b'{"key": "cut of')  # as if it had died in the middle of a write
+        file.write(b'{"key": "c0ffee')  # as if it had died in the middle of a write
     sets = {"forget": benchmark.forget.select(range(8))}
     options = {"tasks": ["cloze"], "modalities": ["text"], "batch_size": 1, "progress": False}
     model, processor = load_model("tiny", device="cpu")
@@ -167,6 +172,30 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
         assert fingerprint(model, processor) != first
     finally:
         processor.image_processor.size = size
+    changes = {
+        "config": lambda m, p: setattr(m.config.text_config, "rope_theta", 5.0),
+        "nested config": lambda m, p: setattr(m.config.vision_config, "layer_norm_eps", 0.5),
+        "generation": lambda m, p: setattr(m.generation_config, "eos_token_id", [1, 7]),
+        "dtype": lambda m, p: m.to(torch.bfloat16),
+        "patch size": lambda m, p: setattr(p, "patch_size", 8),
+        "image token": lambda m, p: setattr(p, "image_token", "<pad>"),
+        "chat template": lambda m, p: setattr(p, "chat_template", "{{ messages }}"),
+        "the tokenizer's chat template": lambda m, p: setattr(p.tokenizer, "chat_template", "{{ messages }}"),
+        "end of sequence": lambda m, p: setattr(p.tokenizer, "eos_token", "<pad>"),
+        "a new token": lambda m, p: p.tokenizer.add_tokens(["<new>"]),
+        "lower case": lambda m, p: setattr(p.tokenizer.backend_tokenizer, "normalizer", normalizers.Lowercase()),
+        "resampling": lambda m, p: setattr(p.image_processor, "resample", 0),
+        "positions": lambda m, p: setattr(p.tokenizer, "model_max_length", 99),
+    }
+    for change in changes.values():
+        changed = copy.deepcopy(tiny_model)
+        assert fingerprint(*changed) == first
+        change(*changed)
+        assert fingerprint(*changed) != first
+    processor.tokenizer(["a", "b c d e f g h i j"], padding=True)  # leaves its mark in the tokenizer
+    changed = copy.deepcopy(tiny_model)
+    changed[0].config._name_or_path = changed[0].config.text_config._name_or_path = "another/folder"
+    assert fingerprint(*changed) == first
     assert fingerprint(torch.nn.Linear(2, 2).bfloat16(), processor) != fingerprint(torch.nn.Linear(2, 2), processor)
     with pytest.raises(ValueError, match="weight is off-loaded.*model_key"):
         fingerprint(torch.nn.Linear(2, 2, device="meta"), processor)
@@ -196,24 +225,123 @@ def test_answers_are_asked_in_the_same_chunks_after_a_kill(tmp_path):
     }  # fmt: skip
 
 
+def test_half_a_chunk_is_not_a_chunk(tmp_path):
+    """A write that was cut off in its middle: what is whole of it stays, and all of the chunk is asked again."""
+    path, asked = tmp_path / "answers.jsonl", []
+    call = (path, "model", list("abcd"), lambda item: {"protocol": "p", "person_id": "1", "question": item},
+            lambda items: asked.append(items) or [item.upper() for item in items], 2)  # fmt: skip
+    remembered(*call)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+    assert remembered(*call) == list("ABCD")
+    assert asked == [["a", "b"], ["c", "d"], ["c", "d"]]
+    path.write_bytes(b"".join(lines[1:]))  # or the first of a chunk is missing
+    assert remembered(*call) == list("ABCD") and asked[3:] == [["a", "b"]]
+
+
+def test_the_picture_is_part_of_the_question(tmp_path):
+    """One person, one question, several portraits: an answer to one is not an answer to another."""
+    images = [PIL.Image.new("RGB", (2, 2), colour) for colour in ("red", "blue", "red")]
+    images += [PIL.Image.new("L", (2, 2)), PIL.Image.new("RGB", (1, 4), "red")]
+    asked = []
+
+    def ask(items):
+        asked.extend(items)
+        return [str(len(asked))] * len(items)
+
+    def identity(item):
+        return {"protocol": "p", "person_id": "1", "question": "Who?", "images": [images[i] for i in item]}
+
+    items = [(0,), (1,), (2,), (3,), (4,), (), (0, 1), (1, 0)]
+    answers = remembered(tmp_path / "answers.jsonl", "model", items, identity, ask, 1)
+    assert asked == [item for item in items if item != (2,)]  # which is the first again
+    assert answers[0] == answers[2] and len(set(answers)) == len(items) - 1
+
+
+def record(digit, answer):
+    return {"key": digit * 64, "run": "model", "answer": answer}
+
+
 def test_a_line_that_was_cut_off_is_dropped_and_overwritten(tmp_path):
     path = tmp_path / "answers.jsonl"
-    append_answers(path, [{"key": "1", "answer": "é\nx"}])
+    append_answers(path, [record("1", "é\nx")])
     whole = path.read_bytes()
-    path.write_bytes(whole + whole[:-4])
-    assert read_answers(path) == {"1": "é\nx"}
-    append_answers(path, [{"key": "2", "answer": "b"}])
-    assert read_answers(path) == {"1": "é\nx", "2": "b"}
+    for cut in range(1, len(whole)):
+        path.write_bytes(whole + whole[:cut])
+        assert read_answers(path) == {"1" * 64: "é\nx"}
+    append_answers(path, [record("2", "b\u2028c")])
+    assert read_answers(path) == {"1" * 64: "é\nx", "2" * 64: "b\u2028c"}
     assert read_answers(tmp_path / "none.jsonl") == {}
+    assert sorted(file.name for file in tmp_path.iterdir() if not file.name.startswith(".")) == ["answers.jsonl"]
+    with pytest.raises(ValueError, match="64 hex digits"):
+        append_answers(path, [{"key": "1", "answer": "b"}])
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"key": 1}\n', "[1]\n"])
-def test_another_file_is_not_taken_for_answers(tmp_path, content):
-    path = tmp_path / "other.csv"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a file of answers"):
-        remembered(path, "m", ["a"], lambda item: {}, lambda items: items, 1)
-    assert path.read_text(encoding="utf-8") == content
+OURS = b'{"key": "' + b"a" * 64 + b'", "run": "m", "answer": "x"}\n'
+OTHERS = {
+    "a table": b"a,b\n1,2\n",
+    "no newline": b'{"accuracy": 1.0}',
+    "no newline, like ours": b'{"key": "value"}',
+    "JSON over several lines": b'{\n  "key": "x",\n  "answer": "y"\n}',
+    "JSON lines": b'{"key": 1}\n',
+    "JSON lines with our keys": b'{"key": "capital of France", "answer": "Paris"}\n',
+    "a list": b"[1]\n",
+    "text": b"my notes",
+    "empty": b"",
+    "blank": b"\n",
+    "binary": bytes(range(256)),
+    "binary without newline": b"\x80\x04\x95",
+    "UTF-16": "a,b\n".encode("utf-16"),
+    "ours and another line": OURS + b"mine\n",
+    "ours and the beginning of another": OURS + b"mine",
+    "ours with another answer": OURS.replace(b'"x"', b"1"),
+    "a line of ours without its end": OURS[:-1],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_file_is_never_touched(tmp_path, name, tiny_model, people):
+    path = tmp_path / "results.json"
+    path.write_bytes(OTHERS[name])
+    asked = []
+    for call in (
+        lambda: remembered(path, "m", ["a"], lambda item: {}, asked.append, 1),
+        lambda: append_answers(path, [record("1", "x")]),
+        lambda: evaluate(*tiny_model, people, **OPTIONS, resume=path),
+    ):
+        with pytest.raises(ValueError, match=r"results.json is not a file of answers .*left as it is; name another"):
+            call()
+    assert path.read_bytes() == OTHERS[name] and not asked
+
+
+def test_links_and_folders_are_no_files_of_answers(tmp_path):
+    target, link, dangling = tmp_path / "target.jsonl", tmp_path / "link.jsonl", tmp_path / "dangling.jsonl"
+    target.write_bytes(OURS)
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "nowhere")
+    for path, kind in ((link, "link"), (dangling, "link"), (tmp_path, "folder"), (Path(os.devnull), "device")):
+        for call in (read_answers, lambda path: append_answers(path, [record("1", "x")])):
+            with pytest.raises(ValueError, match=f"is a {kind}, not a file of answers"):
+                call(path)
+    assert target.read_bytes() == OURS and not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_of_an_older_version_is_kept_and_nothing_is_taken_from_it(tmp_path):
+    """Its lines are of this form; their keys hashed less."""
+    path = tmp_path / "answers.jsonl"
+    line = {"key": "b" * 64, "run": "abc", "answer": "old", "protocol": "p", "person_id": "1", "question": "a"}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    before = path.read_bytes()
+    identity = {"protocol": "p", "person_id": "1", "question": "a"}
+    assert remembered(path, "m", ["a"], lambda item: dict(identity), lambda items: ["new"], 1) == ["new"]
+    assert path.read_bytes().startswith(before) and len(read_answers(path)) == 2
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    append_answers("~/answers.jsonl", [record("1", "x")])
+    assert read_answers("~/answers.jsonl") == read_answers(tmp_path / "answers.jsonl") == {"1" * 64: "x"}
 
 
 def test_writers_at_once_lose_nothing(tmp_path):
@@ -221,7 +349,7 @@ def test_writers_at_once_lose_nothing(tmp_path):
 
     def write(writer):
         for i in range(10):
-            append_answers(path, [{"key": f"{writer} {i} {j}", "answer": "x" * 2000} for j in range(3)])
+            append_answers(path, [record(f"{writer}{i}{j}0", "x" * 2000) | {"key": f"{writer}{i}{j}0" * 16} for j in range(3)])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
