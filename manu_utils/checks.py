@@ -1,8 +1,131 @@
-"""What the check cells and the exercises of the notebooks call: one line when right, a hint when not."""
+"""Checks at the doors: what a pass over a model needs (types, eval mode, finite numbers), and what check cells call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+def check_number(name: str, value, *, above: float = -math.inf, below: float = math.inf) -> None:
+    """Check that an argument is a finite number in (above, below); True and "5" are none.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number such as 5.0, not {_kind(value)}.")
+    if not math.isfinite(value) or not above < value < below:
+        limits = [f"above {above:g}"] * (above > -math.inf) + [f"below {below:g}"] * (below < math.inf)
+        raise ValueError(f"{name}={value!r} must be a finite number{' ' if limits else ''}{' and '.join(limits)}.")
+
+
+def check_whole(name: str, value, *, least: int = 1) -> None:
+    """Check that an argument is a whole number of at least ``least``; True, 8.0 and "8" are none.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}={value!r} must be a whole number such as {max(least, 1)}, not {_kind(value)}.")
+    if value < least:
+        raise ValueError(f"{name}={value!r} is below {least}, the least it can be.")
+
+
+def check_names(name: str, value, known: Sequence[str]) -> None:
+    """Check that an argument is a sequence of at least one of the ``known`` names, none of them twice; a string is none.
+
+    Raises:
+        TypeError: a string, or no sequence of strings.
+        ValueError: empty, an unknown name, or one twice.
+    """
+    several = f"({', '.join(map(repr, known))})"
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{name}={value!r} must be a tuple of names, such as {several} or ({known[0]!r},).")
+    if not value or len(set(value)) < len(value):
+        raise ValueError(f"{name}={value!r} must name at least one of {several}, and none twice.")
+    if unknown := [item for item in value if item not in known]:
+        raise ValueError(f"{name} holds {unknown[0]!r}, which is unknown; use {several}.")
+
+
+def _kind(value) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def check_model(model) -> None:
+    """Check that a model is the plain module that passes, pruning and saving work on.
+
+    Raises:
+        TypeError: no model, or one that is wrapped (DataParallel, torch.compile, peft); it says how to unwrap it.
+        ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {_kind(model)}; pass what load_model returns first, and the processor second.")
+    kind = type(model)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(f"the model is wrapped in {kind.__name__}; pass model.module, or see manu_utils.parallel.")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("the model is wrapped by torch.compile; pass the model that was compiled.")
+    if kind.__module__.partition(".")[0] == "peft":
+        raise TypeError(f"the model is wrapped in {kind.__name__}; merge the adapters first: model.merge_and_unload().")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("the weights were made under torch.inference_mode, which forbids gradients; load the model outside.")
+
+
+@contextmanager
+def quiet_pass(model) -> Iterator[None]:
+    """Every pass that reads a model runs in here: in eval mode, outside autocast and inference mode.
+
+    Dropout would make two passes differ, and autocast would round what is measured. On leaving, also after an error, every
+    module is in the mode in which it was.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_model`.
+    """
+    check_model(model)
+    training = [module for module in model.modules() if module.training]
+    devices = {"cpu"} | {parameter.device.type for parameter in model.parameters()}
+    try:
+        model.eval()
+        with ExitStack() as stack:
+            for device in sorted(devices):
+                if torch.amp.is_autocast_available(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(torch.inference_mode(False))
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def exact_device(device: torch.device | str) -> torch.device:
+    """Where float64 sums of a device are kept: there, or on the CPU if it has no float64 (Apple's MPS)."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def check_finite(what: str, *tensors: Tensor) -> None:
+    """Check that numbers of a model are finite.
+
+    Raises:
+        ValueError: NaN or infinity, with what to do about it.
+    """
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError(f"{what} not finite; load the model in float32 or bfloat16, and check its weights.")
+
+
+# ------------------------------------------------------------------------------------------------ check cells
 
 
 def check(holds: bool, claim: str, hint: str = "") -> None:

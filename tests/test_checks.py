@@ -1,8 +1,25 @@
-"""What check and exercise cells print and raise."""
+"""What check and exercise cells print and raise, the checks of arguments and models, and the mode in which passes run."""
 
+import copy
+import math
+import re
+
+import numpy
 import pytest
+import torch
+from torch import nn
 
-from manu_utils.checks import attempt, check
+from manu_utils.checks import (
+    attempt,
+    check,
+    check_finite,
+    check_model,
+    check_names,
+    check_number,
+    check_whole,
+    exact_device,
+    quiet_pass,
+)
 
 
 def test_check_prints_the_claim(capsys):
@@ -44,3 +61,104 @@ def test_attempt_shows_other_errors():
 
     with pytest.raises(KeyError):
         attempt(broken, "it is right", "think again")
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize("value", ["5", True, None, [5], 5 + 0j])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match=rf"^alpha={re.escape(repr(value))} must be a number such as 5.0, not "):
+        check_number("alpha", value)
+    with pytest.raises(TypeError, match=r"^batch_size=.* must be a whole number such as 1, not "):
+        check_whole("batch_size", value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    for value in (5, 5.0, numpy.float32(5), numpy.int64(5)):
+        check_number("alpha", value, above=0)
+    check_whole("seed", numpy.int64(0), least=0)
+    with pytest.raises(TypeError, match="whole number"):
+        check_whole("batch_size", 8.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 0])
+def test_a_number_out_of_range(value):
+    with pytest.raises(ValueError, match="must be a finite number above 0 and below 9"):
+        check_number("tau", value, above=0, below=9)
+    with pytest.raises((ValueError, TypeError)):
+        check_whole("rounds", value)
+
+
+@pytest.mark.parametrize(
+    "value, error, message",
+    [
+        ("text", TypeError, r"must be a tuple of names, such as \('multimodal', 'text'\)"),
+        (None, TypeError, "must be a tuple of names"),
+        ((None,), TypeError, "must be a tuple of names"),
+        ((), ValueError, "must name at least one of"),
+        (("text", "text"), ValueError, "none twice"),
+        (("images",), ValueError, "holds 'images', which is unknown"),
+    ],
+)
+def test_names(value, error, message):
+    check_names("modalities", ["text"], ("multimodal", "text"))
+    with pytest.raises(error, match=message):
+        check_names("modalities", value, ("multimodal", "text"))
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def test_wrapped_models_are_refused_with_the_way_out(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    for wrapped, advice in (
+        (nn.DataParallel(model), "pass model.module"),
+        (torch.compile(model), "pass the model that was compiled"),
+        (get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["0"])), r"model\.merge_and_unload\(\)"),
+        (tiny_model[1], "what load_model returns first"),
+        (None, "what load_model returns first"),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            check_model(wrapped)
+    with torch.inference_mode():
+        frozen = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="load the model outside"):
+        check_model(frozen)
+
+
+def test_a_quiet_pass_has_no_dropout_and_no_autocast_and_puts_both_back():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+    model[0].eval()  # a mode of its own, which model.train() would lose
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        expected = model[2](model[0](x))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        with quiet_pass(model):
+            assert model(x).equal(expected)
+        assert torch.is_autocast_enabled("cpu") and model[0](x).dtype == torch.bfloat16
+    assert [module.training for module in model] == [False, True, True] and model.training
+    with pytest.raises(KeyboardInterrupt), quiet_pass(model):
+        raise KeyboardInterrupt
+    assert [module.training for module in model] == [False, True, True] and model.training
+
+
+def test_a_quiet_pass_can_take_gradients_under_inference_mode():
+    model = nn.Linear(4, 1)
+    with torch.inference_mode(), quiet_pass(model), torch.enable_grad():
+        model(torch.ones(1, 4)).sum().backward()
+    assert model.weight.grad is not None
+
+
+def test_where_float64_is_kept():
+    assert exact_device("mps").type == "cpu"
+    assert [exact_device(device).type for device in ("cpu", "cuda:0", "meta")] == ["cpu", "cuda", "meta"]
+
+
+def test_what_is_not_finite_is_refused():
+    check_finite("the logits are", torch.ones(2), torch.zeros(0))
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="^the logits are not finite; load the model in float32 or bfloat16"):
+            check_finite("the logits are", torch.ones(2), torch.tensor([0.0, value]))
