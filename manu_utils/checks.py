@@ -13,15 +13,24 @@ from torch import Tensor, nn
 # ------------------------------------------------------------------------------------------------ arguments
 
 
+def check_real(name: str, value) -> None:
+    """Check that an argument is a number, whatever its range; True and "5" are none.
+
+    Raises:
+        TypeError: not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} must be a number such as 5.0, not {_kind(value)}.")
+
+
 def check_number(name: str, value, *, above: float = -math.inf, below: float = math.inf) -> None:
-    """Check that an argument is a finite number in (above, below); True and "5" are none.
+    """Check that an argument is a finite number in (above, below).
 
     Raises:
         TypeError: not a number.
         ValueError: not finite, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r} must be a number such as 5.0, not {_kind(value)}.")
+    check_real(name, value)
     if not math.isfinite(value) or not above < value < below:
         limits = [f"above {above:g}"] * (above > -math.inf) + [f"below {below:g}"] * (below < math.inf)
         raise ValueError(f"{name}={value!r} must be a finite number{' ' if limits else ''}{' and '.join(limits)}.")
@@ -58,6 +67,23 @@ def check_names(name: str, value, known: Sequence[str]) -> None:
 
 def _kind(value) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_answers(questions: Sequence) -> None:
+    """Check that every question has an answer to forget or to keep.
+
+    Args:
+        questions: :class:`manu_utils.benchmark.Question`.
+
+    Raises:
+        ValueError: an answer that is empty or no text, with its person.
+    """
+    for question in questions:
+        if not isinstance(question.answer, str) or not question.answer.strip():
+            raise ValueError(
+                f"person {question.person_id}: the answer to {question.question[:60]!r} is {question.answer!r}; leave questions "
+                "without an answer out."
+            )
 
 
 # ------------------------------------------------------------------------------------------------ models
