@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -46,7 +46,7 @@ def check_whole(name: str, value, *, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} must be a whole number such as {max(least, 1)}, not {_kind(value)}.")
     if value < least:
-        raise ValueError(f"{name}={value!r} is below {least}, the least it can be.")
+        raise ValueError(f"{name}={value!r} is not positive." if least == 1 else f"{name}={value!r} is below {least}.")
 
 
 def check_names(name: str, value, known: Sequence[str]) -> None:
@@ -69,6 +69,21 @@ def _kind(value) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
+def check_questions(name: str, sets) -> None:
+    """Check that an argument maps modalities to questions, each with an answer.
+
+    Raises:
+        TypeError: no dict, or its values are no lists of :class:`manu_utils.benchmark.Question`.
+        ValueError: see :func:`check_answers`.
+    """
+    if not isinstance(sets, Mapping):
+        raise TypeError(f"{name} is {_kind(sets)}; it must be a dict such as {{'text': benchmark.training_questions(...)}}.")
+    for modality, items in sets.items():
+        if isinstance(items, str) or not isinstance(items, Sequence) or not all(hasattr(item, "answer") for item in items):
+            raise TypeError(f"{name}[{modality!r}] must be a list of questions, as training_questions returns them.")
+        check_answers(items)
+
+
 def check_answers(questions: Sequence) -> None:
     """Check that every question has an answer to forget or to keep.
 
@@ -81,8 +96,8 @@ def check_answers(questions: Sequence) -> None:
     for question in questions:
         if not isinstance(question.answer, str) or not question.answer.strip():
             raise ValueError(
-                f"person {question.person_id}: the answer to {question.question[:60]!r} is {question.answer!r}; leave questions "
-                "without an answer out."
+                f"person {question.person_id}: the answer to {question.question[:60]!r} is {question.answer!r}; leave "
+                "questions without an answer out."
             )
 
 
@@ -128,7 +143,9 @@ def quiet_pass(model) -> Iterator[None]:
             for device in sorted(devices):
                 if torch.amp.is_autocast_available(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
+            gradients = torch.is_grad_enabled()
             stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(gradients))  # which leaving inference mode switches on
             yield
     finally:
         for module in training:

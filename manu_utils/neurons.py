@@ -73,8 +73,8 @@ def towers(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, tuple[str, 
             found[tower].append((path, module, names))
         elif fused := [name for name in _FUSED if hasattr(module, name)]:
             raise ValueError(
-                f"{path}.{fused[0]} of {type(model).__name__} holds the gate and the other input of its neurons in one matrix, "
-                "which is not supported; use a model with gate_proj and up_proj apart, or split the matrix in two before."
+                f"{path}.{fused[0]} of {type(model).__name__} holds the gate and the other input of its neurons in one "
+                "matrix, which is not supported; use a model with gate_proj and up_proj apart, or split the matrix in two before."
             )
         elif linear := [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
             where = ".".join("*" if part.isdecimal() else part for part in path.split("."))
@@ -108,10 +108,11 @@ def find_neurons(model: nn.Module) -> list[MLP]:
             layers = [getattr(module, name) for name in names]
             for name, linear in zip(names, layers, strict=True):
                 _check_weights(f"{path}.{name}", linear)
-            if rows := [n for n, linear in zip(names, layers[:-1], strict=False) if linear.out_features != layers[-1].in_features]:
+            n_neurons = layers[-1].in_features
+            if wrong := [name for name in names[:-1] if getattr(module, name).out_features != n_neurons]:
                 raise ValueError(
-                    f"{path}.{rows[0]} makes {getattr(module, rows[0]).out_features} rows for {layers[-1].in_features} neurons; "
-                    "row n must make neuron n, so this structure is not supported."
+                    f"{path}.{wrong[0]} makes {getattr(module, wrong[0]).out_features} rows for {n_neurons} neurons; row n "
+                    "must make neuron n, so this structure is not supported."
                 )
             mlps.append(MLP(path, tower, layer, tuple(layers[:-1]), layers[-1]))
     return mlps

@@ -108,7 +108,8 @@ def test_answers_that_are_all_alike_are_weighted_evenly(double_model, questions,
 
 def test_one_answer_that_says_nothing_new_is_weighted_evenly_and_the_others_are_not(double_model, questions):
     """The tokens of the first answer are in both; the second one holds more."""
-    first, second = (dataclasses.replace(q, answer=a) for q, a in zip(questions["text"], ("a nurse", "a nurse in Rome"), strict=False))
+    answers = zip(questions["text"], ("a nurse", "a nurse in Rome"), strict=False)
+    first, second = (dataclasses.replace(question, answer=answer) for question, answer in answers)
     rarity = token_rarity([first, second], double_model[1])
     batch = encode([first, second], double_model[1], with_answer=True)
     found = answer_margins(double_model[0], batch, rarity)

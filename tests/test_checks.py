@@ -150,6 +150,11 @@ def test_a_quiet_pass_can_take_gradients_under_inference_mode():
     with torch.inference_mode(), quiet_pass(model), torch.enable_grad():
         model(torch.ones(1, 4)).sum().backward()
     assert model.weight.grad is not None
+    for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with mode():
+            before = torch.is_grad_enabled()
+            with quiet_pass(model):
+                assert torch.is_grad_enabled() == before
 
 
 def test_where_float64_is_kept():
