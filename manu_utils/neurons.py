@@ -74,7 +74,7 @@ def towers(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, tuple[str, 
         elif fused := [name for name in _FUSED if hasattr(module, name)]:
             raise ValueError(
                 f"{path}.{fused[0]} of {type(model).__name__} holds the gate and the other input of its neurons in one "
-                "matrix, which is not supported; use a model with gate_proj and up_proj apart, or split the matrix in two before."
+                "matrix, which is not supported; use a model with gate_proj and up_proj apart, or split the matrix in two."
             )
         elif linear := [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
             where = ".".join("*" if part.isdecimal() else part for part in path.split("."))

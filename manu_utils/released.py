@@ -3,10 +3,10 @@
 Its score is that of ``"released_score"``, but it looks elsewhere, and so chooses others (notebook 07). Written from a reading
 of ``prune/prune_incremental.py`` and what it calls (franciscoliu/MANU); none of its code is here. Of what it does,
 
-- it looks at the outputs of the linear layers: ``gate_proj``, ``up_proj`` and ``fc1`` before the non-linearity, and the channels
-  of the residual stream that ``down_proj`` and ``fc2`` write;
-- vision layers are scored by image + text and language layers by text alone, on prompt, answer and padding alike, and with the
-  class token;
+- it looks at the outputs of the linear layers: ``gate_proj``, ``up_proj`` and ``fc1`` before the non-linearity, and the
+  channels of the residual stream that ``down_proj`` and ``fc2`` write;
+- vision layers are scored by image + text and language layers by text alone, on prompt, answer and padding alike, and with
+  the class token;
 - the layers of a tower are pooled: a row has one score, and is zeroed in each of the last three layers;
 - the spread is taken over layers and questions at each position, then averaged over positions, batches of four, and chunks of
   ten batches; each chunk shuffles anew, so that some questions are read twice and others never;

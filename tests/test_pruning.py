@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import gc
 import math
 import weakref
@@ -262,14 +263,15 @@ def test_interrupted_in_the_middle_the_model_is_as_it_was(small_model, monkeypat
 
 def test_a_tensor_that_cannot_be_written_leaves_the_others_as_they_were(small_model, monkeypatch):
     before, locked = bits(small_model), small_model.model.language_model.layers[0].mlp.up_proj.weight
-    for name in ("index_fill_", "index_copy_"):
+    plain = {name: getattr(torch.Tensor, name) for name in ("index_fill_", "index_copy_")}
 
-        def write(tensor, *arguments, plain=getattr(torch.Tensor, name)):
-            if tensor is locked:
-                raise RuntimeError("read-only memory")
-            return plain(tensor, *arguments)
+    def write(name, tensor, *arguments):
+        if tensor is locked:
+            raise RuntimeError("read-only memory")
+        return plain[name](tensor, *arguments)
 
-        monkeypatch.setattr(torch.Tensor, name, write)
+    for name in plain:
+        monkeypatch.setattr(torch.Tensor, name, functools.partialmethod(lambda t, *a, name=name: write(name, t, *a)))
     with pytest.raises(RuntimeError, match="read-only memory"):
         prune_neurons(small_model, torch.ones(n_neurons(small_model), dtype=torch.bool))
     assert same(bits(small_model), before)

@@ -80,7 +80,8 @@ def as_released(model, processor, sets, alpha, seed=0):
     for (tower, (layers, names)), modality in zip(parts_of(model).items(), MODALITIES, strict=True):
         n_batches = (len(sets["forget"][modality]) + 3) // 4
         forget, retain = (
-            transcribed(model, processor, sets[name][modality], n_batches, layers, names, seed) for name in ("forget", "retain")
+            transcribed(model, processor, sets[name][modality], n_batches, layers, names, seed)
+            for name in ("forget", "retain")
         )
         scores = {n: sum(2.0 * (f / (r + 1e-5) - 1) for f, r in zip(forget[n], retain[n], strict=True)) for n in names}
         last = list(range(len(layers)))[-3:]
