@@ -18,7 +18,8 @@ with a blank.
 
 A contrast of two modalities does not exist here, so ``paper`` is replaced by ``plain``: the same four functions without the
 contrast. ``released_score`` scores a language model by text alone anyhow, and ``ratio`` and ``coverage`` take the one
-modality there is. Models and measured rows are kept in build/smollm2; a killed run goes on after the last one that was finished.
+modality there is. Models and measured rows are kept in build/smollm2; a killed run goes on after the last one that was
+finished.
 """
 
 import argparse

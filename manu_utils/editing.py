@@ -28,7 +28,6 @@ from .progress import bar
 from .pruning import Pruned
 from .training import answer_logits, gradients_of
 
-
 MEMORY = 4e9  # bytes for moments and factors: three layers of LLaVA-1.5-7B, beside which a card of 24 GB holds the model
 
 
@@ -68,17 +67,17 @@ def collect_moments(
         mlps = [mlps[layer] for layer in layers]
     with quiet_pass(model):
         moments = [_zeros(mlp.size, mlp.size, device=mlp.output.weight.device) for mlp in mlps]
-        real = torch.empty(0)  # of the current batch: the positions that are no padding
+        sums, real = [], torch.empty(0)  # of a modality; of the current batch, the positions that are no padding
+
+        def add(index: int):
+            def hook(module, arguments: tuple[Tensor]) -> None:
+                z = arguments[0][real.to(arguments[0].device)].float()  # [tokens, n]
+                sums[index].addmm_(z.T, z)
+
+            return hook
+
         for items in questions.values():
             sums = [torch.zeros_like(moment) for moment in moments]
-
-            def add(index: int):
-                def hook(module, arguments: tuple[Tensor]) -> None:
-                    z = arguments[0][real.to(arguments[0].device)].float()  # [tokens, n]
-                    sums[index].addmm_(z.T, z)  # noqa: B023, the hooks go before the next modality
-
-                return hook
-
             hooks = [mlp.output.register_forward_pre_hook(add(index)) for index, mlp in enumerate(mlps)]
             n_tokens = 0
             try:

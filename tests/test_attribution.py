@@ -45,6 +45,15 @@ def test_rarity_counts_the_answers_that_hold_a_token(tiny_model, questions):
     assert rarity[tokenizer.eos_token_id] == 0
 
 
+def test_rarity_counts_answers_not_occurrences(tiny_model, questions):
+    tokenizer = tiny_model[1].tokenizer
+    first, second = questions["text"][:2]
+    said = [dataclasses.replace(first, answer="nurse nurse nurse"), dataclasses.replace(second, answer="lives in")]
+    rarity = token_rarity(said, tokenizer)
+    repeated = [token for token in tokenizer(" nurse nurse").input_ids if token not in tokenizer(" lives in").input_ids]
+    assert repeated and all(rarity[token].item() == pytest.approx(math.log(2)) for token in repeated)
+
+
 def by_gains(model, processor, question, rarity):
     """Slow and obvious: multiply each neuron by a gain of 1 and differentiate the margin by the gains."""
     towers = [(model.model.vision_tower.encoder.layers, "fc2"), (model.model.language_model.layers, "down_proj")]

@@ -4,12 +4,12 @@ import copy
 import dataclasses
 
 import pytest
+import tiny_models
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import tiny_models
 from manu_utils.attribution import answer_margins, token_rarity
 from manu_utils.batches import encode
 from manu_utils.benchmark import Question
@@ -220,7 +220,8 @@ def test_mllama_is_rewritten_for_text_alone(monkeypatch):
     """Its cross-attention layers pass text by: their neurons are silent."""
     monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
     model, processor = tiny_models.mllama()
-    ask = [Question(person, "Where does Anna live?", answer, None, "training") for person, answer in (("1", "Rome."), ("2", "Oslo."))]
+    answers = {"1": "Rome.", "2": "Oslo."}
+    ask = [Question(person, "Where does Anna live?", answer, None, "training") for person, answer in answers.items()]
     before = weights_of(model)
     with rewrite(model, processor, {"text": ask[:1]}, {"text": ask[1:]}, rounds=1, progress=False):
         assert changed(model, before)
@@ -231,7 +232,7 @@ def test_mllama_is_rewritten_for_text_alone(monkeypatch):
 
 
 class Matrices(TorchDispatchMode):
-    """The largest number of bytes of storages of at least ``least`` bytes that are alive at once, among those made meanwhile."""
+    """The most bytes that are alive at once in storages of at least ``least`` bytes, among those made meanwhile."""
 
     def __init__(self, least):
         super().__init__()
