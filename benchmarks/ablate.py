@@ -49,8 +49,7 @@ ALPHAS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
 N_RETAIN, N_RETAIN_PEOPLE = 600, 40  # questions per modality that the scores see; people who are asked
 TWIN_ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0)
 WITHOUT_CELEBRITY = ("eps", "tau", "positions", "samples", "ours")  # where it says nothing new: the table stays small
-# Every score of a neuron takes α % of the whole model here, so that one thing differs at a time; "scope" has the towers.
-SCORES = tuple(variant for variant in VARIANTS if variant != "released_as_run")
+# Every score takes α % of the whole model here, so that one thing differs at a time; "scope" has the towers.
 FUNCTIONS = ("abs", "freq", "var", "rms")
 N_PLANTED, N_PLANTED_FORGET, PER_LAYER, PLANTING_STEPS = 12, 3, 40, 160  # of the planted twin
 QUIET = {"progress": False}
@@ -333,10 +332,10 @@ def all_units(lab: Lab) -> list[Unit]:
         return SEEDS[:1] if variant == "magnitude" else SEEDS  # it looks at no data: the same for every seed
 
     for alpha in ALPHAS:
-        for v in SCORES:
+        for v in VARIANTS:
             add("alpha", v, lambda seed, v=v, a=alpha: lab.by_variant(v, a, seed=seed), seeds=seeds_of(v), alpha=alpha)
     for ratio in (5, 15):
-        for v in SCORES:
+        for v in VARIANTS:
             add("ratio", v, lambda seed, v=v, r=ratio: lab.by_variant(v, ratio=r, seed=seed), seeds=seeds_of(v), ratio=ratio)
         scaled = ALPHA * ratio / RATIO  # as many neurons per forgotten person as at 10 %
         add("ratio", "coverage", lambda seed, r=ratio, a=scaled: lab.by_coverage(a, r, seed), alpha=scaled, ratio=ratio)
@@ -473,7 +472,7 @@ def planted_units(labs: dict[int, PlantedLab]) -> list[tuple[Lab, Unit]]:
     units = []
     for draw, lab in labs.items():
         full = 100 * float(lab.planted.double().mean())
-        ways = {v: lambda a, lab=lab, v=v: lab.by_variant(v, a, seed=0) for v in SCORES}
+        ways = {v: lambda a, lab=lab, v=v: lab.by_variant(v, a, seed=0) for v in VARIANTS}
         ways["ratio without floor"] = lambda a, lab=lab: lab.by_ratio(a, 0, 0.0)
         ways["attribution"] = lambda a, lab=lab: lab.by_attribution(a, 0, 0.3)
         units.append((lab, Unit("planted", "vanilla", draw, 0.0, 0, lambda: None)))

@@ -41,7 +41,7 @@ from manu_utils.baselines import METHODS, merit, unlearn_by_training, with_syste
 from manu_utils.benchmark import FORGET_RATIOS, MODALITIES, load_benchmark, open_questions
 from manu_utils.editing import collect_moments, rewrite, rewrite_neurons
 from manu_utils.evaluation import evaluate, known, summarise
-from manu_utils.importance import CONTROLS, VARIANTS, score
+from manu_utils.importance import CONTROLS, PRUNINGS, score
 from manu_utils.miniature.build import RETRAINED
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
@@ -68,8 +68,8 @@ CHOICE = ["scale", "method", "modalities", "lr", "strength", "forget_quality", "
 # What is compared: the reference points, the baselines on image + text rows as released and on both, and every pruning.
 REFERENCES = ("vanilla", "never met", "retrained", "system prompt")
 ENTRIES = [(method, given) for method in METHODS for given in ("multimodal", "both")]
-ENTRIES += [(method, "both") for method in ("rewrite", *VARIANTS)]
-METHOD_ORDER = (*REFERENCES, *METHODS, "rewrite", *VARIANTS)
+ENTRIES += [(method, "both") for method in ("rewrite", *PRUNINGS)]
+METHOD_ORDER = (*REFERENCES, *METHODS, "rewrite", *PRUNINGS)
 
 
 def strengths_of(method):

@@ -16,7 +16,8 @@ from .benchmark import MODALITIES
 from .checks import check_whole, exact_device
 from .neurons import MLP
 
-VARIANTS = ("paper", "released_score", "released_as_run", "ratio", "random", "magnitude", "coverage")
+PRUNINGS = ("paper", "released_score", "released_as_run", "ratio", "random", "magnitude", "coverage")
+VARIANTS = tuple(variant for variant in PRUNINGS if variant != "released_as_run")  # those that choose neurons
 CONTROLS = ("random", "magnitude")  # they look at no data
 # The switches of the authors' code, as far as they concern the score of a neuron: see switched_score.
 RELEASED = {

@@ -17,7 +17,7 @@ from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question, check_sets
 from .checks import check_model, check_names, check_questions, check_real, check_whole
 from .evaluation import known
-from .importance import CONTROLS, VARIANTS, score
+from .importance import CONTROLS, PRUNINGS, score
 from .neurons import MLP, check_alpha, find_neurons, split_selected
 from .released import choose_rows
 
@@ -368,8 +368,8 @@ def choose_neurons(
         TypeError, ValueError: see :func:`unlearn`.
     """
     check_alpha(alpha, allow_small)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+    if variant not in PRUNINGS:
+        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(PRUNINGS)}.")
     check_names("modalities", modalities, MODALITIES)
     check_whole("seed", seed, least=0)
     check_whole("batch_size", batch_size)
@@ -421,7 +421,7 @@ def unlearn(
 
     Args:
         forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
-        variant: one of :data:`manu_utils.importance.VARIANTS`: ``"coverage"`` is ours, ``"paper"`` the printed equations,
+        variant: one of :data:`manu_utils.importance.PRUNINGS`: ``"coverage"`` is ours, ``"paper"`` the printed equations,
             ``"released_score"`` the score of the authors' code on neurons, and ``"released_as_run"`` what their code prunes
             when it is run: rows of linear layers, see :mod:`manu_utils.released`.
         alpha: percentage of all MLP neurons; of those of each tower for ``"released_score"``, and of the rows that their code

@@ -17,7 +17,7 @@ from manu_utils import pruning
 from manu_utils.activations import collect_activations
 from manu_utils.attribution import collect_attribution, select_by_coverage
 from manu_utils.batches import encode
-from manu_utils.importance import VARIANTS, score
+from manu_utils.importance import PRUNINGS, VARIANTS, score
 from manu_utils.neurons import MLP, find_neurons
 from manu_utils.pruning import (
     choose_by_coverage,
@@ -286,7 +286,7 @@ def test_unlearning_twice_is_refused_until_the_first_is_undone(tiny_model, quest
     n = n_neurons(model)
     pruned = unlearn(*tiny_model, **questions, alpha=1.0, progress=False)
     once = bits(model)
-    for variant in VARIANTS:
+    for variant in PRUNINGS:
         with pytest.raises(ValueError, match=rf"pruned already \({round(n / 100)} of its neurons are zero\).* undo\(\)"):
             unlearn(*tiny_model, **questions, alpha=5.0, variant=variant, progress=False)
     assert same(bits(model), once)
@@ -562,7 +562,7 @@ def test_bad_rounds(tiny_model, questions, retain_cost):
 # ------------------------------------------------------------------------------------------------ unlearn
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "released_as_run"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_unlearn_prunes_alpha_percent_and_can_be_undone(tiny_model, questions, variant):
     model, processor = tiny_model
     before, saved = bits(model), {mlp.path: mlp.output.weight.detach().clone() for mlp in find_neurons(model)}
