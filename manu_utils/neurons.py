@@ -128,9 +128,12 @@ def split_selected(selected: Tensor, mlps: Sequence[MLP]) -> tuple[Tensor, ...]:
         bool [n] for every MLP of n neurons.
 
     Raises:
+        TypeError: no tensor.
         ValueError: not boolean, or of another length.
     """
     n = sum(mlp.size for mlp in mlps)
+    if not isinstance(selected, Tensor):
+        raise TypeError(f"selected must be a tensor, bool [{n}] for this model, not a {type(selected).__name__}.")
     if selected.dtype != torch.bool or selected.shape != (n,):
         raise ValueError(f"selected must be bool [{n}] for this model, not {selected.dtype} {list(selected.shape)}.")
     return selected.split([mlp.size for mlp in mlps])

@@ -350,11 +350,12 @@ def test_half_precision_and_a_change_of_dtype(small_model):
         (lambda n: torch.ones(n - 1, dtype=torch.bool), "selected must be bool"),
         (lambda n: torch.ones(n), "selected must be bool"),
         (lambda n: torch.ones(1, n, dtype=torch.bool), "selected must be bool"),
+        (lambda n: [True] * n, "selected must be a tensor"),
     ],
 )
 def test_bad_masks_leave_the_model_alone(small_model, selected, message):
     before = bits(small_model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         prune_neurons(small_model, selected(n_neurons(small_model)))
     assert same(bits(small_model), before)
 
