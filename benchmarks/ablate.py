@@ -49,6 +49,7 @@ ALPHAS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
 N_RETAIN, N_RETAIN_PEOPLE = 600, 40  # questions per modality that the scores see; people who are asked
 TWIN_ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0)
 WITHOUT_CELEBRITY = ("eps", "tau", "positions", "samples", "ours")  # where it says nothing new: the table stays small
+# Every score takes α % of the whole model here, so that one thing differs at a time; "scope" has the towers.
 FUNCTIONS = ("abs", "freq", "var", "rms")
 N_PLANTED, N_PLANTED_FORGET, PER_LAYER, PLANTING_STEPS = 12, 3, 40, 160  # of the planted twin
 QUIET = {"progress": False}
@@ -59,7 +60,7 @@ LADDER = {
     "no contrast of modalities": {"contrast": False},
     "one modality per tower": {"contrast": False, "one_modality": True},
     "sum of ratios": {"contrast": False, "one_modality": True, "sum_of_ratios": True, "eps": 1e-5},
-    "weights 2, 0, 2, 2 (released)": RELEASED,
+    "weights 2, 0, 2, 2 (released_score)": RELEASED,
 }
 # The same differences, one at a time.
 FROM_PAPER = {
@@ -69,11 +70,11 @@ FROM_PAPER = {
     "paper: last layer": {"last_layers": 1},
 }
 FROM_RELEASED = {
-    "released: contrast": RELEASED | {"contrast": True, "one_modality": False},
-    "released: both modalities": RELEASED | {"one_modality": False},
-    "released: ratio of sums": RELEASED | {"sum_of_ratios": False},
-    "released: weights 1, 1, 1, 1": RELEASED | {"weights": (1, 1, 1, 1)},
-    "released: last layer": RELEASED | {"last_layers": 1},
+    "released_score: contrast": RELEASED | {"contrast": True, "one_modality": False},
+    "released_score: both modalities": RELEASED | {"one_modality": False},
+    "released_score: ratio of sums": RELEASED | {"sum_of_ratios": False},
+    "released_score: weights 1, 1, 1, 1": RELEASED | {"weights": (1, 1, 1, 1)},
+    "released_score: last layer": RELEASED | {"last_layers": 1},
 }
 
 
@@ -228,7 +229,7 @@ class Lab:
         return chosen
 
     def as_the_authors_run_it(self, seed: int, *, pooled: bool, positions: str, linear: bool) -> Tensor:
-        """The released score on what the released code sees: α % of each tower."""
+        """The released score on neurons, step by step nearer to what the released code sees: α % of each tower."""
         scores = []
         for which in (0, -1) if linear else (None,):  # gate and up are chosen independently: cutting either is enough
             if linear:
@@ -353,7 +354,7 @@ def all_units(lab: Lab) -> list[Unit]:
         add("tau", f"{tau:g}", lambda seed, t=tau: switched(seed, {"tau": t}))
         add("tau", f"freq alone, {tau:g}", lambda seed, t=tau: switched(seed, {"tau": t}, weights=(0, 1, 0, 0)))
     for positions in ("answer", "last", "all"):
-        for v in ("paper", "released", "ratio"):
+        for v in ("paper", "released_score", "ratio"):
             add("positions", f"{v}: {positions}", lambda seed, v=v, p=positions: lab.by_score(v, seed=seed, positions=p))
 
     for setting, switches in LADDER.items():
@@ -369,7 +370,7 @@ def all_units(lab: Lab) -> list[Unit]:
     for setting, switches in (FROM_PAPER | FROM_RELEASED).items():
         add("switch", setting, lambda seed, s=switches: switched(seed, **s))
 
-    for v in ("paper", "released", "ratio"):
+    for v in ("paper", "released_score", "ratio"):
         for per in ("model", "tower", "layer"):
             add("scope", f"{v}: {per}", lambda seed, v=v, p=per: lab.by_score(v, seed=seed, per=p))
     add("scope", "coverage: model", lambda seed: lab.by_coverage(seed=seed))
@@ -377,7 +378,7 @@ def all_units(lab: Lab) -> list[Unit]:
         add("scope", f"coverage: {per}", lambda seed, p=per: lab.coverage_by_group(p, ALPHA, seed))
 
     share = float(lab.vision.double().mean())
-    for v in ("paper", "released", "ratio"):
+    for v in ("paper", "released_score", "ratio"):
         for tower, closed in (("language", lab.vision), ("vision", ~lab.vision)):
             alpha = ALPHA * (share if tower == "vision" else 1 - share)
             add("towers", f"{v}: {tower}", lambda seed, v=v, a=alpha, c=closed: lab.by_score(v, a, seed=seed, closed=c))
@@ -385,7 +386,7 @@ def all_units(lab: Lab) -> list[Unit]:
         alpha = ALPHA * (share if tower == "vision" else 1 - share)
         add("towers", f"coverage: {tower}", lambda seed, a=alpha, c=closed: lab.by_coverage(a, seed=seed, exclude=c))
 
-    for v in ("released", "coverage"):
+    for v in ("released_score", "coverage"):
         for n in (1, 3, 6, 12):  # questions per person and modality
             add("samples", f"{v}: forget {n}", lambda seed, v=v, n=n: lab.by_variant(v, seed=seed, n_forget=n))
         for n in (25, 50, 100, 300, 600):  # questions per modality

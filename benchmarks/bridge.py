@@ -17,8 +17,9 @@ with a blank.
    Settings are the fixed defaults of the package; nothing is chosen by looking at the results.
 
 A contrast of two modalities does not exist here, so ``paper`` is replaced by ``plain``: the same four functions without the
-contrast. ``released`` scores a language model by text alone anyhow, and ``ratio`` and ``coverage`` take the one modality there
-is. Models and measured rows are kept in build/smollm2; a killed run goes on after the last one that was finished.
+contrast. ``released_score`` scores a language model by text alone anyhow, and ``ratio`` and ``coverage`` take the one
+modality there is. Models and measured rows are kept in build/smollm2; a killed run goes on after the last one that was
+finished.
 """
 
 import argparse
@@ -62,7 +63,7 @@ ALPHAS, ROUNDS = (0.5, 1.0, 2.0, 5.0, 10.0), (1, 2, 4, 8)
 REFERENCES = ("pretrained", "vanilla", "retrained")
 # (method, seed), what matters most first; but for "random" another seed would change nothing, since all questions are seen.
 UNITS = (
-    ("pretrained", 0), ("vanilla", 0), ("ratio", 0), ("coverage", 0), ("rewrite", 0), ("random", 0), ("released", 0),
+    ("pretrained", 0), ("vanilla", 0), ("ratio", 0), ("coverage", 0), ("rewrite", 0), ("random", 0), ("released_score", 0),
     ("retrained", 0), ("plain", 0), ("magnitude", 0), ("random", 1), ("random", 2),
 )  # fmt: skip
 COLUMNS = ["model", "method", "seed", "strength", "measure", "set", "value", "n"]

@@ -41,12 +41,13 @@ from manu_utils.baselines import METHODS, merit, unlearn_by_training, with_syste
 from manu_utils.benchmark import FORGET_RATIOS, MODALITIES, load_benchmark, open_questions
 from manu_utils.editing import collect_moments, rewrite, rewrite_neurons
 from manu_utils.evaluation import evaluate, known, summarise
-from manu_utils.importance import CONTROLS, VARIANTS, score
+from manu_utils.importance import CONTROLS, PRUNINGS, score
 from manu_utils.miniature.build import RETRAINED
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.progress import bar
-from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons, unlearn
+from manu_utils.pruning import choose_by_coverage, prune, select_neurons, unlearn
+from manu_utils.released import choose_rows
 from report import say, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,8 +68,8 @@ CHOICE = ["scale", "method", "modalities", "lr", "strength", "forget_quality", "
 # What is compared: the reference points, the baselines on image + text rows as released and on both, and every pruning.
 REFERENCES = ("vanilla", "never met", "retrained", "system prompt")
 ENTRIES = [(method, given) for method in METHODS for given in ("multimodal", "both")]
-ENTRIES += [(method, "both") for method in ("rewrite", *VARIANTS)]
-METHOD_ORDER = (*REFERENCES, *METHODS, "rewrite", *VARIANTS)
+ENTRIES += [(method, "both") for method in ("rewrite", *PRUNINGS)]
+METHOD_ORDER = (*REFERENCES, *METHODS, "rewrite", *PRUNINGS)
 
 
 def strengths_of(method):
@@ -156,9 +157,12 @@ class Bench:
         return {m: random.Random(seed).sample(q, min(SAMPLE, len(q))) for m, q in self.training["retain"].items()}
 
     def selections(self, variant, alphas, seed):
-        """α -> selected neurons; what several variants need is computed once."""
+        """α -> what is pruned; what several variants need is computed once."""
         forget, retain, given = self.training["forget"], self.sample(seed), (self.model, self.processor)
         mlps = find_neurons(self.model)
+        if variant == "released_as_run":  # it draws its own sample
+            retain = self.training["retain"]
+            return {a: choose_rows(*given, forget, retain, alpha=a, seed=seed, **QUIET) for a in alphas}
         if variant == "coverage":
             facts = self.once("facts", lambda: {m: collect_attribution(*given, q, **QUIET) for m, q in forget.items()})
             cost = {m: collect_attribution(*given, q, reduce=True, **QUIET) for m, q in retain.items()}
@@ -170,7 +174,8 @@ class Bench:
                 for name, asked in (("forget", forget), (f"retain {seed}", retain))
             ]
         scores = score(variant, *sums, mlps=mlps, seed=seed)
-        return {alpha: select_neurons(scores, mlps, alpha) for alpha in alphas}
+        per = "tower" if variant == "released_score" else "model"
+        return {alpha: select_neurons(scores, mlps, alpha, per) for alpha in alphas}
 
     def once(self, name, compute):
         if name not in self.statistics:
@@ -191,7 +196,7 @@ class Bench:
             self.reset()
             return found
         for alpha, selected in self.selections(method, strengths, seed).items():
-            with prune_neurons(self.model, selected):
+            with prune(self.model, selected):
                 found[alpha] = measure(alpha)
         return found
 
@@ -323,7 +328,8 @@ def child(method, given, lr, strength):
     elif method == "rewrite":
         rewrite(model, processor, forget, bench.sample(0), rounds=round(float(strength)), **QUIET)
     elif method != "nothing":
-        unlearn(model, processor, forget, bench.sample(0), variant=method, alpha=float(strength), **QUIET)
+        sample = retain if method == "released_as_run" else bench.sample(0)
+        unlearn(model, processor, forget, sample, variant=method, alpha=float(strength), **QUIET)
     seconds, peak = time.process_time() - started, own_peak_mb()
     changed = sum(int((value != bench.vanilla[name]).sum()) for name, value in model.named_parameters())
     print(json.dumps({

@@ -13,7 +13,7 @@ import random
 
 from manu_utils.benchmark import MODALITIES, load_benchmark
 from manu_utils.evaluation import summarise
-from manu_utils.importance import VARIANTS
+from manu_utils.importance import PRUNINGS
 from manu_utils.models import load_model
 from manu_utils.parallel import evaluate, start, unlearn
 from manu_utils.pruning import save_pruned
@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--model", default="tiny", help="tiny, a folder or a Hub id")
     parser.add_argument("--data", default="tiny", help="tiny, a folder or a Hub id")
     parser.add_argument("--forget-ratio", type=int, default=10)
-    parser.add_argument("--variant", default="coverage", choices=VARIANTS)
+    parser.add_argument("--variant", default="coverage", choices=PRUNINGS)
     parser.add_argument("--alpha", type=float, default=5.0, help="percentage of neurons")
     parser.add_argument("--questions", type=int, default=600, help="at most so many of each set and modality are scored")
     parser.add_argument("--people", type=int, help="evaluate at most so many of each set")

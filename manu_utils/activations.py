@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .batches import batches, shared_batches
 from .benchmark import Question
+from .checks import check_real, check_whole, exact_device, quiet_pass
 from .neurons import MLP, find_neurons
 from .patches import check_positions, patch_positions
 from .progress import bar
@@ -78,8 +79,9 @@ def collect_activations(
             prompt, or ``"all"``.
 
     Raises:
+        TypeError: tau or batch_size of another type, or a wrapped model.
         ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
-            known, or activations that are not finite.
+            known, or activations or hidden states that are not finite.
     """
     if not questions:
         raise ValueError("collect_activations needs at least one question.")
@@ -88,11 +90,15 @@ def collect_activations(
         raise ValueError("statistics are of one modality; pass the questions with and without an image separately.")
     if positions not in POSITIONS:
         raise ValueError(f"positions={positions!r} is unknown; use one of {', '.join(POSITIONS)}.")
-    if tau < 0:
+    check_real("tau", tau)
+    if not tau >= 0:
         raise ValueError(f"tau={tau} is negative; it is compared with |z|.")
+    check_whole("batch_size", batch_size)
     mlps = find_neurons(model)
-    # On the device of each layer: no copy, and no waiting for the GPU, until the end.
-    sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=mlp.output.weight.device) for mlp in mlps]
+    # On the device of each layer, if it has float64: no copy, and no waiting for the GPU, until the end.
+    devices = [exact_device(mlp.output.weight.device) for mlp in mlps]
+    sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=device) for mlp, device in zip(mlps, devices, strict=True)]
+    finite = []  # of each batch, whether what the answers are read from is; the activations show in the sums
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
     make = shared_batches if shares_rows(model, positions) else batches
     last_path = [mlp.path for mlp in mlps if mlp.tower == "language"][-1]
@@ -108,37 +114,41 @@ def collect_activations(
             places = patches if mlp.tower == "vision" else last_rows if mlp.path == last_path else rows
             z = z.index_select(0, places.to(z.device))
             if mlp.tower == "language" or questions_of_row is None:
-                sums[index] += _sums(z, tau)
+                add_sums(sums[index], z, tau)
                 tokens[index] += len(z)
             else:  # LLaVA's images have one size
                 z = z.unflatten(0, (len(questions_of_row), -1))
-                sums[index] += (_sums(z, tau).double() * questions_of_row.to(z.device)[:, None]).sum(1)
+                add_sums(sums[index], z, tau, questions_of_row)
                 tokens[index] += z.shape[1] * n_questions
 
         return hook
 
     hooks = []
-    try:
-        hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
-        work = make(questions, processor, batch_size, with_answer=True, device=model.device)
-        with bar(total=len(questions), desc="statistics", shown=progress) as shown:
-            for indices, batch in work:
-                is_patch = patch_positions(model, batch)[1]
-                patches, n_positions, n_questions = is_patch.nonzero()[:, 0], len(is_patch), len(indices)
-                if "reads" in batch:
-                    rows, last_rows, questions_of_row = _shared_positions(batch, positions)
-                    read_shared(model, batch)
-                else:
-                    rows = last_rows = _positions(batch, positions).flatten().nonzero()[:, 0]
-                    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-                    model.model(**inputs, use_cache=False)
-                shown.update(n_questions)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with quiet_pass(model):
+        try:
+            hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
+            work = make(questions, processor, batch_size, with_answer=True, device=model.device)
+            with bar(total=len(questions), desc="statistics", shown=progress) as shown:
+                for indices, batch in work:
+                    is_patch = patch_positions(model, batch)[1]
+                    patches, n_positions, n_questions = is_patch.nonzero()[:, 0], len(is_patch), len(indices)
+                    if "reads" in batch:
+                        rows, last_rows, questions_of_row = _shared_positions(batch, positions)
+                        hidden, _ = read_shared(model, batch)
+                    else:
+                        rows = last_rows = _positions(batch, positions).flatten().nonzero()[:, 0]
+                        inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+                        hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, -2)[rows]
+                    finite.append(torch.isfinite(hidden).all())
+                    shown.update(n_questions)
+        finally:
+            for hook in hooks:
+                hook.remove()
     for mlp, total in zip(mlps, sums, strict=True):
         if not torch.isfinite(total).all():
             raise ValueError(f"activations of {mlp.path} are not finite; load the model in float32 or bfloat16.")
+    if not all(finite):
+        raise ValueError("the last hidden states are not finite; load the model in float32 or bfloat16.")
     parts = torch.cat([total.cpu() for total in sums], dim=1)
     return Statistics(tokens, tuple(mlp.size for mlp in mlps), *parts, tau=tau, modality=modalities.pop())
 
@@ -169,6 +179,20 @@ def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor,
     chosen = begins if positions == "last" else torch.ones_like(begins)
     flat = row * batch["input_ids"].shape[1] + position
     return flat[chosen], chosen.nonzero()[:, 0], row[begins].bincount()
+
+
+def add_sums(sums: Tensor, z: Tensor, tau: float, times: Tensor | None = None) -> None:
+    """Add the sums over positions of z to ``sums``, in float64 on its device, whatever the device of z.
+
+    Args:
+        sums: float64 [4, neurons], changed in place.
+        z: [positions, neurons]; [rows, positions, neurons] with ``times``, int64 [rows], how often each row counts.
+    """
+    parts = _sums(z, tau).to(sums.device)
+    if times is None:
+        sums += parts
+    else:
+        sums += (parts.double() * times.to(sums.device)[:, None]).sum(1)
 
 
 def _sums(z: Tensor, tau: float) -> Tensor:

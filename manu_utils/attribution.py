@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .batches import answer_texts, batches
 from .benchmark import Question
+from .checks import check_answers, check_finite, check_real, quiet_pass
 from .neurons import check_alpha, find_neurons
 from .patches import check_positions, patch_positions
 from .progress import bar
@@ -32,7 +33,8 @@ def token_rarity(questions: Sequence[Question], processor) -> Tensor:
         processor: the model's processor; a tokenizer does for LLaVA-1.5, whose prompts need no chat template.
 
     Returns:
-        float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get the largest value.
+        float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get the largest value. All 0
+        where every answer is the same.
 
     Raises:
         ValueError: no questions.
@@ -42,7 +44,7 @@ def token_rarity(questions: Sequence[Question], processor) -> Tensor:
     tokenizer = getattr(processor, "tokenizer", processor)
     answers = tokenizer(answer_texts(questions, processor))["input_ids"]
     counts = Counter(token for ids in answers for token in set(ids))
-    rarity = torch.full((len(tokenizer),), math.log(len(answers)))
+    rarity = torch.full((len(tokenizer),), math.log(len(answers)), dtype=torch.float32)
     for token, count in counts.items():
         rarity[token] = math.log(len(answers) / count)
     return rarity
@@ -51,18 +53,28 @@ def token_rarity(questions: Sequence[Question], processor) -> Tensor:
 def answer_margins(model, batch: dict[str, Tensor], rarity: Tensor) -> Tensor:
     """The margin of each answer: the logit of the right token minus the best other one, summed with the weights ``rarity``.
 
+    An answer of which no token has a weight, since all answers hold them, is weighted evenly: a margin of nothing would leave
+    nothing to attribute.
+
     Args:
         batch: what :func:`manu_utils.batches.encode` returns with ``with_answer=True``; b rows.
         rarity: [vocabulary], see :func:`token_rarity`.
 
     Returns:
         float32 [b], differentiable.
+
+    Raises:
+        ValueError: a margin that is not finite.
     """
     logits, targets, rows = answer_logits(model, batch)
     right = logits.gather(1, targets[:, None])[:, 0]
     others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
-    of_token = (right - others).float() * rarity.to(logits.device)[targets]
-    return torch.zeros(len(batch["input_ids"]), device=rows.device).index_add(0, rows, of_token)
+    weights = rarity.to(logits.device, torch.float32)[targets]
+    zeros = torch.zeros(len(batch["input_ids"]), device=rows.device, dtype=torch.float32)
+    weights = torch.where(zeros.index_add(0, rows, weights)[rows] > 0, weights, 1.0)
+    margins = zeros.index_add(0, rows, (right - others).float() * weights)
+    check_finite("the margin of an answer is", margins)
+    return margins
 
 
 def collect_attribution(
@@ -89,16 +101,19 @@ def collect_attribution(
         float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with ``reduce``.
 
     Raises:
-        ValueError: no questions, mixed modalities, images laid out in an unknown way, or a gradient that is not finite.
+        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
+            in an unknown way, or a gradient that is not finite.
     """
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
     if len({question.modality for question in questions}) > 1:
         raise ValueError("one call takes one modality; split the questions with and without an image.")
+    check_answers(questions)
     mlps = find_neurons(model)
     rarity = token_rarity(questions, processor) if rarity is None else rarity
+    if not torch.isfinite(rarity).all() or (rarity < 0).any():
+        raise ValueError("rarity holds weights that are negative or not finite; see token_rarity.")
     n_neurons = sum(mlp.size for mlp in mlps)
-    result = torch.zeros(n_neurons) if reduce else torch.zeros(len(questions), n_neurons)
     inputs_of: dict[str, Tensor] = {}
 
     def keep(path: str):
@@ -110,7 +125,8 @@ def collect_attribution(
         return hook
 
     hooks = []
-    with gradients_of(model):
+    with quiet_pass(model), gradients_of(model):
+        result = torch.zeros((n_neurons,) if reduce else (len(questions), n_neurons), dtype=torch.float32)
         try:
             hooks += [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
             work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
@@ -127,15 +143,15 @@ def collect_attribution(
                 for mlp in mlps:
                     gradient = gradient_of.get(mlp.path)
                     if gradient is None:  # not on the way to the answer: no image, or after the feature layer
-                        parts.append(torch.zeros(len(indices), mlp.size))
+                        parts.append(torch.zeros(len(indices), mlp.size, dtype=torch.float32))
                         continue
                     product = (inputs_of[mlp.path].detach() * gradient).float()
                     if mlp.tower == "vision":
                         product = _by_question(mlp.path, product.flatten(0, -2), question, len(indices))
-                    parts.append(product.sum(1).clamp(min=0).cpu())
+                    total_of = product.sum(1)
+                    check_finite("the attribution is", total_of)  # before −∞ becomes 0
+                    parts.append(total_of.clamp(min=0).cpu())
                 rows = torch.cat(parts, dim=1)
-                if not torch.isfinite(rows).all():
-                    raise ValueError("the attribution is not finite; load the model in float32 or bfloat16.")
                 if reduce:
                     result += _normalise(rows).sum(0) / len(questions)
                 else:
@@ -200,25 +216,38 @@ def select_by_coverage(
         bool [n_neurons] with exactly max(1, round(α / 100 · n_neurons)) chosen.
 
     Raises:
+        TypeError: α, share, floor or balance is no number.
         ValueError: α, share, floor or balance out of range, too few neurons left, different modalities or numbers of
-            neurons, or values that are not finite.
+            neurons, values that are negative or not finite, or nothing to choose by: no attribution of any forget fact, or
+            none of the retain set in a modality.
     """
     check_alpha(alpha, allow_small)
+    for name, value in (("share", share), ("floor", floor), ("balance", balance)):
+        check_real(name, value)
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must lie in (0, 1].")
-    if floor <= 0:
+    if not 0 < floor < math.inf:
         raise ValueError(f"floor={floor} must be positive; it is what a neuron costs that the retain set does not use.")
-    if balance < 0:
+    if not 0 <= balance < math.inf:
         raise ValueError(f"balance={balance} must not be negative.")
     if set(forget) != set(retain):
         raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
     if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
         raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
+    if not forget or not all(len(rows) for rows in forget.values()):
+        raise ValueError("forget needs the attribution of at least one fact in each modality.")
+    if not all(torch.isfinite(rows).all() for rows in (*forget.values(), *retain.values())):
+        raise ValueError("the attribution holds NaN or infinity; collect it again in float32.")
+    if any((rows < 0).any() for rows in (*forget.values(), *retain.values())):
+        raise ValueError("the attribution holds negative values; it is the positive part of what a neuron contributes.")
+    if silent := [modality for modality in retain if not retain[modality].any()]:
+        raise ValueError(
+            f"no neuron contributes to the {silent[0]} answers of the retain set, so that all would look free of charge; pass "
+            "questions whose answers the model knows."
+        )
     # Each modality counts alike, whatever the number of its facts.
     facts = torch.cat([_normalise(forget[modality]) / len(forget[modality]) for modality in forget])
     cost = sum(_normalise(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget) / len(forget)
-    if not (torch.isfinite(facts).all() and torch.isfinite(cost).all()):
-        raise ValueError("the attribution holds NaN or infinity; collect it again in float32.")
     weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
     n = facts.shape[1]
     budget = max(1, round(alpha / 100 * n))
@@ -230,6 +259,11 @@ def select_by_coverage(
     closed = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude.clone()
     if budget > (free := n - int(closed.sum())):
         raise ValueError(f"alpha={alpha} asks for {budget} neurons but only {free} may be chosen; lower alpha.")
+    if not facts[:, ~closed].any():
+        raise ValueError(
+            "no neuron that may be chosen contributes to any of the forget facts, so that there is nothing to choose by; pass "
+            "questions whose answers the model knows, and exclude fewer neurons."
+        )
     at_once = max(1, budget // 100)
     while (left := budget - int(selected.sum())) > 0:
         preference = (remaining / remaining.max().clamp(min=1e-30)).clamp(min=0) ** balance

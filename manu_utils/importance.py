@@ -13,9 +13,11 @@ from torch import Tensor
 
 from .activations import Statistics
 from .benchmark import MODALITIES
+from .checks import check_whole, exact_device
 from .neurons import MLP
 
-VARIANTS = ("paper", "released", "ratio", "random", "magnitude", "coverage")
+PRUNINGS = ("paper", "released_score", "released_as_run", "ratio", "random", "magnitude", "coverage")
+VARIANTS = tuple(variant for variant in PRUNINGS if variant != "released_as_run")  # those that choose neurons
 CONTROLS = ("random", "magnitude")  # they look at no data
 # The switches of the authors' code, as far as they concern the score of a neuron: see switched_score.
 RELEASED = {
@@ -77,9 +79,10 @@ def score(
     """How much each neuron should be pruned, float64 [n_neurons]; the highest go first.
 
     - ``paper``: I(D_f) / (I(D_r) + ε), the printed equation.
-    - ``released``: what the authors' code computes, carried over to neurons: each tower by one modality (vision by image +
-      text, language by text alone), Σ_m w_m · (F_m / (R_m + 1e-5) − 1) over mean |z|, share active, standard deviation and
-      root mean square with weights 2, 0, 2, 2; only the last three layers of each tower can be chosen (others −inf).
+    - ``released_score``: the formula of the authors' code, carried over to neurons: each tower by one modality (vision by
+      image + text, language by text alone), Σ_m w_m · (F_m / (R_m + 1e-5) − 1) over mean |z|, share active, standard
+      deviation and root mean square with weights 2, 0, 2, 2; only the last three layers of each tower can be chosen (others
+      −inf). Their code looks at other numbers when it is run, and so chooses others: see :mod:`manu_utils.released`.
     - ``ratio``: F / (R + floor · mean R) of the mean square, the larger of the two modalities; the floor (mean over the
       layer) keeps the budget from neurons that hardly fire for anyone.
     - ``random``, ``magnitude``: controls; a uniform number, and the norm of what a neuron reads times that of what it writes.
@@ -93,16 +96,19 @@ def score(
         ValueError: unknown variant, a missing modality, or statistics of another model, of the wrong modality or of
             different τ.
     """
+    if variant == "released_as_run":
+        raise ValueError("released_as_run scores rows of linear layers, not neurons; use manu_utils.released.choose_rows.")
     if variant == "coverage":
         raise ValueError("coverage needs attribution, not statistics; use manu_utils.attribution.select_by_coverage.")
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
     if variant == "random":
+        check_whole("seed", seed, least=0)
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(sum(mlp.size for mlp in mlps), generator=generator, dtype=torch.float64)
     if variant == "magnitude":
         return torch.cat([_magnitude(mlp) for mlp in mlps])
-    if variant in ("paper", "released"):
+    if variant in ("paper", "released_score"):
         switches = {"eps": eps} if variant == "paper" else RELEASED
         return switched_score(forget, retain, mlps=mlps, **switches)
     _check(forget, retain, mlps, needed=tuple(forget) if forget and set(forget) == set(retain) else MODALITIES)
@@ -123,7 +129,7 @@ def switched_score(
 ) -> Tensor:
     """Forget over retain of MANU's four functions, with a switch for every difference between paper and released code.
 
-    The defaults are the printed equations, :data:`RELEASED` is what the authors' code computes. Derived in notebook 07.
+    The defaults are the printed equations, :data:`RELEASED` is the formula of the authors' code. Derived in notebook 07.
 
     Args:
         contrast: the functions compare the modalities. Without it they are plain: mean |z| and share active, each summed over
@@ -216,5 +222,8 @@ def _ratio(forget: Statistics, retain: Statistics, floor: float, eps: float) -> 
 
 
 def _magnitude(mlp: MLP) -> Tensor:
-    reads = torch.stack([linear.weight.detach().double().norm(dim=1) for linear in mlp.inputs]).prod(0)
-    return (reads * mlp.output.weight.detach().double().norm(dim=0)).cpu()
+    def norm(weight: Tensor, dim: int) -> Tensor:
+        return weight.detach().to(exact_device(weight.device)).double().norm(dim=dim)
+
+    reads = torch.stack([norm(linear.weight, 1) for linear in mlp.inputs]).prod(0)
+    return (reads * norm(mlp.output.weight, 0)).cpu()

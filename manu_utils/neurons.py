@@ -13,10 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .checks import check_model, check_real
+
 # Names of the linear layers of an MLP, the one that reads the neurons last.
 STRUCTURES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear_fc1", "linear_fc2"))
 _VISION = ("vision", "visual")
 _BETWEEN_THE_TOWERS = ("projector", "connector", "resampler", "merger", "audio")
+_EXPERTS = ("experts", "expert")  # what transformers calls them, a list of MLPs or one module of fused tensors
+_FUSED = ("gate_up_proj",)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -48,17 +52,30 @@ def towers(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, tuple[str, 
     """Where the MLPs of both towers are, whatever their weights: tower -> (path, module, names of its linear layers).
 
     Raises:
-        ValueError: a tower without an MLP of a known structure, with the modules that were looked at.
+        TypeError: a wrapped model, see :func:`manu_utils.checks.check_model`.
+        ValueError: a tower without an MLP of a known structure, with the modules that were looked at; layers that route
+            tokens to experts, of which only some would be found; or gate and up in one fused matrix.
     """
+    check_model(model)
     found: dict[str, list[tuple[str, nn.Module, tuple[str, ...]]]] = {"vision": [], "language": []}
     seen: dict[str, dict[str, None]] = {"vision": {}, "language": {}}  # what else has linear layers, for the error
     for path, module in model.named_modules():
         if not any(part.isdecimal() for part in path.split(".")) or any(word in path for word in _BETWEEN_THE_TOWERS):
             continue
+        if path.rpartition(".")[2] in _EXPERTS:
+            raise ValueError(
+                f"{path} of {type(model).__name__} is a mixture of experts, to which each token is routed differently: their "
+                "neurons are not supported, and the other ones alone would not be all; use a dense model."
+            )
         tower = "vision" if any(word in path for word in _VISION) else "language"
         names = next((names for names in STRUCTURES if all(hasattr(module, name) for name in names)), None)
         if names is not None:
             found[tower].append((path, module, names))
+        elif fused := [name for name in _FUSED if hasattr(module, name)]:
+            raise ValueError(
+                f"{path}.{fused[0]} of {type(model).__name__} holds the gate and the other input of its neurons in one "
+                "matrix, which is not supported; use a model with gate_proj and up_proj apart, or split the matrix in two."
+            )
         elif linear := [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
             where = ".".join("*" if part.isdecimal() else part for part in path.split("."))
             seen[tower][f"{where} ({' / '.join(linear)})"] = None
@@ -91,6 +108,12 @@ def find_neurons(model: nn.Module) -> list[MLP]:
             layers = [getattr(module, name) for name in names]
             for name, linear in zip(names, layers, strict=True):
                 _check_weights(f"{path}.{name}", linear)
+            n_neurons = layers[-1].in_features
+            if wrong := [name for name in names[:-1] if getattr(module, name).out_features != n_neurons]:
+                raise ValueError(
+                    f"{path}.{wrong[0]} makes {getattr(module, wrong[0]).out_features} rows for {n_neurons} neurons; row n "
+                    "must make neuron n, so this structure is not supported."
+                )
             mlps.append(MLP(path, tower, layer, tuple(layers[:-1]), layers[-1]))
     return mlps
 
@@ -105,9 +128,12 @@ def split_selected(selected: Tensor, mlps: Sequence[MLP]) -> tuple[Tensor, ...]:
         bool [n] for every MLP of n neurons.
 
     Raises:
+        TypeError: no tensor.
         ValueError: not boolean, or of another length.
     """
     n = sum(mlp.size for mlp in mlps)
+    if not isinstance(selected, Tensor):
+        raise TypeError(f"selected must be a tensor, bool [{n}] for this model, not a {type(selected).__name__}.")
     if selected.dtype != torch.bool or selected.shape != (n,):
         raise ValueError(f"selected must be bool [{n}] for this model, not {selected.dtype} {list(selected.shape)}.")
     return selected.split([mlp.size for mlp in mlps])
@@ -119,8 +145,10 @@ def check_alpha(alpha: float, allow_small: bool = False) -> None:
     A value below 0.5 is refused, since 0.05 nearly always means 5 %; ``allow_small`` is for those who do mean 0.05 %.
 
     Raises:
+        TypeError: not a number; True is none.
         ValueError: outside (0, 100), or below 0.5 without ``allow_small``.
     """
+    check_real("alpha", alpha)
     if not math.isfinite(alpha) or not 0 < alpha < 100:
         raise ValueError(f"alpha={alpha} is a percentage of all neurons and must lie between 0 and 100.")
     if alpha < 0.5 and not allow_small:

@@ -22,6 +22,7 @@ from . import activations, attribution, evaluation, pruning
 from .activations import Statistics
 from .batches import plan_batches
 from .benchmark import MODALITIES, Question
+from .checks import check_answers
 from .neurons import find_neurons
 from .progress import bar
 
@@ -110,6 +111,7 @@ def collect_attribution(
     if len(plan) < 2 or len({question.modality for question in questions}) > 1:
         return attribution.collect_attribution(model, processor, questions, progress=progress, **options)
     if rarity is None:
+        check_answers(questions)
         options["rarity"] = attribution.token_rarity(questions, processor)  # of all, not of this process's own
     total = torch.zeros(sum(mlp.size for mlp in find_neurons(model)), dtype=torch.float64)
     parts = []
@@ -141,27 +143,29 @@ def unlearn(
     modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
     allow_small: bool = False,
+    on_top: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> pruning.Pruned:
     """:func:`manu_utils.pruning.unlearn` with its passes over the questions shared; the same neurons go on every process.
 
-    Coverage looks at the few forget questions again after each round; that is not shared.
+    Coverage looks at the few forget questions again after each round; that is not shared, nor is what ``released_as_run``
+    reads.
 
     Args:
-        accelerator, model: see :func:`collect_activations`; forget, retain, variant, alpha, modalities, seed, allow_small:
-            as there.
+        accelerator, model: see :func:`collect_activations`; forget, retain, variant, alpha, modalities, seed, allow_small,
+            on_top: as there.
 
     Raises:
-        ValueError: as the function of one process. The model is untouched.
+        TypeError, ValueError: as the function of one process. The model is untouched.
     """
     chosen = pruning.choose_neurons(
         model, processor, forget, retain, variant=variant, alpha=alpha, modalities=modalities, seed=seed,
-        allow_small=allow_small, batch_size=batch_size, progress=progress and accelerator.is_main_process,
+        allow_small=allow_small, on_top=on_top, batch_size=batch_size, progress=progress and accelerator.is_main_process,
         activations_of=partial(collect_activations, accelerator), attribution_of=partial(collect_attribution, accelerator),
     )  # fmt: skip
     # A GPU may round differently from run to run, and copies of one model must stay equal: the first process decides.
-    return pruning.prune_neurons(model, _gather(accelerator, [chosen])[0])
+    return pruning.prune(model, _gather(accelerator, [chosen])[0])
 
 
 def evaluate(accelerator: Accelerator, model, processor, sets: dict[str, Dataset], **options) -> pd.DataFrame:

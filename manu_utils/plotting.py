@@ -491,7 +491,8 @@ def trade_off(frame: pd.DataFrame, vanilla: pd.DataFrame, *, floor: float, title
 # Ours in the colour of what is forgotten, controls grey, the others apart from each other also in greyscale and by marker.
 _METHOD_STYLE = {
     "coverage": (COLOURS["forget"], "o"), "rewrite": ("#CC79A7", "s"), "ratio": ("#009E73", "D"),
-    "released": ("#56B4E9", "^"), "paper": ("#0072B2", "v"), "random": ("#7F7F7F", "P"), "magnitude": ("#333333", "X"),
+    "released_score": ("#56B4E9", "^"), "released_as_run": ("#B8860B", "<"), "paper": ("#0072B2", "v"),
+    "random": ("#7F7F7F", "P"), "magnitude": ("#333333", "X"),
 }  # fmt: skip
 
 

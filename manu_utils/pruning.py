@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .activations import collect_activations
 from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question, check_sets
-from .checks import check_model
+from .checks import check_model, check_names, check_questions, check_real, check_whole
 from .evaluation import known
-from .importance import CONTROLS, VARIANTS, score
+from .importance import CONTROLS, PRUNINGS, score
 from .neurons import MLP, check_alpha, find_neurons, split_selected
+from .released import choose_rows
 
 
 def select_neurons(
@@ -64,21 +67,60 @@ def select_neurons(
     return selected
 
 
-class Pruned:
-    """What :func:`prune_neurons` zeroed. ``undo()`` restores every bit; as a context manager it does so on leaving.
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """Where a model was changed: (parameter, dim, index); ``zeroed`` if the new values are 0."""
 
-    Several prunings of one model are undone in reverse order, or the first brings back what the second had found zeroed.
+    places: list[tuple[Tensor, int, Tensor]]
+    zeroed: bool
+
+    def in_place(self) -> bool:
+        """Whether it can still be seen in the model: weights that were loaded or trained since are no longer zero."""
+        return not self.zeroed or not any(_part(*place).any() for place in self.places)
+
+
+# Of every model, the changes that were not undone, in order. Places alone: the old weights go with the handle.
+_CHANGES: WeakKeyDictionary[nn.Module, list[_Change]] = WeakKeyDictionary()
+
+
+class Pruned:
+    """What was changed in a model, and the old weights. ``undo()`` restores every bit; as a context manager on leaving.
+
+    Several changes of one model are undone in reverse order: the first would bring back what the second found zeroed.
+
+    Args:
+        saved: (parameter, dim, index, old values) of each change, taken before it is made.
+        zeroed: the new values are 0.
     """
 
-    def __init__(self, saved: list[tuple[Tensor, int, Tensor, Tensor]]):
-        self._saved = saved
+    def __init__(self, model: nn.Module, saved: Iterable[tuple[Tensor, int, Tensor, Tensor]], *, zeroed: bool = True):
+        self._model, self._saved = model, list(saved)
+        self._change = _Change([place[:3] for place in self._saved], zeroed)
+        _CHANGES.setdefault(model, []).append(self._change)
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Write the zeroed weights back (a second call does nothing)."""
-        for parameter, dim, index, values in self._saved:
-            parameter.index_copy_(dim, index.to(parameter.device), values.to(parameter))
+        """Write the old weights back; a second call does nothing.
+
+        Raises:
+            RuntimeError: a later change of the model is still in place, which the old weights would be mixed with.
+        """
+        changes = _CHANGES.get(self._model, [])
+        if self._change not in changes:
+            return
+        later = changes[changes.index(self._change) + 1 :]
+        if any(change.in_place() for change in later):
+            raise RuntimeError("this model was changed again later; undo() that first, or load the model again.")
+        errors = []
+        for parameter, dim, index, values in reversed(self._saved):
+            try:
+                parameter.index_copy_(dim, index.to(parameter.device), values.to(parameter))
+            except RuntimeError as error:  # the others are restored all the same
+                errors.append(error)
+        changes.remove(self._change)
         self._saved = []
+        if errors:
+            raise errors[0]
 
     def __enter__(self) -> Pruned:
         return self
@@ -91,6 +133,8 @@ class Pruned:
 def prune_neurons(model, selected: Tensor) -> Pruned:
     """Zero the selected neurons in the weights: column n of the last layer, row n (and bias) of the layers before it.
 
+    What was pruned before stays so, and comes back with its own handle.
+
     Args:
         selected: bool [n_neurons] in the order of :func:`find_neurons`.
 
@@ -98,7 +142,8 @@ def prune_neurons(model, selected: Tensor) -> Pruned:
         A :class:`Pruned` that remembers just the zeroed weights.
 
     Raises:
-        ValueError: not boolean, wrong length, or nothing selected; the model is untouched.
+        ValueError: not boolean, wrong length, or nothing selected. The model is untouched, as it is after any other error or
+            an interrupt.
     """
     mlps = find_neurons(model)
     parts = split_selected(selected, mlps)
@@ -106,16 +151,93 @@ def prune_neurons(model, selected: Tensor) -> Pruned:
         raise ValueError("no neuron is selected; nothing would be pruned.")
     places = []
     for mlp, chosen in zip(mlps, parts, strict=True):
-        index = chosen.nonzero()[:, 0].to(mlp.output.weight.device)
+        index = chosen.nonzero()[:, 0]
         if len(index) == 0:
             continue
         places.append((mlp.output.weight, 1, index))
         for linear in mlp.inputs:
             places += [(tensor, 0, index) for tensor in (linear.weight, linear.bias) if tensor is not None]
-    saved = [(tensor, dim, index, tensor.index_select(dim, index)) for tensor, dim, index in places]
-    for tensor, dim, index in places:
-        tensor.index_fill_(dim, index, 0)
-    return Pruned(saved)
+    return _zero(model, places)
+
+
+@torch.no_grad()
+def prune_rows(model, rows: dict[str, Tensor]) -> Pruned:
+    """Zero rows, and their biases, of linear layers: what the authors' code does (:mod:`manu_utils.released`).
+
+    Args:
+        rows: path of a linear layer -> bool [out_features].
+
+    Returns:
+        A :class:`Pruned`, as :func:`prune_neurons` does.
+
+    Raises:
+        ValueError: no such linear layer, wrong lengths, or nothing selected. The model is untouched.
+    """
+    check_model(model)
+    modules = dict(model.named_modules())
+    places = []
+    for path, chosen in rows.items():
+        linear = modules.get(path)
+        if not isinstance(linear, nn.Linear) or chosen.dtype != torch.bool or chosen.shape != (linear.out_features,):
+            raise ValueError(f"rows[{path!r}] must be bool [out_features] of a linear layer of this model.")
+        index = chosen.nonzero()[:, 0]
+        places += [(t, 0, index) for t in (linear.weight, linear.bias) if t is not None and len(index)]
+    if not places:
+        raise ValueError("no row is selected; nothing would be pruned.")
+    return _zero(model, places)
+
+
+def prune(model, chosen: Tensor | dict[str, Tensor]) -> Pruned:
+    """:func:`prune_neurons` or :func:`prune_rows`, by what :func:`choose_neurons` returned."""
+    return prune_rows(model, chosen) if isinstance(chosen, dict) else prune_neurons(model, chosen)
+
+
+def _zero(model, places: list[tuple[Tensor, int, Tensor]]) -> Pruned:
+    places = [(tensor, dim, index.to(tensor.device)) for tensor, dim, index in places]
+    handle = Pruned(model, [(*place, _part(*place)) for place in places])
+    try:
+        for tensor, dim, index in places:
+            tensor.index_fill_(dim, index, 0)
+    except BaseException:
+        with suppress(RuntimeError):  # what could not be written cannot be written back; the first error is raised
+            handle.undo()
+        raise
+    return handle
+
+
+def _part(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    return tensor.detach().index_select(dim, index.to(tensor.device))
+
+
+def pruned_neurons(model) -> Tensor:
+    """The neurons that are gone from the weights: all their input rows (and biases) and their output column are zero.
+
+    A neuron that merely never fires is none of them.
+
+    Returns:
+        bool [n_neurons] in the order of :func:`find_neurons`, on the CPU.
+    """
+    parts = []
+    for mlp in find_neurons(model):
+        used = mlp.output.weight.detach().any(0)
+        for linear in mlp.inputs:
+            used = used | linear.weight.detach().any(1)
+            if linear.bias is not None:
+                used = used | (linear.bias.detach() != 0)
+        parts.append(~used.cpu())
+    return torch.cat(parts)
+
+
+def _check_unpruned(model) -> None:
+    """Raise ValueError where the model is pruned already."""
+    n = int(pruned_neurons(model).sum())
+    rows = any(change.zeroed and change.in_place() for change in _CHANGES.get(model, []))
+    if n or rows:
+        what = f"{n} of its neurons are zero" if n else "rows of its layers are zero"
+        raise ValueError(
+            f"this model is pruned already ({what}), so alpha would come on top: undo() what pruned it or load the model "
+            "again; on_top=True if more is to go."
+        )
 
 
 def save_pruned(model, processor, folder: str | Path) -> None:
@@ -207,11 +329,16 @@ def choose_by_coverage(
         bool [n_neurons] with max(1, round(α / 100 · n_neurons)) chosen. The model is as it was.
 
     Raises:
-        ValueError: rounds below 1; also what ``select_by_coverage`` and ``collect_attribution`` raise.
+        ValueError: rounds below 1, or nothing to choose by: no neuron contributes to the forget answers of a modality; also
+            what ``select_by_coverage`` and ``collect_attribution`` raise. The model is as it was.
     """
     check_alpha(alpha, allow_small)
+    check_real("rounds", rounds)
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be at least 1.")
+    check_whole("rounds", rounds)
+    check_whole("batch_size", batch_size)
+    check_questions("forget", forget)
     n = sum(mlp.size for mlp in find_neurons(model))
     budget = max(1, round(alpha / 100 * n))
     selected = torch.zeros(n, dtype=torch.bool)
@@ -227,6 +354,11 @@ def choose_by_coverage(
                 facts = {m: collect_attribution(model, processor, forget[m], rarity=rarity, **options) for m in forget}
             if selected.any():
                 still = {m: known(model, processor, forget[m], **options) for m in forget}
+        if not selected.any() and (silent := [m for m in facts if not facts[m].any()]):
+            raise ValueError(
+                f"no neuron contributes to the {silent[0]} forget answers, so that there is nothing to choose by; pass "
+                "questions whose answers the model knows."
+            )
         if any(alive.any() for alive in still.values()):
             for modality, alive in still.items():
                 facts[modality][~alive] = 0
@@ -248,39 +380,56 @@ def choose_neurons(
     modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
     allow_small: bool = False,
+    on_top: bool = False,
     batch_size: int = 32,
     progress: bool = True,
     activations_of: Callable = collect_activations,
     attribution_of: Callable = collect_attribution,
-) -> Tensor:
-    """What :func:`unlearn`, which explains the arguments, prunes: bool [n_neurons]. The model is as it was.
+) -> Tensor | dict[str, Tensor]:
+    """What :func:`unlearn`, which explains the arguments, prunes. The model is as it was.
 
     Args:
         activations_of, attribution_of: collect over one set and modality, called as the functions of one process.
 
+    Returns:
+        bool [n_neurons]; for ``"released_as_run"``, which chooses no neurons, path of a linear layer -> bool [out_features].
+
     Raises:
-        ValueError: see :func:`unlearn`.
+        TypeError, ValueError: see :func:`unlearn`.
     """
     check_alpha(alpha, allow_small)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
-    check_sets(forget, retain, modalities)
-    if variant in ("paper", "released") and set(modalities) != set(MODALITIES):
-        raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
-    forget = {m: forget[m] for m in modalities}
+    if variant not in PRUNINGS:
+        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(PRUNINGS)}.")
+    check_names("modalities", modalities, MODALITIES)
+    check_whole("seed", seed, least=0)
+    check_whole("batch_size", batch_size)
     mlps = find_neurons(model)
+    check_questions("forget", forget)
+    check_questions("retain", retain)
+    check_sets(forget, retain, modalities)
+    if variant in ("paper", "released_score", "released_as_run") and set(modalities) != set(MODALITIES):
+        raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
+    if not on_top:
+        _check_unpruned(model)
+    if variant == "released_as_run":
+        return choose_rows(model, processor, forget, retain, alpha=alpha, seed=seed, progress=progress)
+    forget = {m: forget[m] for m in modalities}
+    gone = pruned_neurons(model)
     options = {"batch_size": batch_size, "progress": progress}
     if variant == "coverage":
         cost = {m: attribution_of(model, processor, retain[m], reduce=True, **options) for m in modalities}
         facts = {m: attribution_of(model, processor, forget[m], **options) for m in modalities}
-        more = {"facts": facts, "allow_small": allow_small, **options}
+        more = {"facts": facts, "exclude": gone, "allow_small": allow_small, **options}
         return choose_by_coverage(model, processor, forget, cost, alpha=alpha, **more)
     forget_sums, retain_sums = {}, {}
     if variant not in CONTROLS:
         forget_sums = {m: activations_of(model, processor, forget[m], **options) for m in modalities}
         retain_sums = {m: activations_of(model, processor, retain[m], **options) for m in modalities}
-    scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed)
-    return select_neurons(scores, mlps, alpha, allow_small=allow_small)
+    scores = score(variant, forget_sums, retain_sums, mlps=mlps, seed=seed).masked_fill(gone, -torch.inf)
+    if len(scores[scores > -torch.inf].unique()) < 2:
+        raise ValueError(f"{variant} gives every neuron the same score, so that there is nothing to choose by.")
+    per = "tower" if variant == "released_score" else "model"
+    return select_neurons(scores, mlps, alpha, per, allow_small=allow_small)
 
 
 def unlearn(
@@ -294,6 +443,7 @@ def unlearn(
     modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
     allow_small: bool = False,
+    on_top: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Pruned:
@@ -301,21 +451,29 @@ def unlearn(
 
     Args:
         forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
-        variant: one of :data:`manu_utils.importance.VARIANTS`; ``"coverage"`` is ours, ``"paper"`` the printed equations.
-        alpha: percentage of all MLP neurons.
-        modalities: those to unlearn; ``("text",)`` for a benchmark without images. ``"paper"`` and ``"released"`` need both.
-        seed: of ``"random"``.
+        variant: one of :data:`manu_utils.importance.PRUNINGS`: ``"coverage"`` is ours, ``"paper"`` the printed equations,
+            ``"released_score"`` the score of the authors' code on neurons, and ``"released_as_run"`` what their code prunes
+            when it is run: rows of linear layers, see :mod:`manu_utils.released`.
+        alpha: percentage of all MLP neurons; of those of each tower for ``"released_score"``, and of the rows that their code
+            looks at in each tower for ``"released_as_run"``.
+        modalities: those to unlearn; ``("text",)`` for a benchmark without images. ``"paper"`` and the released ones need
+            both.
+        seed: of ``"random"``, and of the order in which ``"released_as_run"`` reads.
         allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
+        on_top: prune more neurons of a model that is pruned already; without it such a model is refused, since α would add up
+            from call to call.
 
     Returns:
         What was pruned, with ``undo()``.
 
     Raises:
-        ValueError: unknown variant, α not a percentage, a missing or empty modality, questions of the other modality, or a
-            person in both sets; also what the functions that it calls raise. The model is untouched.
+        TypeError: an argument of another type, or a wrapped model; it says what to pass.
+        ValueError: unknown variant, α not a percentage, a missing or empty modality, an empty answer, questions of the other
+            modality, a person in both sets, a model that is pruned already, or nothing to choose by; also what the functions
+            that it calls raise. The model is untouched.
     """
     chosen = choose_neurons(
         model, processor, forget, retain, variant=variant, alpha=alpha, modalities=modalities, seed=seed,
-        allow_small=allow_small, batch_size=batch_size, progress=progress,
+        allow_small=allow_small, on_top=on_top, batch_size=batch_size, progress=progress,
     )  # fmt: skip
-    return prune_neurons(model, chosen)
+    return prune(model, chosen)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from .editing import MEMORY, bytes_of_layer
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -25,6 +27,7 @@ class Scale:
         benchmark: as :func:`manu_utils.benchmark.load_benchmark` takes it.
         parameters: of the model.
         bytes_in_memory: of one parameter while it is used, in the dtype that ``load_model`` picks on ``device``.
+        mlps: of the language model: layers, neurons in each, and the width of the residual stream.
         download: bytes to fetch.
         tokens: of a typical question with its image and answer.
         questions: read from the benchmark from scoring to the last evaluation, roughly.
@@ -42,6 +45,7 @@ class Scale:
     benchmark: str
     parameters: float
     bytes_in_memory: int
+    mlps: tuple[int, int, int]
     download: float
     tokens: int
     questions: int
@@ -56,19 +60,19 @@ _MLLMU_BENCH = 2.2e9  # bytes: ten configs, two thirds of it portraits that come
 _QUESTIONS = 60_000  # 20,000 of the benchmark: scoring, vanilla evaluated, unlearned evaluated
 SCALES = {
     "tiny": Scale(
-        "tiny-base", "tiny", None, "tiny", 4e6, 4, 0.0, 60, 12_000, 0, 5e10, "one core of a CPU",
+        "tiny-base", "tiny", None, "tiny", 4e6, 4, (3, 3_072, 128), 0.0, 60, 12_000, 0, 5e10, "one core of a CPU",
     ),
     "colab": Scale(
         "HuggingFaceTB/SmolVLM-256M-Instruct", "build/colab/vanilla", None, "MLLMMU/MLLMU-Bench",
-        0.256e9, 2, 0.5e9 + _MLLMU_BENCH, 140, _QUESTIONS, 3, 1e13, "a T4 in float16", 4.9e6, 30 * 29.3e3,
+        0.256e9, 2, (30, 1_536, 576), 0.5e9 + _MLLMU_BENCH, 140, _QUESTIONS, 3, 1e13, "a T4 in float16", 4.9e6, 30 * 29.3e3,
     ),
     "paper": Scale(
         "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla", "llava-hf/llava-1.5-7b-hf", "MLLMMU/MLLMU-Bench",
-        7.06e9, 2, 28.2e9 + 14.1e9 + _MLLMU_BENCH, 650, _QUESTIONS, 0, 1e14, "an A100 in bfloat16",
+        7.06e9, 2, (32, 11_008, 4_096), 28.2e9 + 14.1e9 + _MLLMU_BENCH, 650, _QUESTIONS, 0, 1e14, "an A100 in bfloat16",
     ),
     "paper-idefics2": Scale(
         "HuggingFaceM4/idefics2-8b", "MLLMMU/Idefics2_Vanilla", "HuggingFaceM4/idefics2-8b", "MLLMMU/MLLMU-Bench",
-        8.4e9, 2, 33.6e9 + 33.6e9 + _MLLMU_BENCH, 140, _QUESTIONS, 0, 1e14, "an A100 in bfloat16",
+        8.4e9, 2, (32, 14_336, 4_096), 33.6e9 + 33.6e9 + _MLLMU_BENCH, 140, _QUESTIONS, 0, 1e14, "an A100 in bfloat16",
     ),
 }  # fmt: skip
 _TRAINING_QUESTIONS = 2 * 7_700  # of ft_Data, with the image and rewritten to text alone
@@ -80,15 +84,19 @@ def needs(scale: Scale) -> dict[str, float]:
 
     Two operations per parameter and token for reading, six for training; every question counts with its image, so the
     statistics and the evaluation of LLaVA, where questions share their images, take less. Memory is the weights and the most
-    that anything takes beside them: reading a third of them for activations; training 16 bytes of each trained weight (itself,
-    its gradient and two moments, in float32) and what the backward pass needs of a batch.
+    that anything takes beside them: reading and rewriting a third of them for activations, and what rewriting holds of a few
+    layers (its backward pass may need batches of one question); training 16 bytes of each trained weight (itself, its gradient
+    and two moments, in float32) and what the backward pass needs of a batch.
 
     Returns:
         ``disk_gb``, ``memory_gb`` and ``minutes``.
     """
     operations = 2 * scale.parameters * scale.tokens * (scale.questions + 3 * scale.epochs * _TRAINING_QUESTIONS)
     weights = scale.parameters * scale.bytes_in_memory
-    beside = {"reading": weights / 3}  # bytes; one after the other, so the largest counts
+    layers, neurons, hidden = scale.mlps
+    of_layer = bytes_of_layer(neurons, hidden)
+    # Bytes; one after the other, so the largest counts.
+    beside = {"rewriting": weights / 3 + of_layer * min(layers, max(1, int(MEMORY / of_layer)))}
     if scale.epochs:
         beside["training"] = 16 * scale.trained + _TRAINING_ROWS * scale.tokens * scale.kept
     return {

@@ -24,7 +24,7 @@ def test_no_two_units_share_a_key(lab):
 def test_ladder_ends_are_the_named_variants(lab):
     by_setting = {u.setting: u for u in ablate.all_units(lab) if u.ablation == "ladder" and u.seed == 0}
     assert by_setting["paper"].choose().equal(lab.by_score("paper"))
-    assert by_setting["weights 2, 0, 2, 2 (released)"].choose().equal(lab.by_score("released"))
+    assert by_setting["weights 2, 0, 2, 2 (released_score)"].choose().equal(lab.by_score("released_score"))
 
 
 def test_a_killed_run_goes_on(lab, tmp_path, monkeypatch):

@@ -4,16 +4,22 @@ import copy
 import dataclasses
 import math
 import weakref
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from manu_utils import activations
-from manu_utils.activations import POSITIONS, Statistics, collect_activations
+from manu_utils.activations import POSITIONS, Statistics, add_sums, collect_activations
 from manu_utils.batches import encode, prompt, shared_batches
 from manu_utils.benchmark import Question
-from manu_utils.neurons import find_neurons
+from manu_utils.checks import exact_device
+from manu_utils.importance import score
+from manu_utils.neurons import MLP, find_neurons
 
 SUMS = ("total", "total_abs", "total_squares", "n_active")
 
@@ -96,6 +102,17 @@ def test_equals_a_pass_that_keeps_every_activation(double_model, questions, moda
     assert (found.modality, found.tau, found.sizes) == (modality, 0.02, tuple(z.shape[1] for z in kept))
 
 
+@pytest.mark.parametrize("positions", ["answer", "last"])
+@pytest.mark.parametrize("modality", ["multimodal", "text"])
+def test_so_does_a_pass_in_which_questions_share_nothing(double_model, questions, monkeypatch, modality, positions):
+    """As in every family but LLaVA on a Llama."""
+    monkeypatch.setattr(activations, "can_share", lambda model: False)
+    kept = kept_activations(*double_model, questions[modality], positions)
+    found = collect(double_model, questions[modality], tau=0.02, positions=positions, batch_size=7)
+    assert found.tokens.tolist() == [len(z) for z in kept]
+    assert_close(found, reduced(kept, tau=0.02), found.sizes)
+
+
 @pytest.mark.parametrize("modality", ["multimodal", "text"])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_padding_never_counts(double_model, questions, modality, positions):
@@ -159,6 +176,72 @@ def test_tau_is_strict_and_counts_both_signs():
 def test_half_precision_is_summed_in_float32():
     z = torch.full((4, 1), 300.0, dtype=torch.float16)  # 300² is beyond float16
     assert activations._sums(z, tau=0.1)[2].item() == 4 * 300.0**2
+
+
+class NoDouble(TorchDispatchMode):
+    """Fails where float64 comes to a device that has none."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "mps":
+                assert tensor.dtype != torch.float64, function
+        return result
+
+
+@pytest.mark.parametrize("times", [None, (2, 1, 3)])
+def test_sums_of_a_device_without_float64_are_kept_on_the_cpu(times):
+    """On tensors without memory, which know their device: mixing devices and float64 on this one both fail."""
+    with FakeTensorMode(allow_non_fake_inputs=True), NoDouble():
+        sums = torch.zeros(4, 5, dtype=torch.float64, device=exact_device("mps"))
+        z = torch.ones(*((7, 5) if times is None else (3, 7, 5)), dtype=torch.float16, device="mps")
+        add_sums(sums, z, 0.1, None if times is None else torch.tensor(times))
+        assert (sums.device.type, sums.dtype) == ("cpu", torch.float64)
+        with pytest.raises(AssertionError):
+            z.double()
+
+
+def test_statistics_and_scores_are_taken_on_a_device_without_float64(tiny_model, questions, monkeypatch):
+    """The whole pass: wherever float64 appears, it is on the device that was asked for."""
+    asked = []
+    monkeypatch.setattr(activations, "exact_device", lambda device: asked.append(device) or torch.device("cpu"))
+    collect(tiny_model, questions["text"][:2])
+    assert len(asked) == len(find_neurons(tiny_model[0]))
+    with FakeTensorMode(), NoDouble():
+        gate, up, down = (SimpleNamespace(weight=torch.empty(*size, device="mps")) for size in ((5, 3), (5, 3), (3, 5)))
+        mlp = MLP("layers.0.mlp", "language", 0, (gate, up), down)
+        found = score("magnitude", {}, {}, mlps=[mlp])
+        assert (found.device.type, found.dtype, found.shape) == ("cpu", torch.float64, (5,))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_training_mode_autocast_and_a_default_of_float64_change_nothing(tiny_model, questions, monkeypatch, share):
+    if not share:
+        monkeypatch.setattr(activations, "can_share", lambda model: False)
+    model = copy.deepcopy(tiny_model[0])
+    for layer in model.model.language_model.layers:
+        layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.5))
+    expected = collect((model, tiny_model[1]), questions["multimodal"])
+    model.train()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = collect((model, tiny_model[1]), questions["multimodal"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(getattr(found, name).equal(getattr(expected, name)) for name in SUMS)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_hidden_states_that_are_not_finite_are_refused(tiny_model, questions, monkeypatch, share):
+    """The last norm shows in no neuron, but in every answer."""
+    if not share:
+        monkeypatch.setattr(activations, "can_share", lambda model: False)
+    model = copy.deepcopy(tiny_model[0])
+    model.model.language_model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="the last hidden states are not finite"):
+        collect((model, tiny_model[1]), questions["text"])
 
 
 # ------------------------------------------------------------------------------------------------ adding
@@ -226,10 +309,16 @@ def test_poisoned_weights_are_named(tiny_model, questions, tower):
         ({"batch_size": 0}, "batch_size=0 is not positive"),
     ],
 )
-def test_bad_arguments(tiny_model, questions, change, message):
+def test_bad_values(tiny_model, questions, change, message):
     with pytest.raises(ValueError, match=message):
         collect(tiny_model, **({"questions": questions["text"][:1]} | change))
     assert n_hooks(tiny_model[0]) == 0
+
+
+@pytest.mark.parametrize("change", [{"tau": "0.1"}, {"tau": None}, {"batch_size": "8"}, {"batch_size": True}])
+def test_arguments_of_other_types(tiny_model, questions, change):
+    with pytest.raises(TypeError, match=f"^{next(iter(change))}=.* must be a "):
+        collect(tiny_model, questions["text"][:1], **change)
 
 
 def test_one_modality_at_a_time(tiny_model, questions):

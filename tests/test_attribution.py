@@ -1,14 +1,21 @@
 """Attribution against gains on the neurons, coverage against a greedy loop written out, and their bad input."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from manu_utils.attribution import collect_attribution, effective_neurons, select_by_coverage, token_rarity
+from manu_utils.attribution import (
+    answer_margins,
+    collect_attribution,
+    effective_neurons,
+    select_by_coverage,
+    token_rarity,
+)
 from manu_utils.batches import encode
 from manu_utils.neurons import find_neurons
 
@@ -36,6 +43,15 @@ def test_rarity_counts_the_answers_that_hold_a_token(tiny_model, questions):
         n = sum(token in ids for ids in answers)
         assert rarity[token].item() == pytest.approx(math.log(len(answers) / max(n, 1)), rel=1e-6)
     assert rarity[tokenizer.eos_token_id] == 0
+
+
+def test_rarity_counts_answers_not_occurrences(tiny_model, questions):
+    tokenizer = tiny_model[1].tokenizer
+    first, second = questions["text"][:2]
+    said = [dataclasses.replace(first, answer="nurse nurse nurse"), dataclasses.replace(second, answer="lives in")]
+    rarity = token_rarity(said, tokenizer)
+    repeated = [token for token in tokenizer(" nurse nurse").input_ids if token not in tokenizer(" lives in").input_ids]
+    assert repeated and all(rarity[token].item() == pytest.approx(math.log(2)) for token in repeated)
 
 
 def by_gains(model, processor, question, rarity):
@@ -88,6 +104,53 @@ def test_reduced_is_the_mean_of_normalised_rows(double_model, questions):
     assert reduced.sum().item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_answers_that_are_all_alike_are_weighted_evenly(double_model, questions, modality):
+    """One fact in several wordings: every token is in every answer, so that none is rarer than another."""
+    alike = [dataclasses.replace(q, answer="Lives in Springfield.") for q in questions[modality][:3]]
+    for asked in (alike, alike[:1]):
+        assert not token_rarity(asked, double_model[1])[double_model[1].tokenizer(" Lives in Springfield.").input_ids].any()
+        even = torch.ones(len(double_model[1].tokenizer))
+        found = collect(double_model, asked)
+        assert found.any(1).all() and found.equal(collect(double_model, asked, rarity=even))
+
+
+def test_one_answer_that_says_nothing_new_is_weighted_evenly_and_the_others_are_not(double_model, questions):
+    """The tokens of the first answer are in both; the second one holds more."""
+    answers = zip(questions["text"], ("a nurse", "a nurse in Rome"), strict=False)
+    first, second = (dataclasses.replace(question, answer=answer) for question, answer in answers)
+    rarity = token_rarity([first, second], double_model[1])
+    batch = encode([first, second], double_model[1], with_answer=True)
+    found = answer_margins(double_model[0], batch, rarity)
+    torch.testing.assert_close(found[0], answer_margins(double_model[0], batch, torch.ones_like(rarity))[0])
+    assert found[1] != answer_margins(double_model[0], batch, torch.ones_like(rarity))[1]
+    rows = collect(double_model, [first, second])
+    assert rows.any(1).all()
+
+
+def test_two_passes_in_training_mode_or_under_autocast_are_one_in_eval_mode(tiny_model, questions):
+    model = copy.deepcopy(tiny_model[0])
+    for layer in model.model.language_model.layers:
+        layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.5))
+    expected = collect((model, tiny_model[1]), questions["text"])
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert collect((model, tiny_model[1]), questions["text"]).equal(expected)
+    with torch.inference_mode():
+        assert collect((model, tiny_model[1]), questions["text"]).equal(expected)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_model_in_float64_and_that_default(double_model, questions):
+    expected = collect(double_model, questions["text"])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = collect(double_model, questions["text"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and found.equal(expected)
+
+
 def test_text_passes_by_the_vision_tower(tiny_model, questions):
     n_vision = sum(mlp.size for mlp in find_neurons(tiny_model[0]) if mlp.tower == "vision")
     assert not collect(tiny_model, questions["text"])[:, :n_vision].any()
@@ -111,7 +174,7 @@ def test_leaves_the_model_as_it_was(tiny_model, questions):
     n_hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
     collect((model, tiny_model[1]), questions["text"][:2])
     model.model.language_model.layers[0].mlp.up_proj.weight.data[0] = math.nan
-    with pytest.raises(ValueError, match="the attribution is not finite"):
+    with pytest.raises(ValueError, match="margin of an answer is not finite"):
         collect((model, tiny_model[1]), questions["text"][:2])
     model.load_state_dict(before)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
@@ -126,6 +189,12 @@ def test_bad_questions(tiny_model, questions):
         collect(tiny_model, questions["text"][:1] + questions["multimodal"][:1])
     with pytest.raises(ValueError, match="batch_size=0 is not positive"):
         collect(tiny_model, questions["text"], batch_size=0)
+    for answer in ("", "  ", None):
+        with pytest.raises(ValueError, match=r"person \d+: the answer to '.*' is .*; leave questions without an answer out"):
+            collect(tiny_model, [questions["text"][0], dataclasses.replace(questions["text"][1], answer=answer)])
+    for weight in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="rarity holds weights that are negative or not finite"):
+            collect(tiny_model, questions["text"], rarity=torch.full((len(tiny_model[1].tokenizer),), weight))
     with pytest.raises(ValueError, match="token_rarity needs at least one question"):
         token_rarity([], tiny_model[1].tokenizer)
 
@@ -215,6 +284,7 @@ def test_balance_serves_the_modality_that_lags(balance):
 def test_coverage_selects_exactly_alpha_percent(n, n_facts, alpha, seed):
     generator = torch.Generator().manual_seed(seed)
     sparse = {m: (torch.rand(n_facts, n, generator=generator) - 0.7).clamp(min=0) for m in MODALITIES}
+    assume(any(rows.any() for rows in sparse.values()))  # with no attribution at all there is nothing to choose by
     selected = select_by_coverage(sparse, {m: torch.rand(n) for m in MODALITIES}, alpha=alpha, allow_small=True)
     assert selected.shape == (n,) and int(selected.sum()) == max(1, round(alpha / 100 * n))
 
@@ -250,9 +320,17 @@ def test_what_the_retain_set_needs_is_spared():
         ({"retain": {"text": torch.ones(4)}}, "forget has modalities .'multimodal', 'text'. but retain has .'text'."),
         ({"retain": {"text": torch.ones(4), "multimodal": torch.ones(5)}}, "attribution of .4, 5. neurons"),
         ({"retain": {"text": torch.ones(4), "multimodal": torch.full((4,), math.nan)}}, "holds NaN or infinity"),
+        ({"floor": math.nan}, "floor=nan must be positive"),
+        ({"balance": math.inf}, "balance=inf must not be negative"),
+        ({"forget": {m: torch.zeros(2, 4) for m in MODALITIES}}, "no neuron that may be chosen contributes to any"),
+        ({"exclude": torch.arange(4) < 2, "forget": {m: torch.tensor([[1.0, 1, 0, 0]]) for m in MODALITIES}},
+         "no neuron that may be chosen contributes to any"),
+        ({"retain": {"text": torch.ones(4), "multimodal": torch.zeros(4)}}, "to the multimodal answers of the retain set"),
+        ({"forget": {m: torch.ones(0, 4) for m in MODALITIES}}, "at least one fact in each modality"),
+        ({"forget": {m: -torch.ones(1, 4) for m in MODALITIES}}, "holds negative values"),
     ],
 )
-def test_bad_coverage(change, message):
+def test_bad_values_of_coverage(change, message):
     good = {"forget": {m: torch.ones(1, 4) for m in MODALITIES}, "retain": {m: torch.ones(4) for m in MODALITIES}, "alpha": 50}
     with pytest.raises(ValueError, match=message):
         select_by_coverage(**(good | change))

@@ -297,3 +297,29 @@ def test_shared_batches_check_what_batches_check(tiny_model):
     assert list(shared_batches([], tiny_model[1], 8, with_answer=True)) == []
     with pytest.raises(ValueError, match="batch_size=0 is not positive"):
         shared_batches([ask()], tiny_model[1], 0, with_answer=False)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_answer_begins_where_the_tokens_part_even_if_the_border_is_inside_one(shared):
+    """A tokenizer may merge the end of the prompt with the beginning of the answer: that token is of the answer."""
+    from types import SimpleNamespace
+
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted({*" :.", *map(chr, range(ord("A"), ord("z") + 1))})
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "</s>", "\n", *letters, ": "])}
+    merged = Tokenizer(models.BPE(vocabulary, [(":", " ")]))
+    merged.add_special_tokens([AddedToken("<pad>"), AddedToken("</s>")])
+    merged.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merged, pad_token="<pad>", eos_token="</s>")
+    processor = SimpleNamespace(tokenizer=tokenizer, chat_template=None)
+    questions = [Question("1", "Who", "Anna", None, "training"), Question("2", "Where", "Rome or so", None, "training")]
+    if shared:
+        (_, batch), = shared_batches(questions, processor, 2, with_answer=True)
+        answers = [batch["targets"][batch["reads"][:, 0] == row] for row in range(2)]
+        answers = sorted((tokenizer.decode(ids) for ids in answers), key=len)
+    else:
+        batch = encode(questions, processor, with_answer=True)
+        answers = [tokenizer.decode(ids[mask]) for ids, mask in zip(batch["input_ids"], batch["answer_mask"], strict=True)]
+    assert answers == [": Anna</s>", ": Rome or so</s>"]

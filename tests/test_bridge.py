@@ -14,7 +14,7 @@ from manu_utils.evaluation import known
 from manu_utils.importance import score
 from manu_utils.neurons import find_neurons
 
-METHODS = ("ratio", "coverage", "rewrite", "random", "released", "plain", "magnitude")
+METHODS = ("ratio", "coverage", "rewrite", "random", "released_score", "plain", "magnitude")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_only_random_depends_on_the_seed(llama, lessons):
         return dict(bridge.selections(method, seed, *llama, lessons, alphas=(10.0,)))[10.0]
 
     assert not chosen("random", 0).equal(chosen("random", 1))
-    assert all(chosen(method, 0).equal(chosen(method, 1)) for method in ("ratio", "released", "plain", "magnitude"))
+    assert all(chosen(method, 0).equal(chosen(method, 1)) for method in ("ratio", "released_score", "plain", "magnitude"))
 
 
 def test_scores_of_two_modalities_say_what_text_says(llama, lessons):
@@ -125,7 +125,7 @@ def test_scores_of_two_modalities_say_what_text_says(llama, lessons):
     )
     noise = torch.rand(128, dtype=torch.float64)
     other = {"text": forget["text"], "multimodal": replace(forget["multimodal"], total_abs=noise, total_squares=noise**2)}
-    assert score("released", forget, retain, mlps=mlps).equal(score("released", other, retain, mlps=mlps))
+    assert score("released_score", forget, retain, mlps=mlps).equal(score("released_score", other, retain, mlps=mlps))
     silent = {"text": forget["text"], "multimodal": replace(forget["multimodal"], total_squares=noise * 0)}
     assert score("ratio", forget, retain, mlps=mlps).equal(score("ratio", silent, retain, mlps=mlps))
 

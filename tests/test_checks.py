@@ -2,10 +2,7 @@
 
 import copy
 import math
-import os
 import re
-import subprocess
-import sys
 
 import numpy
 import pytest

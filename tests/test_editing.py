@@ -1,13 +1,22 @@
 """The closed-form edit against moments, gradients and inverses written out, what it does to the miniature, and bad input."""
 
+import copy
+import dataclasses
+
 import pytest
+import tiny_models
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from manu_utils.attribution import answer_margins, token_rarity
 from manu_utils.batches import encode
-from manu_utils.editing import collect_moments, margin_gradient, rewrite, rewrite_neurons
+from manu_utils.benchmark import Question
+from manu_utils.editing import bytes_of_layer, collect_moments, margin_gradient, rewrite, rewrite_neurons
 from manu_utils.evaluation import known
 from manu_utils.neurons import find_neurons
+from manu_utils.pruning import prune_neurons
 
 MODALITIES = ("multimodal", "text")
 
@@ -150,6 +159,129 @@ def test_only_selected_columns_change_and_undo_restores_every_bit(double_model, 
     assert not changed(model, before)
 
 
+def test_interrupted_in_the_middle_of_a_step_it_is_undone(double_model, questions, moments, monkeypatch):
+    model, processor = double_model
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    plain, calls = torch.Tensor.index_add_, []
+
+    def killed(*arguments, **options):
+        plain(*arguments, **options)
+        calls.append(1)
+        if len(calls) == 3:  # the first layer of the second round
+            raise KeyboardInterrupt
+
+    before = weights_of(model)
+    monkeypatch.setattr(torch.Tensor, "index_add_", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite_neurons(model, processor, questions["forget"], moments, progress=False)
+    assert len(calls) == 3 and not changed(model, before)
+
+
+def test_undo_waits_for_a_later_pruning(double_model, questions, moments, monkeypatch):
+    model, processor = double_model
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    before = weights_of(model)
+    rewritten = rewrite_neurons(model, processor, questions["forget"], moments, rounds=1, progress=False)
+    pruned = prune_neurons(model, torch.arange(sum(mlp.size for mlp in find_neurons(model))) % 3 == 0)
+    with pytest.raises(RuntimeError, match="changed again later"):
+        rewritten.undo()
+    pruned.undo()
+    rewritten.undo()
+    assert not changed(model, before)
+
+
+def test_a_layer_that_is_silent_is_left_alone(double_model, questions, monkeypatch):
+    model, processor = copy.deepcopy(double_model[0]), double_model[1]
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    with torch.no_grad():
+        language(model)[1].inputs[0].weight.zero_()  # no gate opens
+    before = weights_of(model)
+    rewrite(model, processor, questions["forget"], questions["retain"], rounds=1, progress=False)
+    assert changed(model, before) == {f"{language(model)[0].path}.down_proj.weight"}
+    with torch.no_grad():
+        language(model)[0].inputs[0].weight.zero_()
+    with pytest.raises(ValueError, match="every layer that may be changed is silent on the retain set"):
+        rewrite(model, processor, questions["forget"], questions["retain"], progress=False)
+
+
+@pytest.mark.parametrize("named", [{}, {"modalities": ("text",)}])
+def test_text_alone(double_model, questions, monkeypatch, named):
+    model, processor = double_model
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    text = {name: {"text": of["text"]} for name, of in questions.items()}
+    moments = collect_moments(model, processor, text["retain"], progress=False)
+    with rewrite_neurons(model, processor, text["forget"], moments, rounds=1, progress=False):
+        expected = weights_of(model)
+    with rewrite(model, processor, **(questions if named else text), **named, rounds=1, progress=False):
+        assert not changed(model, expected)
+
+
+def test_mllama_is_rewritten_for_text_alone(monkeypatch):
+    """Its cross-attention layers pass text by: their neurons are silent."""
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    model, processor = tiny_models.mllama()
+    answers = {"1": "Rome.", "2": "Oslo."}
+    ask = [Question(person, "Where does Anna live?", answer, None, "training") for person, answer in answers.items()]
+    before = weights_of(model)
+    with rewrite(model, processor, {"text": ask[:1]}, {"text": ask[1:]}, rounds=1, progress=False):
+        assert changed(model, before)
+    assert not changed(model, before)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+class Matrices(TorchDispatchMode):
+    """The most bytes that are alive at once in storages of at least ``least`` bytes, among those made meanwhile."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.alive, self.peak = least, {}, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()).nbytes() >= self.least:
+                self.alive[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+        self.alive = {place: entry for place, entry in self.alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def deep_model(processor, layers, n=512):
+    from manu_utils.miniature.model import build_model
+
+    return build_model(processor.tokenizer, seed=0, hidden=32, intermediate=n, layers=layers).eval()
+
+
+@pytest.mark.parametrize("of_layers", [1, 2])
+def test_memory_does_not_grow_with_the_layers(tiny_model, questions, monkeypatch, of_layers):
+    """Second moments, factors, gradients and all else that is as large: never of more layers than were asked for."""
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    processor, n, peaks = tiny_model[1], 512, {}
+    asked = {name: {"text": of["text"][:2]} for name, of in questions.items()}
+    for layers in (2, 6):
+        with Matrices(4 * n * n) as watch:
+            memory = of_layers * bytes_of_layer(n, 32)
+            rewrite(deep_model(processor, layers), processor, **asked, rounds=2, memory=memory, batch_size=1, progress=False)
+        peaks[layers] = watch.peak
+    assert 0 < peaks[2] == peaks[6] <= (of_layers + 3) * 4 * n * n
+
+
+def test_a_few_layers_at_a_time_give_the_same_result(tiny_model, questions, monkeypatch):
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    model, before = deep_model(tiny_model[1], 5, n=64), None
+    options = {"rounds": 2, "batch_size": 2, "progress": False}
+    moments = collect_moments(model, tiny_model[1], questions["retain"], batch_size=2, progress=False)
+    before = weights_of(model)
+    with rewrite_neurons(model, tiny_model[1], questions["forget"], moments, **options):
+        expected = weights_of(model)
+    for memory in (1, 2 * bytes_of_layer(64, 32), 1e9):
+        with rewrite(model, tiny_model[1], **questions, memory=memory, **options):
+            assert len(changed(model, before)) == 5 and not changed(model, expected)
+        assert not changed(model, before)
+
+
 def test_it_stops_when_nothing_is_known(double_model, questions, moments):
     """A model with random weights knows nobody: there is nothing to do."""
     before = weights_of(double_model[0])
@@ -177,6 +309,10 @@ def test_two_people_are_forgotten_and_others_kept_on_the_miniature(benchmark):
 
 
 BAD_INPUT = {
+    "ridge is text": ({"ridge": "0.1"}, "ridge='0.1' must be a number"),
+    "rounds is a fraction": ({"rounds": 1.5}, "rounds=1.5 must be a whole number"),
+    "memory": ({"memory": 0}, "memory=0 must be a finite number above 0"),
+    "batch_size": ({"batch_size": "8"}, "batch_size='8' must be a whole number"),
     "ridge": ({"ridge": 0.0}, "ridge=0.0 must be positive"),
     "strength": ({"strength": 1.5}, r"strength=1.5 in \(0, 1\]"),
     "rounds": ({"rounds": 0}, "rounds=0 at least 1"),
@@ -192,7 +328,7 @@ def test_bad_options_leave_the_model_alone(double_model, questions, moments, cas
     if isinstance(options.get("selected"), slice):
         options = {"selected": torch.zeros(sum(mlp.size for mlp in find_neurons(model)), dtype=torch.bool)}
     before = weights_of(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         rewrite_neurons(model, processor, questions["forget"], moments, **options, progress=False)
     assert not changed(model, before)
 
@@ -209,6 +345,22 @@ def test_bad_sets_are_named(double_model, questions, moments):
         rewrite_neurons(model, processor, {"text": []}, moments, progress=False)
     with pytest.raises(ValueError, match="moments are of another model"):
         rewrite_neurons(model, processor, questions["forget"], moments[:1], progress=False)
+    for layers in ([2], [0, 0], [-1]):
+        with pytest.raises(ValueError, match="must be different numbers from 0 to 1"):
+            collect_moments(model, processor, questions["retain"], layers=layers, progress=False)
+    with pytest.raises(TypeError, match="modalities='text' must be a tuple of names"):
+        rewrite(model, processor, **questions, modalities="text", progress=False)
+    empty = {"text": [dataclasses.replace(questions["forget"]["text"][0], answer=" ")]}
+    with pytest.raises(ValueError, match="leave questions without an answer out"):
+        rewrite(model, processor, empty, {"text": questions["retain"]["text"]}, progress=False)
+
+
+def test_logits_that_are_not_finite_are_refused(tiny_model, questions):
+    """The last norm shows in no neuron."""
+    model = copy.deepcopy(tiny_model[0])
+    model.model.language_model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the logits are not finite"):
+        rewrite(model, tiny_model[1], **questions, progress=False)
 
 
 def test_a_gradient_that_is_not_finite_is_refused_after_undoing(double_model, questions, moments, monkeypatch):

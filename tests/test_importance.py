@@ -78,16 +78,16 @@ def spread(values):
     return mean([(value - mean(values)) ** 2 for value in values])
 
 
-def reference_importance(multi, text):
+def reference_importance(multi, text, eps=EPS):
     """I_abs, I_freq, I_var and I_rms of one neuron, from the lists of its activations (MANU, section 3)."""
     z_multi, z_text = mean([abs(z) for z in multi]), mean([abs(z) for z in text])
     n_multi, n_text = sum(abs(z) > TAU for z in multi), sum(abs(z) > TAU for z in text)
     q_multi, q_text = sum(z * z for z in multi), sum(z * z for z in text)
     return (
-        abs(z_multi - z_text) / (z_multi + z_text + EPS),
-        abs(n_multi - n_text) / (n_multi + n_text + EPS),
+        abs(z_multi - z_text) / (z_multi + z_text + eps),
+        abs(n_multi - n_text) / (n_multi + n_text + eps),
         (spread(multi) + spread(text)) ** 0.5,
-        (abs(q_multi - q_text) / (q_multi + q_text + EPS)) ** 0.5,
+        (abs(q_multi - q_text) / (q_multi + q_text + eps)) ** 0.5,
     )
 
 
@@ -139,7 +139,7 @@ def test_paper(kept, statistics, mlps):
     close(score("paper", **statistics, mlps=mlps), expected)
 
 
-def test_released(kept, statistics, mlps):
+def test_released_score(kept, statistics, mlps):
     expected = []
     by_modality = {m: zip(neurons(kept["forget"][m]), neurons(kept["retain"][m]), strict=True) for m in ("multimodal", "text")}
     for ((i, f_image), (_, r_image)), ((_, f_text), (_, r_text)) in zip(*by_modality.values(), strict=True):
@@ -150,7 +150,7 @@ def test_released(kept, statistics, mlps):
             expected.append(reference_released(f_image, r_image))
         else:
             expected.append(reference_released(f_text, r_text))
-    found = score("released", **statistics, mlps=mlps)
+    found = score("released_score", **statistics, mlps=mlps)
     close(found, expected)
     assert found.isneginf().sum() == LAYERS["vision"][0] + LAYERS["language"][0]
 
@@ -165,7 +165,7 @@ def reference_switched(
     values = {}
     for name, (multi, text) in sets.items():
         if contrast:
-            values[name] = reference_importance(multi, text)
+            values[name] = reference_importance(multi, text, eps)
             continue
         lists = [multi if tower == "vision" else text] if one_modality else [multi, text]
         values[name] = (
@@ -216,7 +216,7 @@ def test_every_switch_changes_the_score(statistics, mlps):
 
 def test_the_two_ends_are_the_named_variants(statistics, mlps):
     assert switched_score(**statistics, mlps=mlps).equal(score("paper", **statistics, mlps=mlps))
-    assert switched_score(**statistics, mlps=mlps, **RELEASED).equal(score("released", **statistics, mlps=mlps))
+    assert switched_score(**statistics, mlps=mlps, **RELEASED).equal(score("released_score", **statistics, mlps=mlps))
     by_hand = importance(**statistics["forget"]) / (importance(**statistics["retain"]) + EPS)
     assert score("paper", **statistics, mlps=mlps).equal(by_hand)
 
@@ -248,6 +248,17 @@ def test_ratio(kept, statistics, mlps):
     close(score("ratio", **statistics, mlps=mlps), expected)
 
 
+@pytest.mark.parametrize("eps", [1e-9, 0.5])
+def test_eps_is_in_every_ratio_of_the_paper(kept, statistics, mlps, eps):
+    columns = [neurons(kept[name][m]) for name in ("forget", "retain") for m in ("multimodal", "text")]
+    expected = [
+        reference_switched({"forget": (fm, ft), "retain": (rm, rt)}, mlps[i].tower, mlps[i].layer, eps=eps)
+        for (i, fm), (_, ft), (_, rm), (_, rt) in zip(*columns, strict=True)
+    ]
+    close(score("paper", **statistics, mlps=mlps, eps=eps), expected)
+    assert not score("paper", **statistics, mlps=mlps, eps=eps).equal(score("paper", **statistics, mlps=mlps))
+
+
 def test_random_is_seeded_and_uniform(mlps):
     one, again, other = (score("random", {}, {}, mlps=mlps, seed=seed) for seed in (0, 0, 1))
     assert one.equal(again) and not one.equal(other)
@@ -272,7 +283,7 @@ def test_variance_is_never_negative():
 
 def test_nothing_divides_by_zero(mlps):
     silent = {m: summed([torch.zeros(4, size) for size in SIZES], m) for m in ("multimodal", "text")}
-    for variant in ("paper", "ratio", "released"):
+    for variant in ("paper", "ratio", "released_score"):
         assert not score(variant, silent, silent, mlps=mlps).isnan().any()
 
 
@@ -284,6 +295,11 @@ def test_unknown_variant(statistics, mlps):
         score("best", **statistics, mlps=mlps)
     with pytest.raises(ValueError, match="coverage needs attribution"):
         score("coverage", **statistics, mlps=mlps)
+    with pytest.raises(ValueError, match="released_as_run scores rows of linear layers.*released.choose_rows"):
+        score("released_as_run", **statistics, mlps=mlps)
+    for seed, error in ((None, TypeError), (True, TypeError), (-1, ValueError)):
+        with pytest.raises(error, match="seed="):
+            score("random", {}, {}, mlps=mlps, seed=seed)
 
 
 def test_bad_switches(statistics, mlps):
@@ -298,7 +314,7 @@ def test_bad_switches(statistics, mlps):
         pool_layers(statistics["forget"]["multimodal"], mlps)
 
 
-@pytest.mark.parametrize("variant", ["paper", "released", "ratio"])
+@pytest.mark.parametrize("variant", ["paper", "released_score", "ratio"])
 def test_both_modalities_of_both_sets(statistics, mlps, variant):
     for name in ("forget", "retain"):
         for modality in ("multimodal", "text"):

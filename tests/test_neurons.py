@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from manu_utils import neurons
 from manu_utils.neurons import check_alpha, find_neurons
 
 TEXT = dict(
@@ -165,6 +166,60 @@ def test_refuses_adapters_and_offloaded_weights():
         find_neurons(model)
 
 
+def moe(kind):
+    """Vision-language models whose MLPs route each token to some of many experts."""
+    import transformers as t
+
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    routed = dict(num_experts_per_tok=1, moe_intermediate_size=12)
+    if kind == "llama 4":  # a shared expert beside the fused ones
+        text = t.Llama4TextConfig(**TEXT, head_dim=8, intermediate_size_mlp=24, num_local_experts=3, num_experts_per_tok=1)
+        vision = t.Llama4VisionConfig(**VISION, vision_output_dim=64, projector_input_dim=64, projector_output_dim=64)
+        return t.Llama4ForConditionalGeneration(t.Llama4Config(text_config=text.to_dict(), vision_config=vision.to_dict()))
+    if kind == "glm-4.5v":  # the first layer is dense
+        text = TEXT | routed | dict(n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1, head_dim=8)
+        text |= {"rope_parameters": rope | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}}
+        vision = dict(depth=2, hidden_size=16, out_hidden_size=16, num_heads=2, intermediate_size=20, patch_size=16)
+        return t.Glm4vMoeForConditionalGeneration(t.Glm4vMoeConfig(text_config=text, vision_config=vision))
+    if kind == "qwen3-vl-moe":
+        text = TEXT | routed | dict(num_experts=4, head_dim=8, rope_parameters=ROPE)
+        vision = dict(depth=2, hidden_size=16, out_hidden_size=16, num_heads=2, intermediate_size=20, patch_size=16,
+                      deepstack_visual_indexes=[0], num_position_embeddings=4)  # fmt: skip
+        return t.Qwen3VLMoeForConditionalGeneration(t.Qwen3VLMoeConfig(text_config=text, vision_config=vision))
+    layer = llava("clip").model.language_model.layers[0]  # before they were fused: a list of MLPs
+    model = llava("clip")
+    model.model.language_model.layers[0].mlp = nn.ModuleDict({"experts": nn.ModuleList([layer.mlp, layer.mlp])})
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama 4", "glm-4.5v", "qwen3-vl-moe", "a list"])
+def test_refuses_a_mixture_of_experts(kind):
+    with pytest.raises(ValueError, match=r"experts of .* is a mixture of experts.*; use a dense model"):
+        find_neurons(moe(kind))
+
+
+def test_refuses_gate_and_up_in_one_matrix(monkeypatch):
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Phi3Config
+
+    text = Phi3Config(**TEXT, pad_token_id=0)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text))
+    with pytest.raises(ValueError, match=r"mlp\.gate_up_proj of Llava.* in one matrix.* gate_proj and up_proj apart"):
+        find_neurons(model)
+    # Whoever adds such a structure by hand would prune half of what makes a neuron, and another neuron with it.
+    monkeypatch.setattr(neurons, "STRUCTURES", (*neurons.STRUCTURES, ("gate_up_proj", "down_proj")))
+    with pytest.raises(ValueError, match="gate_up_proj makes 48 rows for 24 neurons; row n must make neuron n"):
+        find_neurons(model)
+
+
+def test_refuses_wrapped_models():
+    model = llava("clip")
+    for wrapped, advice in ((nn.DataParallel(model), "pass model.module"), (torch.compile(model), "that was compiled")):
+        with pytest.raises(TypeError, match=advice):
+            find_neurons(wrapped)
+    with pytest.raises(TypeError, match="what load_model returns first"):
+        find_neurons("tiny")
+
+
 # ------------------------------------------------------------------------------------------------ alpha
 
 
@@ -182,3 +237,10 @@ def test_a_fraction_is_refused_unless_it_is_meant():
         check_alpha(alpha, allow_small=True)
     for alpha in (0.5, 1, 5.0, 99.9):
         check_alpha(alpha)
+
+
+@pytest.mark.parametrize("alpha", ["5", True, None, [5.0]])
+def test_alpha_is_a_number(alpha):
+    for allow_small in (False, True):
+        with pytest.raises(TypeError, match="^alpha=.* must be a number such as 5.0, not "):
+            check_alpha(alpha, allow_small)

@@ -161,7 +161,7 @@ def test_an_error_is_raised_on_every_process(in_a_notebook):
 
 def test_one_process_is_the_plain_functions(tiny_model, alone, questions, two_sets):
     assert alone.num_processes == 1
-    for variant in ("coverage", "ratio"):
+    for variant in ("coverage", "ratio", "released_as_run"):
         options = {"variant": variant, "alpha": 5.0, "batch_size": 3, **QUIET}
         with unlearn(*tiny_model, questions["forget"], questions["retain"], **options):
             expected = {name: value.clone() for name, value in tiny_model[0].state_dict().items()}

@@ -1,9 +1,13 @@
 """Selection counts, pruning and undo bit by bit, saving whole or not at all, and unlearn on good and bad input."""
 
 import copy
+import dataclasses
+import functools
+import gc
 import math
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -15,10 +19,17 @@ from manu_utils import pruning
 from manu_utils.activations import collect_activations
 from manu_utils.attribution import collect_attribution, select_by_coverage
 from manu_utils.batches import encode
-from manu_utils.importance import VARIANTS, score
+from manu_utils.importance import PRUNINGS, VARIANTS, score
 from manu_utils.models import load_model
 from manu_utils.neurons import MLP, find_neurons
-from manu_utils.pruning import choose_by_coverage, prune_neurons, save_pruned, select_neurons, unlearn
+from manu_utils.pruning import (
+    choose_by_coverage,
+    prune_neurons,
+    pruned_neurons,
+    save_pruned,
+    select_neurons,
+    unlearn,
+)
 
 MODALITIES = ("multimodal", "text")
 
@@ -133,6 +144,7 @@ def test_exactly_the_chosen_neurons_change_and_undo_restores_every_bit(small_mod
     selected = torch.zeros(n, dtype=torch.bool)
     selected[data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n, unique=True))] = True
     before, expected = bits(small_model), copy.deepcopy(small_model.state_dict())
+    expected_before = copy.deepcopy(expected)
     towers = [("model.vision_tower.encoder.layers.{}.mlp.", ("fc1",), "fc2", 13),
               ("model.language_model.layers.{}.mlp.", ("gate_proj", "up_proj"), "down_proj", 37)]  # fmt: skip
     start = 0
@@ -152,8 +164,15 @@ def test_exactly_the_chosen_neurons_change_and_undo_restores_every_bit(small_mod
     finally:
         pruned.undo()
     assert same(bits(small_model), before)
+    with torch.no_grad():  # trained on, say
+        for parameter in small_model.parameters():
+            parameter.add_(1)
+    after = bits(small_model)
     pruned.undo()
-    assert same(bits(small_model), before)
+    assert same(bits(small_model), after)
+    with torch.no_grad():
+        for name, parameter in small_model.named_parameters():
+            parameter.copy_(expected_before[name])
 
 
 def test_a_pruned_model_is_one_whose_neurons_are_masked(tiny_model, questions):
@@ -195,6 +214,129 @@ def test_two_prunings_are_undone_in_reverse_order(small_model):
     assert same(bits(small_model), before)
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_undoing_out_of_order_is_refused_and_changes_nothing(small_model, overlap):
+    before = bits(small_model)
+    one = some_neurons(small_model, seed=1)
+    first = prune_neurons(small_model, one)
+    second = prune_neurons(small_model, some_neurons(small_model, seed=2) if overlap else ~one)
+    both = bits(small_model)
+    with pytest.raises(RuntimeError, match="changed again later; undo.. that first, or load the model again"):
+        first.undo()
+    assert same(bits(small_model), both)
+    second.undo()
+    first.undo()
+    assert same(bits(small_model), before)
+
+
+def test_a_later_pruning_that_is_no_longer_there_does_not_stand_in_the_way(small_model):
+    before, weights = bits(small_model), copy.deepcopy(small_model.state_dict())
+    first = prune_neurons(small_model, some_neurons(small_model, seed=1))
+    prune_neurons(small_model, some_neurons(small_model, seed=2))
+    small_model.load_state_dict(weights)
+    first.undo()
+    assert same(bits(small_model), before)
+
+
+def test_a_model_and_what_was_pruned_of_it_are_freed():
+    model = nn.Sequential(nn.ModuleDict({"fc1": nn.Linear(4, 6), "fc2": nn.Linear(6, 4)}))
+    handle = prune_neurons(model, torch.arange(6) < 3)
+    alive = weakref.ref(model), weakref.ref(handle)
+    del model, handle
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_in_the_middle_the_model_is_as_it_was(small_model, monkeypatch, error):
+    before, fill, calls = bits(small_model), torch.Tensor.index_fill_, []
+
+    def fails_after(tensor, *arguments):
+        calls.append(fill(tensor, *arguments))  # the interrupt comes when the tensor is zeroed
+        if len(calls) == 5:
+            raise error
+        return calls[-1]
+
+    monkeypatch.setattr(torch.Tensor, "index_fill_", fails_after)
+    with pytest.raises(error):
+        prune_neurons(small_model, some_neurons(small_model))
+    assert len(calls) == 5 and same(bits(small_model), before)
+    assert not pruned_neurons(small_model).any()
+
+
+def test_a_tensor_that_cannot_be_written_leaves_the_others_as_they_were(small_model, monkeypatch):
+    before, locked = bits(small_model), small_model.model.language_model.layers[0].mlp.up_proj.weight
+    plain = {name: getattr(torch.Tensor, name) for name in ("index_fill_", "index_copy_")}
+
+    def write(name, tensor, *arguments):
+        if tensor is locked:
+            raise RuntimeError("read-only memory")
+        return plain[name](tensor, *arguments)
+
+    for name in plain:
+        monkeypatch.setattr(torch.Tensor, name, functools.partialmethod(lambda t, *a, name=name: write(name, t, *a)))
+    with pytest.raises(RuntimeError, match="read-only memory"):
+        prune_neurons(small_model, torch.ones(n_neurons(small_model), dtype=torch.bool))
+    assert same(bits(small_model), before)
+
+
+# ------------------------------------------------------------------------------------------------ on top of a pruning
+
+
+def test_unlearning_twice_is_refused_until_the_first_is_undone(tiny_model, questions):
+    """What everybody does first: change α and run the cell again."""
+    model, before = tiny_model[0], bits(tiny_model[0])
+    n = n_neurons(model)
+    pruned = unlearn(*tiny_model, **questions, alpha=1.0, progress=False)
+    once = bits(model)
+    for variant in PRUNINGS:
+        with pytest.raises(ValueError, match=rf"pruned already \({round(n / 100)} of its neurons are zero\).* undo\(\)"):
+            unlearn(*tiny_model, **questions, alpha=5.0, variant=variant, progress=False)
+    assert same(bits(model), once)
+    with unlearn(*tiny_model, **questions, alpha=5.0, on_top=True, progress=False):
+        assert pruned_neurons(model).sum() == round(n / 100) + round(0.05 * n)  # five more percent, of what is left
+    pruned.undo()
+    assert same(bits(model), before)
+    unlearn(*tiny_model, **questions, alpha=5.0, progress=False).undo()
+
+
+@pytest.mark.parametrize("variant", ["random", "ratio", "magnitude"])
+def test_more_on_top_takes_other_neurons(tiny_model, questions, variant):
+    model = tiny_model[0]
+    options = {"variant": variant, "alpha": 40.0, "progress": False}
+    n = round(0.4 * n_neurons(model))
+    with unlearn(*tiny_model, **questions, **options), unlearn(*tiny_model, **questions, **options, on_top=True):
+        assert pruned_neurons(model).sum() == 2 * n
+
+
+def test_a_reloaded_pruned_model_is_told_from_one_with_silent_neurons(tiny_model, questions, tmp_path):
+    from manu_utils.models import load_model
+
+    model, processor = tiny_model
+    with prune_neurons(model, some_neurons(model)):
+        save_pruned(model, processor, tmp_path / "pruned")
+    reloaded = load_model(tmp_path / "pruned")
+    assert pruned_neurons(reloaded[0]).equal(some_neurons(model))
+    with pytest.raises(ValueError, match="pruned already"):
+        unlearn(*reloaded, **questions, variant="random", progress=False)
+    silent = copy.deepcopy(model)
+    mlp = find_neurons(silent)[-1]
+    with torch.no_grad():
+        mlp.inputs[0].weight[0] = 0  # never fires
+        mlp.output.weight[:, 1] = 0  # writes nothing
+    assert not pruned_neurons(silent).any()
+    unlearn(silent, processor, **questions, variant="random", progress=False)
+
+
+def test_rows_that_were_zeroed_count_as_pruned(tiny_model, questions):
+    before = bits(tiny_model[0])
+    pruned = unlearn(*tiny_model, **questions, variant="released_as_run", alpha=5.0, progress=False)
+    with pytest.raises(ValueError, match="pruned already"):
+        unlearn(*tiny_model, **questions, variant="released_as_run", alpha=5.0, progress=False)
+    pruned.undo()
+    assert same(bits(tiny_model[0]), before)
+
+
 def test_half_precision_and_a_change_of_dtype(small_model):
     model = copy.deepcopy(small_model).to(torch.bfloat16)
     before = bits(model)
@@ -211,11 +353,12 @@ def test_half_precision_and_a_change_of_dtype(small_model):
         (lambda n: torch.ones(n - 1, dtype=torch.bool), "selected must be bool"),
         (lambda n: torch.ones(n), "selected must be bool"),
         (lambda n: torch.ones(1, n, dtype=torch.bool), "selected must be bool"),
+        (lambda n: [True] * n, "selected must be a tensor"),
     ],
 )
 def test_bad_masks_leave_the_model_alone(small_model, selected, message):
     before = bits(small_model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         prune_neurons(small_model, selected(n_neurons(small_model)))
     assert same(bits(small_model), before)
 
@@ -435,6 +578,69 @@ def test_switches_of_coverage_reach_it(tiny_model, questions, retain_cost):
     assert not chosen.equal(choose_by_coverage(*tiny_model, forget, retain_cost, **one_round))
 
 
+def test_the_cost_is_what_the_retain_set_loses(tiny_model, questions):
+    """unlearn is coverage of the forget facts, at the price that the retain set pays."""
+    facts, price = (
+        {m: collect_attribution(*tiny_model, q, reduce=reduce, progress=False) for m, q in questions[name].items()}
+        for name, reduce in (("forget", False), ("retain", True))
+    )
+    own = {m: collect_attribution(*tiny_model, q, reduce=True, progress=False) for m, q in questions["forget"].items()}
+    expected = choose_by_coverage(*tiny_model, questions["forget"], price, facts=facts, alpha=5.0, progress=False)
+    chosen = pruning.choose_neurons(*tiny_model, **questions, variant="coverage", alpha=5.0, progress=False)
+    assert chosen.equal(expected)
+    assert not chosen.equal(choose_by_coverage(*tiny_model, questions["forget"], own, alpha=5.0, progress=False))
+
+
+def test_the_second_round_attributes_in_the_pruned_model(tiny_model, questions, retain_cost, monkeypatch):
+    seen, model = [], tiny_model[0]
+
+    def spy(model, *arguments, **options):
+        seen.append(int(pruned_neurons(model).sum()))
+        return collect_attribution(model, *arguments, **options)
+
+    monkeypatch.setattr(pruning, "collect_attribution", spy)
+    forget = questions["forget"]
+    chosen = choose_by_coverage(*tiny_model, forget, retain_cost, alpha=7.0, progress=False)
+    budget = round(0.07 * n_neurons(model))
+    assert seen == [0, 0, budget // 2, budget // 2]
+    facts = {m: collect_attribution(*tiny_model, forget[m], progress=False) for m in MODALITIES}
+    first = select_by_coverage(facts, retain_cost, alpha=100 * (budget // 2) / n_neurons(model))
+    more = {"alpha": 100 * (budget - budget // 2) / n_neurons(model), "exclude": first}
+    monkeypatch.undo()
+    with prune_neurons(model, first):
+        later = {m: collect_attribution(*tiny_model, forget[m], progress=False) for m in MODALITIES}
+    assert chosen.equal(first | select_by_coverage(later, retain_cost, **more))
+    assert not chosen.equal(first | select_by_coverage(facts, retain_cost, **more))
+
+
+def test_interrupted_while_it_looks_again_it_leaves_the_model_as_it_was(tiny_model, questions, retain_cost, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    before = bits(tiny_model[0])
+    monkeypatch.setattr(pruning, "known", killed)
+    with pytest.raises(KeyboardInterrupt):
+        choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, progress=False)
+    assert same(bits(tiny_model[0]), before)
+
+
+def test_forget_facts_without_attribution_are_named(tiny_model, questions, retain_cost):
+    facts = {m: collect_attribution(*tiny_model, q, progress=False) for m, q in questions["forget"].items()}
+    facts["text"] *= 0
+    with pytest.raises(ValueError, match="no neuron contributes to the text forget answers"):
+        choose_by_coverage(*tiny_model, questions["forget"], retain_cost, facts=facts, alpha=7.0, progress=False)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_one_fact_is_enough(tiny_model, questions, n):
+    """One question, or one fact in three wordings: no token tells its answer from the others."""
+    alike = {m: [dataclasses.replace(q, answer="Works as a nurse.") for q in of[:n]] for m, of in questions["forget"].items()}
+    chosen = pruning.choose_neurons(*tiny_model, alike, questions["retain"], variant="coverage", alpha=5.0, progress=False)
+    facts = {m: collect_attribution(*tiny_model, q, progress=False) for m, q in alike.items()}
+    lost = {m: (rows[:, chosen].sum() / rows.sum()).item() for m, rows in facts.items()}
+    assert min(lost.values()) > 2 * 0.05  # twice the share of as many neurons at random
+
+
 def test_bad_rounds(tiny_model, questions, retain_cost):
     with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
         choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, rounds=0, progress=False)
@@ -468,6 +674,39 @@ def test_unlearn_is_the_steps_one_by_one(tiny_model, questions):
         assert same(bits(model), expected)
 
 
+def test_the_released_score_takes_alpha_percent_of_each_tower(tiny_model, questions):
+    mlps = find_neurons(tiny_model[0])
+    chosen = pruning.choose_neurons(*tiny_model, **questions, variant="released_score", alpha=10.0, progress=False)
+    for tower in ("vision", "language"):
+        own = torch.cat([torch.full((mlp.size,), mlp.tower == tower) for mlp in mlps])
+        assert (chosen & own).sum() == round(0.1 * int(own.sum()))
+
+
+def test_random_neurons_are_those_of_the_seed(tiny_model, questions):
+    mlps = find_neurons(tiny_model[0])
+    for seed in (0, 1):
+        chosen = pruning.choose_neurons(*tiny_model, **questions, variant="random", alpha=5.0, seed=seed, progress=False)
+        assert chosen.equal(select_neurons(score("random", {}, {}, mlps=mlps, seed=seed), mlps, 5.0))
+    assert not chosen.equal(select_neurons(score("random", {}, {}, mlps=mlps, seed=0), mlps, 5.0))
+
+
+@pytest.mark.parametrize("variant", ["coverage", "paper"])
+def test_training_mode_autocast_and_a_default_of_float64_change_nothing(tiny_model, questions, variant):
+    model = copy.deepcopy(tiny_model[0])
+    for layer in model.model.language_model.layers:
+        layer.mlp.act_fn = nn.Sequential(layer.mlp.act_fn, nn.Dropout(0.5))
+    options = {"variant": variant, "alpha": 5.0, "progress": False}
+    expected = pruning.choose_neurons(model, tiny_model[1], **questions, **options)
+    model.train()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = pruning.choose_neurons(model, tiny_model[1], **questions, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.equal(expected) and model.training
+
+
 def test_controls_look_at_no_data(tiny_model, questions, monkeypatch):
     monkeypatch.setattr(pruning, "collect_activations", lambda *_, **__: pytest.fail("a pass for a control"))
     for variant in ("random", "magnitude"):
@@ -490,6 +729,18 @@ BAD_INPUT = {
         lambda q: q | {"forget": {m: q["forget"]["text"] for m in MODALITIES}},
         "forget.'multimodal'. holds questions that are not multimodal",
     ),
+    "alpha is text": (lambda q: q | {"alpha": "5"}, "alpha='5' must be a number"),
+    "alpha is true": (lambda q: q | {"alpha": True}, "alpha=True must be a number"),
+    "modalities is text": (lambda q: q | {"modalities": "text"}, "modalities='text' must be a tuple of names"),
+    "no modalities": (lambda q: q | {"modalities": ()}, "must name at least one of"),
+    "seed is nothing": (lambda q: q | {"seed": None, "variant": "random"}, "seed=None must be a whole number"),
+    "batch_size is text": (lambda q: q | {"batch_size": "8"}, "batch_size='8' must be a whole number"),
+    "forget is a list": (lambda q: q | {"forget": q["forget"]["text"]}, "forget is a list; it must be a dict such as"),
+    "questions are words": (lambda q: q | {"retain": {"text": ["Who?"]}}, "must be a list of questions"),
+    "an empty answer": (
+        lambda q: q | {"forget": {m: [dataclasses.replace(of[0], answer="")] for m, of in q["forget"].items()}},
+        "leave questions without an answer out",
+    ),
     "one person in both": (
         lambda q: q | {"retain": {m: q["retain"][m] + q["forget"][m][:1] for m in MODALITIES}},
         "forget and retain share people, such as ",
@@ -501,7 +752,7 @@ BAD_INPUT = {
 def test_bad_input_leaves_the_model_alone(tiny_model, questions, case):
     change, message = BAD_INPUT[case]
     before = bits(tiny_model[0])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         unlearn(*tiny_model, **change(questions), progress=False)
     assert same(bits(tiny_model[0]), before)
 

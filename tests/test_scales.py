@@ -7,6 +7,7 @@ import torch
 from manu_utils import scales
 from manu_utils.benchmark import load_benchmark
 from manu_utils.models import load_model
+from manu_utils.neurons import find_neurons
 from manu_utils.scales import SCALES, check_room, needs
 
 
@@ -15,13 +16,15 @@ def test_the_tiny_scale_loads_and_its_size_is_right():
     model, _ = load_model(scale.vanilla, processor=scale.processor)
     n = sum(parameter.numel() for parameter in model.parameters())
     assert n == pytest.approx(scale.parameters, rel=0.1)
+    mlps = [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+    assert scale.mlps == (len(mlps), mlps[0].size, mlps[0].output.out_features)
     assert len(load_benchmark(scale.benchmark, 10).forget) == 12
 
 
 def test_needs_grow_with_the_model_and_every_scale_says_what_it_takes():
     needed = {name: needs(scale) for name, scale in SCALES.items()}
     assert needed["tiny"]["disk_gb"] == 0 and needed["tiny"]["memory_gb"] < 1
-    assert needed["tiny"]["memory_gb"] < needed["colab"]["memory_gb"] < 16 < needed["paper"]["memory_gb"] < 80
+    assert needed["tiny"]["memory_gb"] < needed["colab"]["memory_gb"] < 16 < needed["paper"]["memory_gb"] < 24
     assert all(0 < entry["minutes"] < 240 for entry in needed.values())
 
 
@@ -30,7 +33,7 @@ def test_training_is_counted_where_there_is_any():
     colab = SCALES["colab"]
     beside = 16 * colab.trained + 32 * colab.tokens * colab.kept
     assert needs(colab)["memory_gb"] == pytest.approx((2 * colab.parameters + beside) / 1e9)
-    assert needs(replace(colab, epochs=0))["memory_gb"] == pytest.approx(2 * colab.parameters * 4 / 3 / 1e9)
+    assert needs(replace(colab, epochs=0))["memory_gb"] < 2 * needs(colab)["memory_gb"] / 3
     assert all(scale.trained and scale.kept for scale in SCALES.values() if scale.epochs)
 
 
@@ -64,6 +67,11 @@ def test_what_backward_keeps_of_a_token_is_what_autograd_keeps():
         model(input_ids=torch.ones(2, 70, dtype=torch.long), use_cache=False)
     per_token = sum(size for size, _ in kept.values()) / 140
     assert 15 * per_token == pytest.approx(SCALES["colab"].kept, rel=0.15)
+def test_what_rewriting_holds_is_counted():
+    """Of LLaVA-1.5-7B three layers of 11,008 neurons, not 32: second moments and their sums, factors and gradients."""
+    weights = SCALES["paper"].parameters * SCALES["paper"].bytes_in_memory / 1e9
+    of_layer = max(2 * 4 * 11_008**2, 4 * 11_008**2 + 3 * 4 * 11_008 * 4_096) / 1e9
+    assert needs(SCALES["paper"])["memory_gb"] == pytest.approx(weights * 4 / 3 + 3 * of_layer, rel=1e-3)
 
 
 def test_room_is_compared_with_what_is_here():
