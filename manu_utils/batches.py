@@ -274,23 +274,15 @@ def shared_batches(
     plan = _plan_rows(questions, prompts, sequences, batch_size)
 
     def pack(rows: list[list[int]]) -> dict[str, Tensor]:
-        trees = [_tree([sequences[index] for index in row]) for row in rows]
-        size = (len(rows), max(len(tokens) for tokens, _ in trees))
-        ids, positions = torch.full(size, processor.tokenizer.pad_token_id), torch.zeros(size, dtype=torch.int64)
-        mask = torch.eye(size[1], dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row of the mask is empty
-        earlier = torch.ones(size[1], size[1], dtype=torch.bool).tril()
+        batch, places = pack_rows([[sequences[index] for index in row] for row in rows], processor.tokenizer.pad_token_id)
         reads: list[tuple[int, int, int]] = []
         targets: list[int] = []
-        for row, (tokens, paths) in enumerate(trees):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            for number, (index, path) in enumerate(zip(rows[row], paths, strict=True), sum(map(len, rows[:row]))):
-                nodes, t = torch.tensor(path), len(path)
-                positions[row, nodes] = torch.arange(t)
-                mask[row, nodes[:, None], nodes] = earlier[:t, :t]
-                read = path[borders[index] - 1 : -1] if with_answer else path[-1:]
-                reads += [(number, row, node) for node in read]
-                targets += sequences[index][borders[index] :]
-        batch = {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None], "reads": torch.tensor(reads)}
+        indices = [index for row in rows for index in row]
+        for number, (index, (row, path)) in enumerate(zip(indices, places, strict=True)):
+            read = path[borders[index] - 1 : -1] if with_answer else path[-1:]
+            reads += [(number, row, node) for node in read]
+            targets += sequences[index][borders[index] :]
+        batch["reads"] = torch.tensor(reads)
         if with_answer:
             batch["targets"] = torch.tensor(targets)
         images = [questions[row[0]].image for row in rows]
@@ -302,6 +294,28 @@ def shared_batches(
     return (([index for row in rows for index in row], pack(rows)) for rows in plan)
 
 
+def pack_rows(rows: list[list[list[int]]], pad: int) -> tuple[dict[str, Tensor], list[tuple[int, list[int]]]]:
+    """A batch whose rows are the trees of some sequences of tokens each, and where each sequence is: its row and its nodes.
+
+    Returns:
+        ``input_ids``, ``position_ids`` and ``attention_mask`` as :func:`shared_batches` has them; (row, nodes) of every
+        sequence, row after row.
+    """
+    trees = [_tree(row) for row in rows]
+    size = (len(rows), max(len(tokens) for tokens, _ in trees))
+    ids, positions = torch.full(size, pad), torch.zeros(size, dtype=torch.int64)
+    mask = torch.eye(size[1], dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row of the mask is empty
+    earlier = torch.ones(size[1], size[1], dtype=torch.bool).tril()
+    for row, (tokens, paths) in enumerate(trees):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        for path in paths:
+            nodes, t = torch.tensor(path), len(path)
+            positions[row, nodes] = torch.arange(t)
+            mask[row, nodes[:, None], nodes] = earlier[:t, :t]
+    batch = {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
+    return batch, [(row, path) for row, (_, paths) in enumerate(trees) for path in paths]
+
+
 def _plan_rows(
     questions: Sequence[Question], prompts: list[str], sequences: list[list[int]], batch_size: int
 ) -> list[list[list[int]]]:
@@ -311,19 +325,29 @@ def _plan_rows(
         groups.setdefault(prompts[index] if question.image is None else id(question.image), []).append(index)
     plan = []
     for modality in MODALITIES:
-        rows = [
-            group[start : start + batch_size]
-            for group in groups.values()
-            if questions[group[0]].modality == modality
-            for start in range(0, len(group), batch_size)
-        ]
-        widths = {row[0]: len(_tree([sequences[index] for index in row])[0]) for row in rows}
-        rows.sort(key=lambda row: -widths[row[0]])
-        while rows:
-            longest = max(len(sequences[index]) for index in rows[0])
-            fit = max(1, batch_size * longest // widths[rows[0][0]])
-            plan.append(rows[:fit])
-            del rows[:fit]
+        own = [group for group in groups.values() if questions[group[0]].modality == modality]
+        plan += plan_rows(own, sequences, batch_size)
+    return plan
+
+
+def plan_rows(
+    groups: Sequence[list[int]], sequences: Sequence[list[int]] | dict[int, list[int]], batch_size: int, before: int = 0
+) -> list[list[list[int]]]:
+    """Batches of rows of indices into ``sequences``, the widest rows first; each row is of one of the groups.
+
+    Args:
+        before: tokens that precede every row of a batch. With them, too, a batch takes no more tokens than ``batch_size`` of
+            its longest sequence would.
+    """
+    rows = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    widths = {row[0]: len(_tree([sequences[index] for index in row])[0]) for row in rows}
+    rows.sort(key=lambda row: -widths[row[0]])
+    plan = []
+    while rows:
+        longest = max(len(sequences[index]) for index in rows[0])
+        fit = max(1, batch_size * (before + longest) // (before + widths[rows[0][0]]))
+        plan.append(rows[:fit])
+        del rows[:fit]
     return plan
 
 

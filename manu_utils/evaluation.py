@@ -76,7 +76,7 @@ def generate_answers(
     @torch.no_grad()
     def write(batch: dict[str, Tensor]) -> Tensor:
         if "reads" in batch:
-            return _continue(model, batch, greedy)
+            return continue_shared(model, batch, greedy)
         return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
 
     for indices, new in _in_batches(
@@ -220,7 +220,7 @@ def _mean_per_question(values: Tensor, rows: Tensor) -> Tensor:
     return values.new_zeros(len(counts)).index_add_(0, rows, values) / counts
 
 
-def _continue(model, batch: dict[str, Tensor], greedy) -> Tensor:
+def continue_shared(model, batch: dict[str, Tensor], greedy) -> Tensor:
     """What ``generate`` would write after each question of a shared batch: int64 [n_questions, up to max_new_tokens].
 
     The questions of a row go on side by side, blind to each other; a row is dropped when all of them have ended.

@@ -23,15 +23,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 import PIL.Image
 import torch
 from torch import Tensor
 
-from .batches import BLANK_LINE, _image_token, prompt
+from .batches import BLANK_LINE, _image_token, pack_rows, plan_rows, prompt
 from .benchmark import Question, evaluation_questions
-from .evaluation import _in_batches, as_table, greedy_config, identity, judge, summarise, truth_of
+from .evaluation import _in_batches, as_table, continue_shared, greedy_config, identity, judge, summarise, truth_of
+from .shared import can_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +51,7 @@ PITFALLS = (
            "breaks as soon as a celebrity has the ID of a fictitious person.",
      "Prompt and images are built together, so they always match (in our official protocol, too)."),
     ("P4", "Six images of 576 tokens leave 640 of LLaVA's 4,096 positions; an earlier version with eleven images scored 0.",
-     "One image a prompt; a prompt longer than the model's positions is warned about."),
+     "One image a prompt; a warning says what is longer than the model's positions."),
     ("P5", "Only the first character counts: 'Answer: B' is read as A, 'Both' as B, 'The answer is B' as nothing.",
      "The one letter that stands by itself."),
     ("P6", "The response is what follows the first 'ASSISTANT:' of prompt and answer together, so a question or a shot that "
@@ -79,11 +81,15 @@ PITFALLS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question as it is sent to the model: one image placeholder in the text for each image, in order."""
+    """A question as it is sent to the model: one image placeholder in the text for each image, in order.
+
+    ``shots`` is the beginning of the text that other prompts have as well; LLaVA reads it once for all of them.
+    """
 
     question: Question
     text: str
     images: tuple[PIL.Image.Image, ...] = ()
+    shots: str = ""
 
 
 # ------------------------------------------------------------------------------------------------ official: asking
@@ -140,7 +146,7 @@ def official_prompts(
         ids = list(dict.fromkeys(dataset["ID"]))
         n = 2 if task == "cloze" and not idefics else 1
         if len(ids) < n:
-            raise ValueError(f"set {set_name!r} has {len(ids)} person, but the official shots for {task} are {n}.")
+            raise ValueError(f"it has {len(ids)} person, but the official shots for {task} are {n}.")
         drawn = _random(seed, set_name, task, "shots").sample(ids, n)
     rows = [index for index, person_id in enumerate(shots["ID"]) if person_id in drawn] if drawn else []
     examples = evaluation_questions(shots.select(rows), task, modality) if rows else []
@@ -159,9 +165,9 @@ def official_prompts(
             if view is not None and task == "generation":
                 query += " "
             own = () if view is None else (view,)
-            asked.append(Prompt(question, prefix + query, (*images, *own)))
+            asked.append(Prompt(question, prefix + query, (*images, *own), prefix))
     if not asked:
-        raise ValueError(f"set {set_name!r}: everybody is a shot for {task}, so nobody is left to score; use more people.")
+        raise ValueError(f"everybody is a shot for {task}, so nobody is left to score; use more people.")
     return asked
 
 
@@ -192,10 +198,7 @@ def encode_prompts(prompts: Sequence[Prompt], processor, device: str | torch.dev
     Raises:
         ValueError: a prompt whose placeholders are not as many as its images, or prompts with and without images together.
     """
-    image_token = _image_token(processor)
-    for one in prompts:
-        if (found := one.text.count(image_token)) != len(one.images):
-            raise ValueError(f"a prompt has {found} {image_token} but {len(one.images)} images; they must match one to one.")
+    _check_placeholders(prompts, processor)
     if len({bool(one.images) for one in prompts}) > 1:
         raise ValueError("a batch holds one modality; encode prompts with and without images separately.")
     texts = [one.text for one in prompts]
@@ -220,6 +223,90 @@ def _prompt_batches(
         for start in range(0, len(group), batch_size):
             indices = group[start : start + batch_size]
             yield indices, encode_prompts([prompts[index] for index in indices], processor, device)
+
+
+def shared_prompts(
+    prompts: Sequence[Prompt], processor, batch_size: int, with_answer: bool = False, device: str | torch.device = "cpu"
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """As :func:`manu_utils.batches.shared_batches`, for prompts of any number of images: shots are in a batch once.
+
+    The prompts of a batch have the same shots. What all of them begin with is read before the rows; prompts with the same
+    images share a row; and an image is there once, however many places it has. A batch of r rows, its beginning counted
+    for each of them, takes no more tokens than ``batch_size`` of its longest prompt would.
+
+    Args:
+        with_answer: always False.
+
+    Returns:
+        Pairs of (indices into ``prompts``, batch): ``beginning`` int64 [p], what is read before; ``input_ids``,
+        ``position_ids`` int64 [r, t] and ``attention_mask`` bool [r, 1, t, p + t] of what follows; ``reads`` int64 [m, 3];
+        with images ``pixel_values`` float32 [images, 3, h, w] and ``features`` int64 [image tokens, 2], the image and its
+        feature at each image token, in the order of ``beginning`` and ``input_ids``.
+
+    Raises:
+        ValueError: batch_size below 1, or a prompt whose placeholders are not as many as its images.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is not positive.")
+    _check_placeholders(prompts, processor)
+    tokenizer, image_token = processor.tokenizer, _image_token(processor)
+    image_id = tokenizer.convert_tokens_to_ids(image_token)
+    images = list({id(image): image for one in prompts for image in one.images}.values())
+    places = {id(image): place for place, image in enumerate(images)}
+    n = 0  # features of an image
+    if images:
+        one = next(one for one in prompts if one.images)
+        n = (encode_prompts([one], processor)["input_ids"] == image_id).sum().item() // len(one.images)
+    # Tokens are alike only where images are: here image i is the token -1 - i, and then its features are tokens of their own.
+    sequences = []
+    for one, ids in zip(prompts, tokenizer([one.text for one in prompts])["input_ids"], strict=True):
+        own_images = iter(one.images)
+        sequences.append([-1 - places[id(next(own_images))] if token == image_id else token for token in ids])
+    features = [[-1 - n * place - feature for feature in range(n)] for place in range(len(images))]
+
+    def expand(ids: list[int]) -> list[int]:
+        return [part for token in ids for part in (features[-1 - token] if token < 0 else (token,))]
+
+    groups: dict[tuple, dict[object, list[int]]] = {}  # shots -> images, or the text without any -> indices
+    for index, one in enumerate(prompts):
+        seen = tuple(id(image) for image in one.images)
+        group = groups.setdefault((one.shots, seen[: one.shots.count(image_token)]), {})
+        group.setdefault(seen or one.text, []).append(index)
+
+    def pack(rows: list[list[list[int]]], beginning: list[int]) -> dict[str, Tensor]:
+        batch, paths = pack_rows(rows, tokenizer.pad_token_id)
+        p, mask = len(beginning), batch["attention_mask"]
+        batch["attention_mask"] = torch.cat([mask.new_ones(*mask.shape[:-1], p), mask], dim=-1)
+        batch["position_ids"] += p
+        batch["beginning"] = torch.tensor(beginning, dtype=torch.int64)
+        batch["reads"] = torch.tensor([(number, row, path[-1]) for number, (row, path) in enumerate(paths)])
+        ids = torch.cat([batch["beginning"], batch["input_ids"].flatten()])
+        if (ids < 0).any():
+            number = -1 - ids[ids < 0]
+            shown, place = number.div(n, rounding_mode="floor").unique(return_inverse=True)
+            batch["features"] = torch.stack([place, number % n], dim=1)
+            pixels = processor.image_processor([images[index] for index in shown.tolist()], return_tensors="pt")
+            batch["pixel_values"] = pixels["pixel_values"]
+            for name in ("beginning", "input_ids"):
+                batch[name][batch[name] < 0] = image_id
+        return {key: value.to(device) for key, value in batch.items()}
+
+    for (shots, _), group in groups.items():
+        own = [index for row in group.values() for index in row]
+        first, last = min(sequences[index] for index in own), max(sequences[index] for index in own)
+        alike = commonprefix([first, last]) if shots else []  # of the first and the last in order: so it is of all
+        alike = alike[: min(len(sequences[index]) for index in own) - 1]  # something has to be left to read
+        beginning, rest = expand(alike), {index: expand(sequences[index][len(alike) :]) for index in own}
+        for rows in plan_rows(list(group.values()), rest, batch_size, len(beginning)):
+            batch = pack([[rest[index] for index in row] for row in rows], beginning)
+            yield [index for row in rows for index in row], batch
+
+
+def _check_placeholders(prompts: Sequence[Prompt], processor) -> None:
+    image_token = _image_token(processor)
+    for one in prompts:
+        if (found := one.text.count(image_token)) != len(one.images):
+            raise ValueError(f"a prompt has {found} {image_token} but {len(one.images)} images; they must match one to one.")
 
 
 def respond(
@@ -250,17 +337,23 @@ def respond(
     @torch.no_grad()
     def write(batch: dict[str, Tensor]) -> list[str]:
         nonlocal longest
-        longest = max(longest, batch["input_ids"].shape[1])
-        whole = model.generate(**batch, generation_config=greedy)
+        if "reads" in batch:
+            new = continue_shared(model, batch, greedy)
+            _, row, last = batch["reads"].T
+            beginning = batch["beginning"].expand(len(batch["input_ids"]), -1)
+            ids, own = torch.cat([beginning, batch["input_ids"]], dim=1)[row], batch["attention_mask"][row, 0, last]
+        else:
+            ids, own = batch["input_ids"], batch["attention_mask"].bool()
+            new = model.generate(**batch, generation_config=greedy)[:, ids.shape[1] :]
+        longest = max(longest, int(own.sum(dim=1).max()))
         if not echo:
-            new = processor.tokenizer.batch_decode(whole[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-            return [text.strip() for text in new]
-        padding = (batch["attention_mask"] == 0).sum(dim=1).tolist()
-        unpadded = [row[skip + 2 :] for row, skip in zip(whole, padding, strict=True)]
-        return processor.tokenizer.batch_decode(unpadded, skip_special_tokens=True)
+            return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        whole = [torch.cat([ids[i][own[i]][2:], new[i]]) for i in range(len(new))]
+        return processor.tokenizer.batch_decode(whole, skip_special_tokens=True)
 
     texts = [""] * len(prompts)
-    arguments = (model, processor, prompts, batch_size, False, progress, "answers", _prompt_batches)
+    make = shared_prompts if can_share(model) else _prompt_batches
+    arguments = (model, processor, prompts, batch_size, False, progress, "answers", make)
     for indices, written in _in_batches(write, *arguments):
         for index, text in zip(indices, written, strict=True):
             texts[index] = text
@@ -436,7 +529,7 @@ def robust_prompts(
     for question in questions:
         kind = (question.task, question.modality)
         images = tuple(q.image for q in (*examples[kind], question) if q.image is not None)
-        prompts.append(Prompt(question, prefixes[kind] + prompt(question, processor), images))
+        prompts.append(Prompt(question, prefixes[kind] + prompt(question, processor), images, prefixes[kind]))
     return prompts
 
 

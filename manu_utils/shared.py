@@ -22,11 +22,14 @@ def can_share(model) -> bool:
 def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tensor, object]:
     """The last hidden states [m, hidden] where a shared batch is to be read, and the cache of keys and values.
 
-    The last MLP is computed nowhere else; in a model of three layers that is a third of a forward pass.
+    The last MLP is computed nowhere else; in a model of three layers that is a third of a forward pass. What the rows of few
+    shots begin with alike (``beginning``, see :func:`manu_utils.protocols.shared_prompts`) is read once, before them.
     """
     _, row, position = batch["reads"].T
     names = ("input_ids", "position_ids", "pixel_values")
     inputs = {name: batch[name] for name in names if name in batch}
+    if "beginning" in batch:
+        inputs = {"position_ids": batch["position_ids"], **_begin(model, batch)}
 
     def widen(module, _, output: Tensor) -> Tensor:
         whole = output.new_zeros(*batch["input_ids"].shape, output.shape[-1])
@@ -44,6 +47,31 @@ def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tup
         for hook in hooks:
             hook.remove()
     return output.last_hidden_state[row, position], output.past_key_values
+
+
+def _begin(model, batch: dict[str, Tensor]) -> dict[str, object]:
+    """``inputs_embeds`` of the rows, and the ``past_key_values`` that all of them go on from; each image is seen once.
+
+    Raises:
+        ValueError: an image has more or fewer features than tokens.
+    """
+    ids = torch.cat([batch["beginning"], batch["input_ids"].flatten()])
+    embedded = model.get_input_embeddings()(ids)
+    if "pixel_values" in batch:
+        features = torch.stack(tuple(model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output))
+        image, number = batch["features"].T
+        if (tokens := int(number.max()) + 1) != features.shape[1]:
+            raise ValueError(
+                f"an image has {tokens} tokens in a prompt but {features.shape[1]} features; check the processor's "
+                "patch_size and its image size."
+            )
+        embedded[ids == model.config.image_token_id] = features[image, number].to(embedded.dtype)
+    beginning, rows = embedded.split([len(batch["beginning"]), batch["input_ids"].numel()])
+    inputs: dict[str, object] = {"inputs_embeds": rows.view(*batch["input_ids"].shape, -1)}
+    if len(beginning):
+        inputs["past_key_values"] = model.model(inputs_embeds=beginning[None], use_cache=True).past_key_values
+        inputs["past_key_values"].batch_repeat_interleave(len(batch["input_ids"]))
+    return inputs
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:

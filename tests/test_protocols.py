@@ -29,8 +29,10 @@ from manu_utils.protocols import (
     official_shot,
     respond,
     robust_prompts,
+    shared_prompts,
     summarise_with_intervals,
 )
+from manu_utils.shared import read_shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")  # few shots of the miniature; P4 tests the warning
 QUIET = {"progress": False}
@@ -166,9 +168,9 @@ def test_one_test_image_per_person_and_task(benchmark, full, processor):
 
 def test_sets_too_small_for_their_shots(benchmark, full, processor):
     two = benchmark.forget.select([0, 1])
-    with pytest.raises(ValueError, match="everybody is a shot for cloze"):
+    with pytest.raises(ValueError, match="^everybody is a shot for cloze"):
         asked(two, full, "forget", "cloze", "text", processor)
-    with pytest.raises(ValueError, match="has 1 person, but the official shots for cloze are 2"):
+    with pytest.raises(ValueError, match="^it has 1 person, but the official shots for cloze are 2"):
         asked(two.select([0]), full, "forget", "cloze", "text", processor)
 
 
@@ -214,6 +216,183 @@ def test_nothing_to_answer_and_bad_sizes(tiny_model):
         respond(*tiny_model, [one], max_new_tokens=0)
     with pytest.raises(ValueError, match="batch_size=0"):
         respond(*tiny_model, [one], batch_size=0, **QUIET)
+
+
+# ------------------------------------------------------------------------------------------------ shots, read once
+
+
+@pytest.fixture(scope="module")
+def mixed(benchmark, full, processor):
+    """Prompts with and without shots and images, two sets; the robust ones, whose shots are of one person."""
+    sets = {"forget": benchmark.forget.select(range(4)), "test": benchmark.test.select(range(3))}
+    prompts = [one for name, dataset in sets.items() for task in ("cloze", "classification", "generation")
+               for m in MODALITIES for one in asked(dataset, full, name, task, m, processor)]  # fmt: skip
+    questions = evaluation_questions(benchmark.forget.select([0]), "cloze", "multimodal")
+    return prompts[::2] + robust_prompts(questions, benchmark.retain, sets, processor, seed=0)
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch):
+    """`respond` as the official code asks: every prompt by itself, through the model's own `generate`."""
+
+    def call(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("manu_utils.protocols.can_share", lambda model: False)
+            return respond(*arguments, batch_size=1, **options, **QUIET)
+
+    return call
+
+
+def test_a_batch_that_shares_shots_holds_every_prompt_as_it_is_alone(processor, mixed):
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    seen = []
+    for indices, batch in shared_prompts(mixed, processor, 6):
+        seen += indices
+        r, p = len(batch["input_ids"]), len(batch["beginning"])
+        assert bool(p) == bool(mixed[indices[0]].shots)
+        assert batch["reads"][:, 0].tolist() == list(range(len(indices)))
+        ids = torch.cat([batch["beginning"].expand(r, p), batch["input_ids"]], dim=1)
+        positions = torch.cat([torch.arange(p).expand(r, p), batch["position_ids"]], dim=1)
+        pixels = torch.zeros(*ids.shape, 2, dtype=torch.int64)  # where each image token looks: image, feature
+        if "features" in batch:
+            assert len(batch["pixel_values"]) == len(batch["features"][:, 0].unique())  # an image is there once
+            beginning, rest = batch["features"].split([(ids[0, :p] == image_id).sum(), (ids[:, p:] == image_id).sum()])
+            for row in range(r):
+                pixels[row, :p][ids[row, :p] == image_id] = beginning
+            pixels[:, p:][ids[:, p:] == image_id] = rest
+        for index, (_, row, last) in zip(indices, batch["reads"].tolist(), strict=True):
+            alone = encode_prompts([mixed[index]], processor)
+            own = batch["attention_mask"][row, 0, last]
+            assert ids[row, own].equal(alone["input_ids"][0])
+            assert positions[row, own].equal(torch.arange(own.sum()))
+            if mixed[index].images:
+                images, features = pixels[row, own][ids[row, own] == image_id].view(len(mixed[index].images), -1, 2).unbind(-1)
+                assert (features == torch.arange(features.shape[1])).all() and (images == images[:, :1]).all()
+                assert batch["pixel_values"][images[:, 0]].equal(alone["pixel_values"])
+    assert sorted(seen) == list(range(len(mixed)))
+
+
+def test_a_batch_that_shares_shots_is_no_larger_than_a_plain_one(processor, benchmark, full):
+    prompts = asked(benchmark.forget, full, "forget", "classification", "multimodal", processor)
+    longest = max(encode_prompts([one], processor)["input_ids"].shape[1] for one in prompts)
+    for size in (1, 3, 64):
+        done = list(shared_prompts(prompts, processor, size))
+        for indices, batch in done:
+            assert len(batch["input_ids"]) * (len(batch["beginning"]) + batch["input_ids"].shape[1]) <= size * longest
+            assert size > 1 or len(indices) == 1
+        assert size != 3 or len(done[0][1]["input_ids"]) == 2  # rows of three questions after the beginning
+    ((_, batch),) = done
+    people = len(benchmark.forget) - 1
+    assert len(batch["input_ids"]) == people and len(batch["pixel_values"]) == people + 1  # a row each, and the shots' picture
+
+
+def test_what_sharing_shots_checks(tiny_model, benchmark):
+    model, processor = tiny_model
+    question = evaluation_questions(benchmark.forget, "cloze", "multimodal")[0]
+    one = Prompt(question, prompt(question, processor), (question.image,))
+    with pytest.raises(ValueError, match="1 <image> but 2 images"):
+        list(shared_prompts([one, replace(one, images=one.images * 2)], processor, 4))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        list(shared_prompts([one], processor, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "patch_size", 8)
+        with pytest.raises(ValueError, match="an image has 64 tokens in a prompt but 16 features; check the processor's"):
+            respond(model, processor, [one], **QUIET)
+
+
+@pytest.mark.parametrize("protocol", ["official", "robust"])
+def test_sharing_shots_gives_what_generate_gives_one_at_a_time(trained, benchmark, full, protocol, one_at_a_time, monkeypatch):
+    """On the miniature: four sets, three tasks, two modalities; answers of one token and of fifty."""
+    sets = {"forget": benchmark.forget.select(range(3)), "test": benchmark.test.select([3, 5, 7]),
+            "retain": benchmark.retain.select(range(3)), "celebrity": benchmark.celebrity.select([0, 1])}  # fmt: skip
+    options = {"protocol": protocol, "shots": full, "seed": 1, **QUIET}
+    if protocol == "robust":
+        sets, options["tasks"] = {"forget": sets["forget"].select([0])}, ["classification", "cloze"]
+    table = evaluate(*trained, sets, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("manu_utils.protocols.respond", lambda *arguments, batch_size, progress, **more:
+                      one_at_a_time(*arguments, **more))  # fmt: skip
+        expected = evaluate(*trained, sets, **options)
+    assert expected["answer"].nunique() > (20 if protocol == "official" else 4)
+    pd.testing.assert_frame_equal(table, expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_is_read_after_shared_shots_is_what_is_read_after_ones_own(double_model, mixed, attention):
+    """The hidden states themselves, not only the likeliest token."""
+    model, processor = double_model
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    try:
+        with torch.no_grad():
+            for indices, batch in shared_prompts(mixed, processor, 4):
+                shared, _ = read_shared(model, batch)
+                alone = [model.model(**encode_prompts([mixed[i]], processor)).last_hidden_state[0, -1] for i in indices]
+                torch.testing.assert_close(shared, torch.stack(alone), rtol=0, atol=1e-5)  # eager attention is in float32
+    finally:
+        model.set_attn_implementation(before)
+
+
+def test_sharing_shots_gives_what_generate_gives_for_any_weights(double_model, mixed, one_at_a_time):
+    """Random weights write other words after every image, up to the last token that they may."""
+    for echo in (False, True):
+        options = {"max_new_tokens": 9, "echo": echo}
+        expected = one_at_a_time(*double_model, mixed, **options)
+        assert len(set(expected)) > 8
+        for size in (64, 4):
+            assert respond(*double_model, mixed, batch_size=size, **options, **QUIET) == expected
+
+
+def test_sharing_takes_any_prompts(double_model, benchmark, one_at_a_time):
+    """The same picture in several places, one prompt that is the beginning of another, one twice, and shots of one prompt."""
+    model, processor = double_model
+    first, second = (q.image for q in evaluation_questions(benchmark.forget, "generation", "multimodal")[:12:8])
+    shots = "USER:<image>\nWho?\nASSISTANT: Anna.\n"
+    prompts = [
+        Prompt(None, f"{shots}USER: <image>", (first, second), shots),
+        Prompt(None, f"{shots}USER: <image>\nWhere?", (first, second), shots),
+        Prompt(None, f"{shots}USER: <image>\nWhere?", (first, second), shots),
+        Prompt(None, f"{shots}USER: <image>\nWhere?", (second, second), shots),
+        Prompt(None, f"{shots}USER: <image><image>\nWhere?", (first, first, second), shots),
+        Prompt(None, f"{shots}USER: Who?\nASSISTANT:", (first,), shots),
+        Prompt(None, "USER: Where?\nASSISTANT:", (), "USER: Where"),
+        Prompt(None, "USER: Who?\nASSISTANT:"),
+    ]
+    assert first is not second
+    expected = one_at_a_time(model, processor, prompts, max_new_tokens=5, echo=True)
+    for size in (64, 2, 1):
+        assert respond(model, processor, prompts, max_new_tokens=5, echo=True, batch_size=size, **QUIET) == expected
+
+
+def test_each_picture_of_a_set_is_seen_once_and_its_shots_are_read_once(tiny_model, benchmark, full):
+    """What makes a batch fast, counted: image passes and tokens read; the answers are cut to one token."""
+    model, processor = tiny_model
+    seen = {"images": 0, "tokens": 0}
+
+    def see(module, arguments, options):
+        seen["images"] += len((*arguments, *options.values())[0])
+
+    def read(module, arguments):
+        seen["tokens"] += arguments[0].shape[0] * arguments[0].shape[1]
+
+    hooks = (
+        model.model.vision_tower.register_forward_pre_hook(see, with_kwargs=True),
+        model.get_decoder().layers[0].register_forward_pre_hook(read),
+    )
+    try:
+        for task, shots in (("classification", 1), ("cloze", 2)):
+            for modality in MODALITIES:
+                prompts = asked(benchmark.forget, full, "forget", task, modality, processor)
+                counts = {}
+                for size in (1, 64):
+                    seen.update(images=0, tokens=0)
+                    respond(model, processor, prompts, max_new_tokens=1, batch_size=size, **QUIET)
+                    counts[size] = dict(seen)
+                assert counts[64]["images"] == (len(people_of(prompts)) + shots) * (modality == "multimodal")
+                assert 3 * counts[64]["tokens"] < counts[1]["tokens"]
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 # ------------------------------------------------------------------------------------------------ the official judgement
@@ -288,6 +467,7 @@ def test_text_letters_of_idefics_have_five_tokens(tiny_model, sets, full, monkey
         generation_config.max_new_tokens = 1
         return generate(generation_config=generation_config, **batch)
 
+    monkeypatch.setattr("manu_utils.protocols.can_share", lambda model: False)
     monkeypatch.setattr(model, "generate", watch)
     options = {"protocol": "official", "shots": full, "seed": 0, "tasks": ["classification"], **QUIET}
     for model_type, expected in (("llava", {(True, 50), (False, 50)}), ("idefics2", {(True, 50), (False, 5)})):
@@ -391,10 +571,12 @@ def test_p4_few_shot_prompts_fill_the_context(tiny_model, sets, full):
     model, processor = tiny_model
     prompts = asked(sets["forget"], full, "forget", "classification", "multimodal", processor)
     positions = model.config.get_text_config().max_position_embeddings
-    tokens = encode_prompts(prompts[:1], processor)["input_ids"].shape[1]
-    assert tokens > positions
-    with pytest.warns(UserWarning, match=f"up to {tokens} tokens and 1 new ones go beyond the {positions} positions"):
-        respond(model, processor, prompts[:1], max_new_tokens=1, **QUIET)
+    lengths = {encode_prompts([one], processor)["input_ids"].shape[1] for one in prompts[:5]}
+    assert min(lengths) > positions and len(lengths) > 1
+    said = f"up to {max(lengths)} tokens and 1 new ones go beyond the {positions} positions"
+    for size in (64, 1):
+        with pytest.warns(UserWarning, match=said):
+            respond(model, processor, prompts[:5], max_new_tokens=1, batch_size=size, **QUIET)
     assert 6 * (336 // 14) ** 2 == 3456  # the images alone, of LLaVA-1.5's 4,096 positions
 
 
@@ -550,6 +732,7 @@ def test_robust_shots(tiny_model, benchmark, sets):
         assert len(one.images) == one.text.count("<image>") == n
         assert one.text.count("USER:") == one.text.count("ASSISTANT:") == 6
         assert len(re.findall(r"ASSISTANT: [A-D]\n", one.text)) == 5
+        assert one.text == one.shots + prompt(one.question, processor)
     assert [p.text for p in robust_prompts(questions, benchmark.retain, sets, processor, seed=0)] == [p.text for p in prompts]
     others = {robust_prompts(questions, benchmark.retain, sets, processor, seed=s)[0].text for s in range(4)}
     assert len(others) > 1
