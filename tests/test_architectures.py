@@ -17,7 +17,7 @@ from manu_utils.editing import collect_moments, margin_gradient, rewrite_neurons
 from manu_utils.evaluation import generate_answers
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
-from manu_utils.patches import patch_positions
+from manu_utils.patches import check_positions, patch_positions
 from manu_utils.pruning import prune_neurons, save_pruned
 
 SIZES = ((32, 32), (40, 24), (32, 64))  # (width, height) of the images of three questions
@@ -155,6 +155,13 @@ def test_an_image_layout_that_is_not_known_is_refused(llava, monkeypatch):
     for collect in (collect_activations, collect_attribution):
         with pytest.raises(ValueError, match=r"layers\.\d\.mlp sees 51 positions .* expects 15"):
             collect(model, processor, QUESTIONS["multimodal"], progress=False)
+
+
+def test_an_mlp_that_sees_more_or_fewer_positions_is_refused():
+    check_positions("vision.0", 16, 16)
+    for n in (15, 17):
+        with pytest.raises(ValueError, match=f"vision.0 sees {n} positions .* expects 16"):
+            check_positions("vision.0", n, 16)
 
 
 def test_a_processor_that_writes_behind_the_answer_is_refused():

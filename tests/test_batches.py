@@ -190,6 +190,15 @@ def test_a_shared_batch_is_no_larger_than_a_plain_one(tiny_model):
     assert len(list(shared_batches(questions, processor, 64, with_answer=True))) == 2
 
 
+def test_every_token_of_a_shared_batch_sees_something(tiny_model):
+    """Padding, too: over an empty row of the mask the attention would have no weights."""
+    questions = [ask(question=q, answer=a) for q, a in MIXED_LENGTHS]
+    (_, batch), = shared_batches(questions, tiny_model[1], 8, with_answer=True)
+    pads = batch["input_ids"] == tiny_model[1].tokenizer.pad_token_id
+    seen = batch["attention_mask"][:, 0].sum(-1)
+    assert pads.any() and (seen[pads] == 1).all() and (seen > 0).all()
+
+
 def test_shared_batches_check_what_batches_check(tiny_model):
     assert list(shared_batches([], tiny_model[1], 8, with_answer=True)) == []
     with pytest.raises(ValueError, match="batch_size=0 is not positive"):

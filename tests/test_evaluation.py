@@ -325,6 +325,20 @@ def test_rouge_l_is_the_library_with_stemming(asked):
     assert value == scorer.score("Works as a nurse.", response)["rougeL"].fmeasure
 
 
+def test_the_table_has_rouge_with_stemming(tiny_model, two_sets, monkeypatch):
+    """"Worked" and "works" count as one word, as in the official code."""
+    def answered(model, processor, questions, **_):
+        return [question.answer.replace("s ", "ed ", 1) for question in questions]  # "Works as a nurse." -> "Worked as ..."
+
+    monkeypatch.setattr("manu_utils.evaluation.generate_answers", answered)
+    people = {"forget": two_sets["forget"]}
+    table = evaluate(*tiny_model, people, tasks=["generation"], modalities=["text"], **QUIET)
+    rouge = table[table["metric"] == "rougeL"].set_index("truth")
+    works = [truth for truth in rouge.index if truth.startswith("Works as ")]
+    assert works and all(rouge.loc[truth, "answer"].startswith("Worked as ") for truth in works)
+    assert rouge.loc[works, "value"].tolist() == [1.0] * len(works)
+
+
 def test_normalise():
     assert normalise("  Was born\nin Saint-Malo. ") == "was born in saint malo"
 

@@ -172,6 +172,28 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
         fingerprint(torch.nn.Linear(2, 2, device="meta"), processor)
 
 
+def test_a_fingerprint_sees_shapes_and_the_chat_template(tiny_model, monkeypatch):
+    """Two layers of the same bytes, and two wordings of the prompt."""
+    processor = tiny_model[1]
+    layers = [torch.nn.Linear(*size, bias=False) for size in ((2, 3), (3, 2))]
+    for layer in layers:
+        torch.nn.init.zeros_(layer.weight)
+    assert fingerprint(layers[0], processor) != fingerprint(layers[1], processor)
+    before = fingerprint(layers[0], processor)
+    monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ messages }}")
+    assert fingerprint(layers[0], processor) != before
+
+
+def test_answers_of_another_length_are_not_taken(tiny_model, people, forwards, tmp_path, monkeypatch):
+    """A later version may cut answers elsewhere."""
+    options = OPTIONS | {"tasks": ["classification"], "resume": tmp_path / "answers.jsonl"}
+    for length, asked in ((5, True), (6, True), (5, False)):
+        monkeypatch.setattr("manu_utils.evaluation.LETTER_TOKENS", length)
+        forwards["calls"] = 0
+        evaluate(*tiny_model, people, **options)
+        assert (forwards["calls"] > 0) is asked
+
+
 def test_answers_are_asked_in_the_same_chunks_after_a_kill(tmp_path):
     path, asked = tmp_path / "answers.jsonl", []
 
