@@ -72,11 +72,11 @@ ONCE_UNSEEN = [
         ("for token in set(ids)", "for token in ids", "tf"),
         ("(size - facts[:, selected].sum(1)).clamp(min=0)", "size.clone()", "whole"),
     ),
-    *_of("benchmark", "benchmark",
+    *_of("benchmark", "benchmark sources",
         ("if not result.get(key):", "if True:", "last"),
         (" if words is not None}", "}", "null"),
     ),
-    *_of("batches", "batches activations evaluation",
+    *_of("batches", "batches activations",
         ("_common_beginning(part, whole)", "len(part)", "border"),
         ("_common_beginning(ids, longer)", "len(ids)", "border"),
     ),
@@ -230,12 +230,11 @@ OTHERS = [
         ("ask(list(items[part]))", "ask(list(items))[part]", "work"),
         ("tokenizer.chat_template]", "None]", "template"),
     ),
-    *_of("benchmark", "benchmark clear_tofu",
+    *_of("benchmark", "benchmark sources",
         ("options) for image in images]", "options) for image in images[:1]]", "views"),
         ('_TYPES = {"multimodal": "Image_Textual", "text": "Pure_Text"}',
          '_TYPES = {"multimodal": "Pure_Text", "text": "Image_Textual"}', "modality"),
         ("return names[-1]", "return names[0]", "name"),
-        ("people[0] & people[1]", "people[0] - people[0]", "unchecked"),
         (".lower().removesuffix(\"s\")", ".lower()", "plural"),
         ("lambda match: match[1].upper()", "lambda match: match[1]", "capital"),
         ('.convert("RGB")', "", "mode"),
@@ -243,6 +242,9 @@ OTHERS = [
         ("if person_id in wanted]", "]", "everybody"),
         ("lambda match: name, question", "name, question", "escape"),
         ("set(forget_ids) & set(_ids(retain))", "set(forget_ids) & set()", "unchecked"),
+    ),
+    *_of("benchmark", "pruning baselines",
+        ("people[0] & people[1]", "people[0] - people[0]", "unchecked"),
     ),
     *_of("protocols", "protocols",
         ('n = 2 if task == "cloze" and not idefics else 1', "n = 1", "shots"),
@@ -276,12 +278,13 @@ OTHERS = [
         ("if n != expected:", "if n < expected:", "unchecked"),
         ("tiles[:, len(one) - side * side :] = inside", "pass", "border"),
     ),
-    *_of("shared", "activations evaluation",
+    *_of("shared", "batches activations evaluation",
         ("masked_fill_(~allowed,", "masked_fill_(allowed,", "inverted"),
         ('("input_ids", "position_ids", "pixel_values")', '("input_ids", "pixel_values")', "rope"),
         ("            hook.remove()\n", "            pass\n", "left"),
         (".values())) > 1:", ".values())) > 2:", "devices"),
-        ('text._attn_implementation in ("sdpa", "eager")', "True", "attention"),
+        (' and text._attn_implementation in ("sdpa", "eager")', "", "attention"),
+        ('text.model_type == "llama" and ', "", "family"),
     ),
 ]  # fmt: skip
 MUTATIONS = (*ONCE_UNSEEN, *OTHERS)
@@ -291,8 +294,10 @@ EQUIVALENT: dict[str, str] = {}
 CHEAP = tuple(
     f"test_{name}.py"
     for name in ("importance", "neurons", "batches", "benchmark", "activations", "attribution", "training", "pruning",
-                 "clear_tofu", "editing", "resume", "baselines", "models", "evaluation", "protocols", "architectures")
+                 "sources", "clear_tofu", "editing", "resume", "baselines", "models", "evaluation", "protocols",
+                 "architectures")
 )  # fmt: skip
+SURVIVED_ITS_OWN = "survived its own"
 HELPERS = ("conftest.py", "tiny_models.py")
 
 
@@ -320,6 +325,11 @@ def source_of(mutation: Mutation, root: Path | None = None) -> Path:
     return (root or ROOT) / "manu_utils" / f"{mutation.module}.py"
 
 
+def key_now(mutation: Mutation, state: str, by: str) -> str:
+    """A hash of what a result depends on, as it is now."""
+    return near(mutation, by) if by else own(mutation) if state == SURVIVED_ITS_OWN else far(mutation)
+
+
 def key_of(files: list[Path], *more: str) -> str:
     digest = hashlib.sha256(json.dumps(more).encode())
     for file in sorted(set(files)):
@@ -340,8 +350,13 @@ def near(mutation: Mutation, by: str) -> str:
     return key_of([source_of(mutation)], *mutation[:3], ast.get_source_segment(text, found[0]) if found else text)
 
 
+def own(mutation: Mutation) -> str:
+    """What survival of the tests that are named for a change depends on."""
+    return key_of([source_of(mutation), *tests(mutation.tests)], *mutation[:3])
+
+
 def far(mutation: Mutation) -> str:
-    """What survival depends on."""
+    """What survival of all tests depends on."""
     return key_of([*(ROOT / "manu_utils").glob("*.py"), *tests((*mutation.tests, *CHEAP))], *mutation[:3])
 
 
@@ -391,6 +406,7 @@ def _child(copy: Path, names: tuple[str, ...]) -> None:
     code = 99
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(copy / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(log, 1), os.dup2(log, 2)
         os.chdir(copy)
@@ -500,12 +516,13 @@ def main() -> int:
     }  # fmt: skip
     sys.dont_write_bytecode = True
     chosen = [mutation for mutation in MUTATIONS if options.only in mutation.name]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the next run goes on from here."))
     results, states = read_results(), {}
     for mutation in chosen:
         entry = results.get(mutation.name, {})
         if mutated(mutation, source_of(mutation).read_text(encoding="utf-8")) is None:
             states[mutation] = ("could not be applied", "", 0.0)
-        elif entry and entry["key"] == (near(mutation, entry["by"]) if entry["by"] else far(mutation)):
+        elif entry and entry["key"] == key_now(mutation, entry["state"], entry["by"]):
             states[mutation] = (entry["state"], entry["by"], entry["seconds"])
     preload()
     with tempfile.TemporaryDirectory() as folder:
@@ -513,21 +530,20 @@ def main() -> int:
         for number in range(options.jobs):
             (copy := Path(folder).resolve() / str(number)).mkdir()
             copies.append(copy_project(copy))
-        for own in (True, False)[: 1 if options.quick else 2]:  # the tests that are named for a change, then the others
-            todo = [m for m in chosen if m not in states or (not own and states[m][0] == "survived its own")]
-            files = {m: m.tests if own else tuple(name for name in CHEAP if name not in m.tests) for m in todo}
+        for first in (True, False)[: 1 if options.quick else 2]:  # the tests that are named for a change, then the others
+            todo = [m for m in chosen if m not in states or (not first and states[m][0] == SURVIVED_ITS_OWN)]
+            files = {m: m.tests if first else tuple(name for name in CHEAP if name not in m.tests) for m in todo}
             todo.sort(key=lambda m: [cost(name) for name in m.tests])
             check_unchanged({name for names in files.values() for name in names}, copies, results)
             for mutation, passed, by, seconds in run_all([(m, m, files[m]) for m in todo], copies):
                 seconds += states.get(mutation, ("", "", 0.0))[2]
-                state = "killed" if not passed else "survived its own" if own else "survived"
+                state = "killed" if not passed else SURVIVED_ITS_OWN if first else "survived"
                 states[mutation] = (state, by, seconds)
-                key = near(mutation, by) if by else far(mutation)
-                if state != "survived its own":
-                    results[mutation.name] = {"state": state, "by": by, "seconds": round(seconds, 1), "key": key}
-                    keep(results)
-                number = sum(m in states for m in chosen) if own else todo.index(mutation) + 1
-                total = len(chosen) if own else len(todo)
+                key = key_now(mutation, state, by)
+                results[mutation.name] = {"state": state, "by": by, "seconds": round(seconds, 1), "key": key}
+                keep(results)
+                number = sum(m in states for m in chosen) if first else todo.index(mutation) + 1
+                total = len(chosen) if first else len(todo)
                 print(f"[{number:3}/{total}] {state:16} {seconds:5.0f} s  {mutation.name[:100]}  {by}", flush=True)
     return report(chosen, states)
 

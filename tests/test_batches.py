@@ -2,10 +2,12 @@
 
 import PIL.Image
 import pytest
+import tiny_models
 import torch
 
 from manu_utils.batches import batches, encode, prompt, shared_batches
 from manu_utils.benchmark import Question
+from manu_utils.shared import can_share
 
 IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
 OPTIONS = {"A": "Porto", "B": "Zadar", "C": "Leeds", "D": "Lyon"}
@@ -188,6 +190,18 @@ def test_a_shared_batch_is_no_larger_than_a_plain_one(tiny_model):
             assert batch["input_ids"].numel() <= size * longest[questions[indices[0]].modality]
             assert size > 1 or len(indices) == 1
     assert len(list(shared_batches(questions, processor, 64, with_answer=True))) == 2
+
+
+def test_rows_are_shared_where_the_attention_is_known_to_take_any_mask(tiny_model, monkeypatch):
+    """LLaVA on a Llama, with one of the two kinds of attention that add the mask to the scores."""
+    model = tiny_model[0]
+    text = model.config.get_text_config()
+    assert can_share(model)
+    for attention, shared in (("eager", True), ("flash_attention_2", False), ("flex_attention", False), ("sdpa", True)):
+        monkeypatch.setattr(text, "_attn_implementation", attention)
+        assert can_share(model) is shared
+    monkeypatch.undo()
+    assert can_share(model) and not can_share(tiny_models.llava(language="qwen2")[0])
 
 
 def test_every_token_of_a_shared_batch_sees_something(tiny_model):
