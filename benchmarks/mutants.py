@@ -413,9 +413,13 @@ def _child(copy: Path, names: tuple[str, ...]) -> None:
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)
         import pytest
+        from hypothesis import Phase, settings
 
         import manu_utils
 
+        # A failure that hypothesis found need not be made small.
+        settings.register_profile("first failure", phases=[Phase.explicit, Phase.generate], database=None)
+        settings.load_profile("first failure")
         if Path(manu_utils.__file__).parent != copy / "manu_utils":
             print(f"ERROR {manu_utils.__file__} was imported")
         else:
