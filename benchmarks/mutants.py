@@ -131,8 +131,10 @@ OTHERS = [
         ("exclude=selected | exclude,", "exclude=selected,", "closed"),
         ("forget[m], rarity=rarity,", "forget[m],", "weights"),
         ("values.to(parameter))", "torch.zeros_like(values).to(parameter))", "lost"),
-        ("set(modalities) != set(MODALITIES)", "False", "unchecked"),
         ("activations_of(model, processor, retain[m],", "activations_of(model, processor, forget[m],", "set"),
+    ),
+    *_of("pruning", "pruning clear_tofu",
+        ("set(modalities) != set(MODALITIES)", "False", "unchecked"),
     ),
     *_of("attribution", "attribution",
         ("logits.scatter(1, targets[:, None], -torch.inf).amax(1)", "logits.amax(1)", "itself"),
@@ -225,7 +227,7 @@ OTHERS = [
         ("json.dumps([run, own], sort_keys=True)", "json.dumps([own], sort_keys=True)", "model"),
         ("encode() + image.tobytes()", "encode()", "pixels"),
         (" {tuple(tensor.shape)}\"", "\"", "shape"),
-        ("        file.truncate(whole)\n", "", "half"),
+        ("file.truncate(whole)", "pass", "half"),
         ('content[: content.rfind(b"\\n") + 1]', "content", "half"),
         ("ask(list(items[part]))", "ask(list(items))[part]", "work"),
         ("tokenizer.chat_template]", "None]", "template"),
@@ -289,7 +291,9 @@ OTHERS = [
 ]  # fmt: skip
 MUTATIONS = (*ONCE_UNSEEN, *OTHERS)
 # Name of a change -> why no test can see the change.
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    'evaluation: own | {"options": question.options} | more -> own | more': "the prompt holds the options as well",
+}
 # What is run after the tests that are named for a change. No file that starts other processes for long.
 CHEAP = tuple(
     f"test_{name}.py"
