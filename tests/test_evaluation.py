@@ -10,6 +10,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from manu_utils import evaluation
 from manu_utils.batches import encode
 from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
 from manu_utils.evaluation import (
@@ -252,6 +253,26 @@ def test_likelihood_is_that_of_the_options_as_short_answers(tiny_model, table, t
         assert row["question"] == question.question
         assert row["answer"] == best
         assert row["value"] == float(question.options[best] == question.answer)
+
+
+def test_options_are_compared_by_their_mean_log_likelihood(double_model, two_sets, monkeypatch):
+    """The numbers themselves, and not the logits, which mostly have the same order."""
+    model, processor = double_model
+    questions = evaluation_questions(two_sets["forget"], "classification", "text")[:2]
+    expected, found = [], []
+    for question in questions:
+        for words in question.options.values():
+            asked = replace(question, question=f"{question.question} __", answer=words, task="cloze", options=None)
+            batch = encode([asked], processor, with_answer=True)
+            ids, answer = batch["input_ids"][0], batch.pop("answer_mask")[0].nonzero()[:, 0].tolist()
+            with torch.no_grad():
+                shares = model(**batch).logits[0].exp()
+            logs = [(shares[p - 1, ids[p]] / shares[p - 1].sum()).log().item() for p in answer]
+            expected.append(sum(logs) / len(logs))
+    mean = evaluation._mean_per_question
+    monkeypatch.setattr(evaluation, "_mean_per_question", lambda *of: found.append(mean(*of)) or found[-1])
+    likeliest_options(model, processor, questions, **QUIET)
+    assert torch.cat(found).sort().values.tolist() == pytest.approx(sorted(expected), abs=1e-4)
 
 
 def test_likelihood_needs_options(tiny_model, two_sets):
