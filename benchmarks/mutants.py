@@ -292,6 +292,8 @@ OTHERS = [
 MUTATIONS = (*ONCE_UNSEEN, *OTHERS)
 # Name of a change -> why no test can see the change.
 EQUIVALENT: dict[str, str] = {
+    "attribution: (size - facts[:, selected].sum(1)).clamp(min=0) -> size.clone()":
+        "no neuron that is left holds more than what is left of a fact, so either bound leaves it whole",
     'evaluation: own | {"options": question.options} | more -> own | more': "the prompt holds the options as well",
 }
 # What is run after the tests that are named for a change. No file that starts other processes for long.
