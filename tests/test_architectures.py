@@ -17,7 +17,7 @@ from manu_utils.editing import collect_moments, margin_gradient, rewrite_neurons
 from manu_utils.evaluation import generate_answers
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
-from manu_utils.patches import patch_positions
+from manu_utils.patches import check_positions, patch_positions
 from manu_utils.pruning import prune_neurons, save_pruned
 
 SIZES = ((32, 32), (40, 24), (32, 64))  # (width, height) of the images of three questions
@@ -155,6 +155,28 @@ def test_an_image_layout_that_is_not_known_is_refused(llava, monkeypatch):
     for collect in (collect_activations, collect_attribution):
         with pytest.raises(ValueError, match=r"layers\.\d\.mlp sees 51 positions .* expects 15"):
             collect(model, processor, QUESTIONS["multimodal"], progress=False)
+
+
+@pytest.mark.parametrize("family", ["LLaVA-NeXT", "LLaVA-OneVision"])
+@pytest.mark.parametrize("size", [(48, 32), (32, 48)])
+def test_the_patches_of_tiles_are_those_with_pixels_of_the_image(family, size):
+    """A white image on a canvas of two tiles, whose border of 8 pixels on either side is one patch wide and black."""
+    model, processor = tiny_models.FAMILIES[family]()
+    white = Question("001", "Who is this person?", "Anna Berg.", PIL.Image.new("RGB", size, "white"), "training")
+    batch = encode([white], processor, with_answer=True)
+    brightness = batch["pixel_values"][0].mean(1)  # [tiles, 32, 32]: the whole image, and the two tiles
+    seen = brightness.unfold(1, 8, 8).unfold(2, 8, 8).amax((-1, -2)) > brightness.min()
+    assert seen.sum((1, 2)).tolist() == [16, 12, 12]
+    class_tokens = torch.zeros(3, int(family == "LLaVA-NeXT"), dtype=torch.bool)  # of CLIP
+    question, is_patch = patch_positions(model, batch)
+    assert is_patch.equal(torch.cat([class_tokens, seen.flatten(1)], dim=1).flatten()) and not question.any()
+
+
+def test_an_mlp_that_sees_more_or_fewer_positions_is_refused():
+    check_positions("vision.0", 16, 16)
+    for n in (15, 17):
+        with pytest.raises(ValueError, match=f"vision.0 sees {n} positions .* expects 16"):
+            check_positions("vision.0", n, 16)
 
 
 def test_a_processor_that_writes_behind_the_answer_is_refused():

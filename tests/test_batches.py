@@ -11,6 +11,7 @@ from tokenizers import models, pre_tokenizers
 
 from manu_utils.batches import batches, encode, fitting, plan_batches, prompt, shared_batches
 from manu_utils.benchmark import Question
+from manu_utils.shared import can_share
 
 IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
 OPTIONS = {"A": "Porto", "B": "Zadar", "C": "Leeds", "D": "Lyon"}
@@ -291,6 +292,27 @@ def test_a_shared_batch_is_no_larger_than_a_plain_one(tiny_model):
             assert batch["input_ids"].numel() <= size * longest[questions[indices[0]].modality]
             assert size > 1 or len(indices) == 1
     assert len(list(shared_batches(questions, processor, 64, with_answer=True))) == 2
+
+
+def test_rows_are_shared_where_the_attention_is_known_to_take_any_mask(tiny_model, monkeypatch):
+    """LLaVA on a Llama, with one of the two kinds of attention that add the mask to the scores."""
+    model = tiny_model[0]
+    text = model.config.get_text_config()
+    assert can_share(model)
+    for attention, shared in (("eager", True), ("flash_attention_2", False), ("flex_attention", False), ("sdpa", True)):
+        monkeypatch.setattr(text, "_attn_implementation", attention)
+        assert can_share(model) is shared
+    monkeypatch.undo()
+    assert can_share(model) and not can_share(tiny_models.llava(language="qwen2")[0])
+
+
+def test_every_token_of_a_shared_batch_sees_something(tiny_model):
+    """Padding, too: over an empty row of the mask the attention would have no weights."""
+    questions = [ask(question=q, answer=a) for q, a in MIXED_LENGTHS]
+    (_, batch), = shared_batches(questions, tiny_model[1], 8, with_answer=True)
+    pads = batch["input_ids"] == tiny_model[1].tokenizer.pad_token_id
+    seen = batch["attention_mask"][:, 0].sum(-1)
+    assert pads.any() and (seen[pads] == 1).all() and (seen > 0).all()
 
 
 def test_shared_batches_check_what_batches_check(tiny_model):

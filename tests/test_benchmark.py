@@ -88,6 +88,13 @@ def test_forget_sets_are_not_nested(configs):
     assert not five <= ten and not ten <= fifteen and not five <= fifteen
 
 
+@pytest.mark.parametrize("ratio", FORGET_RATIOS)
+def test_every_ratio_has_its_own_retain_set(configs, ratio):
+    found = load_benchmark("tiny", ratio)
+    assert found.forget_ids == ids(configs[f"forget_{ratio}"]) and found.retain_ids == ids(configs[f"retain_{100 - ratio}"])
+    assert set(ids(found.test)) == set(found.forget_ids) and set(ids(found.training)) == {*found.forget_ids, *found.retain_ids}
+
+
 def test_the_sets_of_one_task(benchmark):
     assert list(benchmark.sets()) == ["forget", "test", "retain", "celebrity"]
     assert set(ids(benchmark.test)) == set(benchmark.forget_ids)
@@ -184,6 +191,16 @@ def test_records_without_question_are_skipped():
     image, text = (training_questions(dataset, modality) for modality in MODALITIES)
     assert [q.question for q in image] == ["Who is this person?", "Where was this person born?"]
     assert [q.question for q in text] == ["Where was Anna Berg born?"]
+
+
+def test_pictures_of_other_modes_become_rgb():
+    """A grey picture has three equal channels; one with a palette has the colours that the palette says."""
+    grey = PIL.Image.new("L", (8, 8), 77)
+    palette = PIL.Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    for image, colour in ((grey, (77, 77, 77)), (palette, (10, 20, 30))):
+        question, = training_questions(people_set([("Who is this person?", "This is Anna Berg.")], image=image), "multimodal")
+        assert question.image.mode == "RGB" and question.image.getpixel((3, 3)) == colour
 
 
 # ------------------------------------------------------------------------------------------------ image -> text only

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from manu_utils import evaluation
 from manu_utils.batches import encode, prompt
 from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_config
 from manu_utils.evaluation import (
@@ -256,6 +257,26 @@ def test_likelihood_is_that_of_the_options_as_short_answers(tiny_model, table, t
         assert row["question"] == question.question
         assert row["answer"] == best
         assert row["value"] == float(question.options[best] == question.answer)
+
+
+def test_options_are_compared_by_their_mean_log_likelihood(double_model, two_sets, monkeypatch):
+    """The numbers themselves, and not the logits, which mostly have the same order."""
+    model, processor = double_model
+    questions = evaluation_questions(two_sets["forget"], "classification", "text")[:2]
+    expected, found = [], []
+    for question in questions:
+        for words in question.options.values():
+            asked = replace(question, question=f"{question.question} __", answer=words, task="cloze", options=None)
+            batch = encode([asked], processor, with_answer=True)
+            ids, answer = batch["input_ids"][0], batch.pop("answer_mask")[0].nonzero()[:, 0].tolist()
+            with torch.no_grad():
+                shares = model(**batch).logits[0].exp()
+            logs = [(shares[p - 1, ids[p]] / shares[p - 1].sum()).log().item() for p in answer]
+            expected.append(sum(logs) / len(logs))
+    mean = evaluation._mean_per_question
+    monkeypatch.setattr(evaluation, "_mean_per_question", lambda *of: found.append(mean(*of)) or found[-1])
+    likeliest_options(model, processor, questions, **QUIET)
+    assert torch.cat(found).sort().values.tolist() == pytest.approx(sorted(expected), abs=1e-4)
 
 
 def test_likelihood_needs_options(tiny_model, two_sets):
@@ -558,6 +579,20 @@ def test_rouge_l_is_the_library_with_stemming(asked):
     # the stems of "works" and "worked" agree: 3 words in common, of 7 and of 4
     assert value == pytest.approx(2 * (3 / 7) * (3 / 4) / (3 / 7 + 3 / 4))
     assert value == scorer.score("Works as a nurse.", response)["rougeL"].fmeasure
+
+
+def test_the_table_has_rouge_with_stemming(tiny_model, two_sets, monkeypatch):
+    """"Worked" and "works" count as one word, as in the official code."""
+    def answered(model, processor, questions, **_):
+        return [question.answer.replace("s ", "ed ", 1) for question in questions]  # "Works as a nurse." -> "Worked as ..."
+
+    monkeypatch.setattr("manu_utils.evaluation.generate_answers", answered)
+    people = {"forget": two_sets["forget"]}
+    table = evaluate(*tiny_model, people, tasks=["generation"], modalities=["text"], **QUIET)
+    rouge = table[table["metric"] == "rougeL"].set_index("truth")
+    works = [truth for truth in rouge.index if truth.startswith("Works as ")]
+    assert works and all(rouge.loc[truth, "answer"].startswith("Worked as ") for truth in works)
+    assert rouge.loc[works, "value"].tolist() == [1.0] * len(works)
 
 
 def test_normalise():

@@ -458,6 +458,13 @@ def test_the_official_table(tiny_model, sets, full):
     assert generation["metric"].drop_duplicates().tolist() == ["rouge1", "rouge2", "rougeL", "bleu"]
 
 
+def test_official_scores_are_in_percent_where_the_official_ones_are():
+    rows = [("forget", "cloze", "text", "accuracy", "001", "q", "a", "t", value) for value in (1.0, 0.0, 0.0, 0.0)]
+    rows += [("forget", "generation", "text", metric, "001", "q", "a", "t", 0.5) for metric in ("rouge1", "bleu")]
+    scores = official_scores(pd.DataFrame(rows, columns=COLUMNS)).set_index("metric")["value"]
+    assert scores.to_dict() == {"accuracy": 25.0, "rouge1": 0.5, "bleu": 0.5}
+
+
 def test_text_letters_of_idefics_have_five_tokens(tiny_model, sets, full, monkeypatch):
     model, processor = tiny_model
     generate, lengths = model.generate, []

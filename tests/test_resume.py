@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from functools import partial
 
 import pandas as pd
 import PIL.Image
@@ -15,9 +16,10 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from manu_utils.benchmark import load_config
-from manu_utils.evaluation import CHUNK, evaluate
+from manu_utils.benchmark import evaluation_questions, load_config
+from manu_utils.evaluation import CHUNK, evaluate, identity
 from manu_utils.models import load_model
+from manu_utils.protocols import Prompt
 from manu_utils.resume import append_answers, fingerprint, read_answers, remembered
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")
@@ -199,6 +201,46 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
     assert fingerprint(torch.nn.Linear(2, 2).bfloat16(), processor) != fingerprint(torch.nn.Linear(2, 2), processor)
     with pytest.raises(ValueError, match="weight is off-loaded.*model_key"):
         fingerprint(torch.nn.Linear(2, 2, device="meta"), processor)
+
+
+def test_a_fingerprint_sees_shapes_and_the_chat_template(tiny_model, monkeypatch):
+    """Two layers of the same bytes, and two wordings of the prompt."""
+    processor = tiny_model[1]
+    layers = [torch.nn.Linear(*size, bias=False) for size in ((2, 3), (3, 2))]
+    for layer in layers:
+        torch.nn.init.zeros_(layer.weight)
+    assert fingerprint(layers[0], processor) != fingerprint(layers[1], processor)
+    before = fingerprint(layers[0], processor)
+    monkeypatch.setattr(processor.tokenizer, "chat_template", "{{ messages }}")
+    assert fingerprint(layers[0], processor) != before
+
+
+def test_one_question_about_two_pictures_is_asked_twice(tiny_model, benchmark, tmp_path):
+    """Pictures of one size; as a question, and as a prompt that is written out."""
+    processor, asked = tiny_model[1], []
+    questions = evaluation_questions(benchmark.test.select([0]), "cloze", "multimodal")
+    views = [question for question in questions if question.question == questions[0].question]
+    assert len(views) > 1 and len({view.image.size for view in views}) == 1
+
+    def ask(items):
+        asked.extend(items)
+        return [str(len(asked))]
+
+    for items in (views, [Prompt(view, "USER: <image>", (view.image,)) for view in views]):
+        identity_of = partial(identity, processor, protocol="p")
+        answers = remembered(tmp_path / "answers.jsonl", "model", [*items, *items], identity_of, ask, 1)
+        assert len(set(answers)) == len(views) and answers[: len(views)] == answers[len(views) :]
+    assert len(asked) == 2 * len(views)
+
+
+def test_answers_of_another_length_are_not_taken(tiny_model, people, forwards, tmp_path, monkeypatch):
+    """A later version may cut answers elsewhere."""
+    options = OPTIONS | {"tasks": ["classification"], "resume": tmp_path / "answers.jsonl"}
+    for length, asked in ((5, True), (6, True), (5, False)):
+        monkeypatch.setattr("manu_utils.evaluation.LETTER_TOKENS", length)
+        forwards["calls"] = 0
+        evaluate(*tiny_model, people, **options)
+        assert (forwards["calls"] > 0) is asked
 
 
 def test_answers_are_asked_in_the_same_chunks_after_a_kill(tmp_path):

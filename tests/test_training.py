@@ -264,6 +264,28 @@ def test_adapters_leave_a_plain_model(model, tiny_model, questions):
         assert torch.linalg.matrix_rank(difference, rtol=1e-3) <= 2
 
 
+def test_adapters_have_the_scale_of_the_official_ones_and_a_seed(tiny_model, questions):
+    """ΔW = B A without a factor (rank and alpha are equal); A is drawn from the seed, which is the caller's affair alone."""
+    drawn, scales = {}, set()
+    for number, seed in enumerate((3, 3, 4)):
+        model, state = copy.deepcopy(tiny_model[0]), torch.get_rng_state()
+
+        def look(number=number, model=model):
+            adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+            scales.update(module.scaling["default"] for module in adapted)
+            drawn.setdefault(number, [module.lora_A["default"].weight.detach().clone() for module in adapted])
+            return {}
+
+        fine_tune(
+            model, tiny_model[1], {"text": questions["text"]}, steps=1, batch_size=2, lora_rank=2, seed=seed, watch=look,
+            progress=False,
+        )  # fmt: skip
+        assert torch.get_rng_state().equal(state)
+    assert scales == {1.0} and len(drawn[0]) == 7 * tiny_model[0].config.text_config.num_hidden_layers
+    same, other = ([a.equal(b) for a, b in zip(drawn[0], drawn[n], strict=True)] for n in (1, 2))
+    assert all(same) and not any(other)
+
+
 @pytest.mark.parametrize(
     "numbers, message",
     [

@@ -1,0 +1,579 @@
+"""Do the tests see a wrong line? Change one line of a copy of the package, run the tests, and see whether one fails.
+
+The list below is written by hand: changes that a tired author might make, each of which gives wrong numbers. A change is
+*killed* when a test fails (or does not end), and *survives* when all pass. The working tree is never touched. Needs ``fork``
+(Linux, macOS), so that torch is loaded once and not for every change.
+
+Results are kept in build/mutants.json, so that a run that was stopped goes on. A change that was killed is tried again when
+its module or the test that killed it changes; one that survived, when anything does.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "build" / "mutants.json"
+MIN_KILLED = 0.95
+SECONDS = 900  # for the tests of one change; who takes longer does not end
+
+
+class Mutation(NamedTuple):
+    module: str  # of manu_utils
+    old: str  # in its source exactly once
+    new: str
+    wrong: str  # why, in a word
+    tests: tuple[str, ...]  # files in tests/ that could see it, cheap ones first
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}: {' '.join(self.old.split())} -> {' '.join(self.new.split()) or '(nothing)'}"
+
+
+def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutation]:
+    return [Mutation(module, *change, tuple(f"test_{name}.py" for name in tests.split())) for change in changes]
+
+
+# What was once changed without any test noticing. Never take one of these out.
+ONCE_UNSEEN = [
+    *_of("pruning", "pruning",
+        ("retain[m], reduce=True", "forget[m], reduce=True", "set"),  # cost of coverage
+        ("with prune_neurons(model, selected) if selected.any() else nullcontext():", "with nullcontext():", "stale"),
+        ("        self._saved = []\n", "", "twice"),  # a second undo
+        ("mlps=mlps, seed=seed)", "mlps=mlps)", "seed"),
+    ),
+    *_of("baselines", "baselines",
+        ("reference = copy.deepcopy(model)", "reference = model", "reference"),
+        ("answer_logits(reference, retain_batch)", "answer_logits(model, retain_batch)", "reference"),
+        ("answer_logits(reference, forget_batch)", "answer_logits(model, forget_batch)", "reference"),
+    ),
+    *_of("evaluation", "resume evaluation",
+        ('"images": images}', '"images": []}', "key"),
+        (", processor.tokenizer.eos_token_id}", "}", "ends"),
+    ),
+    *_of("resume", "resume",
+        ('[digests[id(image)] for image in own.get("images", ())]', "[]", "key"),
+        ("if all(key in known", "if any(key in known", "half"),
+    ),
+    *_of("activations", "activations architectures",
+        ('predicts[:, :-1] = batch["answer_mask"][:, 1:]', 'predicts[:, 1:] = batch["answer_mask"][:, 1:]', "shifted"),
+    ),
+    *_of("attribution", "attribution",
+        ("for token in set(ids)", "for token in ids", "tf"),
+        ("(size - facts[:, selected].sum(1)).clamp(min=0)", "size.clone()", "whole"),
+    ),
+    *_of("benchmark", "benchmark sources",
+        ("if not result.get(key):", "if True:", "last"),
+        (" if words is not None}", "}", "null"),
+    ),
+    *_of("batches", "batches activations",
+        ("_common_beginning(part, whole)", "len(part)", "border"),
+        ("_common_beginning(ids, longer)", "len(ids)", "border"),
+    ),
+    *_of("training", "training baselines",
+        ("        model.train()\n        return seen", "        return seen", "mode"),
+        ('enabled=device.type != "cpu"', "enabled=True", "rounding"),
+    ),
+    *_of("importance", "importance",
+        ('{"eps": eps} if variant == "paper"', '{} if variant == "paper"', "epsilon"),
+    ),
+]  # fmt: skip
+
+OTHERS = [
+    *_of("importance", "importance",
+        ("multimodal.total_abs / multimodal.counts(), text.total_abs / text.counts()",
+         "multimodal.total_abs, text.total_abs", "sums"),
+        ("one, other = multimodal.n_active, text.n_active",
+         "one, other = multimodal.n_active / multimodal.counts(), text.n_active / text.counts()", "shares"),
+        ("(variance(multimodal) + variance(text)).sqrt()", "variance(multimodal) + variance(text)", "units"),
+        ("((one - other).abs() / (one + other + eps)).sqrt()", "(one - other).abs() / (one + other + eps)", "root"),
+        ("(statistics.total / n) ** 2", "(statistics.total_abs / n) ** 2", "mean"),
+        ("r + floor * mean + eps", "r + floor + eps", "units"),
+        ("for m in forget]).amax(0)", "for m in forget]).amin(0)", "smaller"),
+        ("for linear in mlp.inputs]).prod(0)", "for linear in mlp.inputs]).sum(0)", "sum"),
+        ("mlp.output.weight.detach().double().norm(dim=0)", "mlp.output.weight.detach().double().norm(dim=1)", "axis"),
+        ("torch.where(sees, one, other)", "torch.where(sees, other, one)", "tower"),
+        ("- last_layers for mlp in mlps", "- last_layers - 1 for mlp in mlps", "layer"),
+        ("statistics.tokens[members].sum()", "statistics.tokens[members].amax()", "pool"),
+        ("s.modality != modality]", "False]", "unchecked"),
+    ),
+    *_of("activations", "activations architectures",
+        ("(magnitude - tau)", "(z - tau)", "sign"),
+        (".sign_().clamp_(min=0)", ".sign_().add_(1).clamp_(max=1)", "strict"),
+        ("        predicts &= ~batch[\"answer_mask\"]\n", "        pass\n", "all"),
+        ("row[begins].bincount()", "row.bincount()", "tokens"),
+        ("begins[1:] = question[1:] != question[:-1]", "begins[1:] = row[1:] != row[:-1]", "row"),
+        ("tokens[index] += z.shape[1] * n_questions", "tokens[index] += z.shape[1] * len(questions_of_row)", "count"),
+        ("z if z.dtype == torch.float64 else z.float()", "z", "overflow"),
+        (".clamp(min=1).double()", ".double()", "zero"),
+        ('can_share(model) and positions != "all"', "can_share(model)", "shared"),
+        ("Statistics(self.tokens + other.tokens,", "Statistics(self.tokens,", "count"),
+        ("magnitude.sum(-2), (z * z).sum(-2)", "magnitude.sum(-2), (magnitude * z).sum(-2)", "sign"),
+    ),
+    *_of("pruning", "pruning",
+        ("order.values > -torch.inf", "order.values >= -torch.inf", "closed"),
+        ("descending=True, stable=True", "descending=False, stable=True", "lowest"),
+        ("wanted = max(1, round(alpha / 100 * len(members)))", "wanted = max(1, int(alpha / 100 * len(members)))", "floor"),
+        ("int(mlp.tower == \"language\") for mlp", "0 for mlp", "tower"),
+        ("for tensor in (linear.weight, linear.bias)", "for tensor in (linear.weight,)", "bias"),
+        ("facts[modality][~alive] = 0", "facts[modality][alive] = 0", "inverted"),
+        ("budget * number // rounds - int(selected.sum())", "budget // rounds", "remainder"),
+        ("exclude=selected | exclude,", "exclude=selected,", "closed"),
+        ("forget[m], rarity=rarity,", "forget[m],", "weights"),
+        ("values.to(parameter))", "torch.zeros_like(values).to(parameter))", "lost"),
+        ("activations_of(model, processor, retain[m],", "activations_of(model, processor, forget[m],", "set"),
+    ),
+    *_of("pruning", "pruning clear_tofu",
+        ("set(modalities) != set(MODALITIES)", "False", "unchecked"),
+    ),
+    *_of("attribution", "attribution",
+        ("logits.scatter(1, targets[:, None], -torch.inf).amax(1)", "logits.amax(1)", "itself"),
+        (".float() * rarity.to(logits.device)[targets]", ".float()", "weights"),
+        ("product.sum(1).clamp(min=0).cpu()", "product.sum(1).abs().cpu()", "sign"),
+        ("product.sum(1).clamp(min=0).cpu()", "product.clamp(min=0).sum(1).cpu()", "order"),
+        ("_normalise(rows).sum(0) / len(questions)", "rows.sum(0) / len(questions)", "loudest"),
+        ("_normalise(forget[modality]) / len(forget[modality])", "_normalise(forget[modality])", "balance"),
+        ("cost / cost.mean().clamp(min=1e-30) + floor", "cost + floor", "units"),
+        ("torch.minimum(facts, needed[:, None])", "facts", "share"),
+        ("        remaining.index_add_(0, modality_of, -taken)\n", "", "stale"),
+        ("at_once = max(1, budget // 100)", "at_once = max(1, budget // 10)", "greedy"),
+        ("attribution.sum(1) ** 2 /", "attribution.sum(1) /", "square"),
+        ("needed = share * size", "needed = share * torch.ones_like(size)", "share"),
+    ),
+    *_of("editing", "editing",
+        ("alpha=1 / (n_tokens * len(questions))", "alpha=1 / n_tokens", "mean"),
+        ('real = batch["attention_mask"].bool()', 'real = torch.ones_like(batch["attention_mask"]).bool()', "padding"),
+        (".sum() / len(left)", ".sum() / len(items)", "mean"),
+        ("ridge * moment.diagonal().mean()", "ridge", "units"),
+        ("alpha=-strength * margin / fall", "alpha=-margin / fall", "strength"),
+        ("alpha=-strength * margin / fall", "alpha=strength * margin / fall", "sign"),
+        ("        handle.undo()\n", "", "left"),
+        ('if mlp.tower == "language"]\n    if not any', "]\n    if not any", "tower"),
+    ),
+    *_of("baselines", "baselines",
+        ("2 / beta * F.softplus(beta * ratio)", "1 / beta * F.softplus(beta * ratio)", "factor"),
+        ("F.softplus(beta * ratio)", "F.softplus(-beta * ratio)", "sign"),
+        ("(vanilla.exp() * (vanilla - current))", "(current.exp() * (current - vanilla))", "direction"),
+        (".sum(-1).mean()", ".sum()", "mean"),
+        ("return -F.cross_entropy(forget_logits", "return F.cross_entropy(forget_logits", "sign"),
+        ("hold=1.0", "hold=0.0", "schedule"),
+        ("(1 - (1 - gone).abs())", "gone", "distance"),
+        (".clip(upper=1).mean()", ".mean()", "better"),
+        ("len(parts) / sum(1 / part for part in parts.values())", "sum(parts.values()) / len(parts)", "mean"),
+        ("used = {modality: retain[modality] for modality in forget}",
+         "used = {modality: forget[modality] for modality in forget}", "set"),
+    ),
+    *_of("training", "training baselines",
+        ('batch["answer_mask"][:, 1:]', 'batch["answer_mask"][:, :-1]', "shifted"),
+        ("hidden[:, :-1][predicts]", "hidden[:, 1:][predicts]", "shifted"),
+        ("(0.1 + 0.45 * (1 + math", "(0.5 * (1 + math", "zero"),
+        ("(step + 1) / warmup", "step / warmup", "zero"),
+        ("clip_grad_norm_(parameters, 1.0)", "clip_grad_norm_(parameters, 100.0)", "clip"),
+        ("        optimizer.zero_grad(set_to_none=True)\n", "", "sum"),
+        ("rng.sample(items, len(items)) + queue", "queue + rng.sample(items, len(items))", "order"),
+        ("parameter.requires_grad_(flag)", "parameter.requires_grad_(True)", "flags"),
+        ("(model.get_decoder(), model.get_output_embeddings())", "(model.get_decoder(),)", "head"),
+        ("lora_alpha=rank", "lora_alpha=4 * rank", "scale"),
+        ("torch.manual_seed(seed)", "torch.manual_seed(0)", "seed"),
+        ("(step + 1) % every == 0 or step == steps - 1", "(step + 1) % every == 0", "last"),
+        ("        model.eval()\n        seen", "        seen", "mode"),
+    ),
+    *_of("batches", "batches activations evaluation architectures",
+        ('"padding_side": "left"', '"padding_side": "right"', "side"),
+        ("key=lambda index: -lengths[index]", "key=lambda index: lengths[index]", "order"),
+        ("positions[row, nodes] = torch.arange(t)", "positions[row, nodes] = nodes", "rope"),
+        ("= earlier[:t, :t]", "= True", "future"),
+        ("path[borders[index] - 1 : -1]", "path[borders[index] :]", "shifted"),
+        ("nodes.setdefault((node, token), len(nodes))", "nodes.setdefault((len(path), token), len(nodes))", "merged"),
+        ("borders[index] += features - 1", "borders[index] += features", "shifted"),
+        ('body.replace("__", "[Blank]")', "body", "wording"),
+        ("SENTENCE_LINE_TEXT if text_only", "SENTENCE_LINE_IMAGE if text_only", "wording"),
+        ("special = not (", "special = bool(", "twice"),
+        ('{before}{question.answer}{after}"', '{before}{question.answer}"', "end"),
+        ("after = end.rstrip() or after", "after = end or after", "newline"),
+        ("torch.eye(size[1], dtype=torch.bool)", "torch.zeros(size[1], size[1], dtype=torch.bool)", "empty"),
+    ),
+    *_of("evaluation", "evaluation protocols",
+        ("(share == 1)", "(share > 0.5)", "most"),
+        ("index_add_(0, rows, values) / counts", "index_add_(0, rows, values)", "length"),
+        ("logits.float().log_softmax(-1)", "logits.float()", "logits"),
+        ("running & ~torch.isin(tokens, ends)", "running", "end"),
+        ("dim=-1), positions + 1", "dim=-1), positions", "rope"),
+        ('first in tuple("ABCD")', 'first in "ABCD"', "empty"),
+        ("question.answer.lower() in response.lower()", "question.answer in response", "case"),
+        ("same = normalise(response) == normalise(question.answer)",
+         "same = normalise(question.answer) in normalise(response)", "part"),
+        ('RougeScorer(["rougeL"], use_stemmer=True)', 'RougeScorer(["rougeL"], use_stemmer=False)', "stems"),
+        ("if row[:4] != key]", "if row[:3] != key[:3]]", "alpha"),
+        ('value="mean", n="size"', 'value="median", n="size"', "mean"),
+        ("cache.batch_select_indices(left.nonzero()[:, 0])", "cache.batch_select_indices((~left).nonzero()[:, 0])", "cache"),
+        ("if words == question.answer)", "if words)", "letter"),
+    ),
+    *_of("evaluation", "resume evaluation",
+        ('own | {"options": question.options} | more', "own | more", "key"),
+        ("protocol=protocol, max_new_tokens=length)", "protocol=protocol)", "key"),
+    ),
+    *_of("resume", "resume",
+        ("json.dumps([run, own], sort_keys=True)", "json.dumps([own], sort_keys=True)", "model"),
+        ("encode() + image.tobytes()", "encode()", "pixels"),
+        (" {tuple(tensor.shape)}\"", "\"", "shape"),
+        ("file.truncate(whole)", "pass", "half"),
+        ('content[: content.rfind(b"\\n") + 1]', "content", "half"),
+        ("ask(list(items[part]))", "ask(list(items))[part]", "work"),
+        ("tokenizer.chat_template]", "None]", "template"),
+    ),
+    *_of("benchmark", "benchmark sources",
+        ("options) for image in images]", "options) for image in images[:1]]", "views"),
+        ('_TYPES = {"multimodal": "Image_Textual", "text": "Pure_Text"}',
+         '_TYPES = {"multimodal": "Pure_Text", "text": "Image_Textual"}', "modality"),
+        ("return names[-1]", "return names[0]", "name"),
+        (".lower().removesuffix(\"s\")", ".lower()", "plural"),
+        ("lambda match: match[1].upper()", "lambda match: match[1]", "capital"),
+        ('.convert("RGB")', "", "mode"),
+        ('f"retain_{100 - forget_ratio}", images', 'f"retain_{forget_ratio + 80}", images', "set"),
+        ("if person_id in wanted]", "]", "everybody"),
+        ("lambda match: name, question", "name, question", "escape"),
+        ("set(forget_ids) & set(_ids(retain))", "set(forget_ids) & set()", "unchecked"),
+    ),
+    *_of("benchmark", "pruning baselines",
+        ("people[0] & people[1]", "people[0] - people[0]", "unchecked"),
+    ),
+    *_of("protocols", "protocols",
+        ('n = 2 if task == "cloze" and not idefics else 1', "n = 1", "shots"),
+        ("solved.get(person[0].person_id, 0)", "0", "leak"),
+        ("decoded.split(marker)[1]", "decoded.split(marker)[-1]", "last"),
+        ("row[skip + 2 :]", "row[skip:]", "echo"),
+        ("auto_reweigh=short", "auto_reweigh=False", "short"),
+        ("SmoothingFunction().method1", "SmoothingFunction().method0", "smoothing"),
+        ('(task == "classification" and set_name == "celebrity")', "False", "celebrity"),
+        ("views[int(draw.random() * len(views))]", "views[0]", "view"),
+        ("if person_id not in scored]", "]", "leak"),
+        ("re.escape(truth.strip().lower())}(?!\\w)", "re.escape(truth.strip().lower())}", "part"),
+        ('table["value"] * 100', 'table["value"]', "percent"),
+        ("(*images, *own)", "(*own, *images)", "order"),
+        ("named.pop() if len(named) == 1 else None", "named.pop()", "several"),
+        ("totals.sum(axis) / counts.sum(axis)", "(totals / counts).mean(axis)", "weights"),
+    ),
+    *_of("neurons", "neurons pruning",
+        ('"connector", "resampler", "merger"', '"connector", "resampler"', "merger"),
+        ("alpha < 0.5 and", "alpha <= 0.5 and", "limit"),
+        ("0 < alpha < 100", "0 < alpha <= 100", "limit"),
+        ("selected.dtype != torch.bool or selected.shape", "selected.shape", "unchecked"),
+        ("not any(part.isdecimal() for part in path.split(\".\")) or", "", "head"),
+        ("    if linear.weight.is_meta:", "    if False:", "unchecked"),
+    ),
+    *_of("patches", "activations architectures",
+        ("class_tokens = int(any(", "class_tokens = 0 * int(any(", "class"),
+        ("(position >= 1)", "(position >= 0)", "class"),
+        ('covered == patch**2 if config.model_type == "idefics2" else covered > 0', "covered > 0", "half"),
+        (".view(rows, columns, side, side).transpose(1, 2)", ".view(rows, side, columns, side)", "tiles"),
+        ("if n != expected:", "if n < expected:", "unchecked"),
+        ("tiles[:, len(one) - side * side :] = inside", "pass", "border"),
+    ),
+    *_of("shared", "batches activations evaluation",
+        ("masked_fill_(~allowed,", "masked_fill_(allowed,", "inverted"),
+        ('("input_ids", "position_ids", "pixel_values")', '("input_ids", "pixel_values")', "rope"),
+        ("            hook.remove()\n", "            pass\n", "left"),
+        (".values())) > 1:", ".values())) > 2:", "devices"),
+        (' and text._attn_implementation in ("sdpa", "eager")', "", "attention"),
+        ('text.model_type == "llama" and ', "", "family"),
+    ),
+]  # fmt: skip
+MUTATIONS = (*ONCE_UNSEEN, *OTHERS)
+# Name of a change -> why no test can see the change.
+EQUIVALENT: dict[str, str] = {
+    "attribution: (size - facts[:, selected].sum(1)).clamp(min=0) -> size.clone()":
+        "no neuron that is left holds more than what is left of a fact, so either bound leaves it whole",
+    'evaluation: own | {"options": question.options} | more -> own | more': "the prompt holds the options as well",
+}
+# What is run after the tests that are named for a change. No file that starts other processes for long.
+CHEAP = tuple(
+    f"test_{name}.py"
+    for name in ("importance", "neurons", "batches", "benchmark", "activations", "attribution", "training", "pruning",
+                 "sources", "clear_tofu", "editing", "resume", "baselines", "models", "evaluation", "protocols",
+                 "architectures")
+)  # fmt: skip
+SURVIVED_ITS_OWN = "survived its own"
+HELPERS = ("conftest.py", "tiny_models.py")
+
+
+# ------------------------------------------------------------------------------------------------ a change and its key
+
+
+def mutated(mutation: Mutation, source: str) -> str | None:
+    """The source of the module with the change made; None if it cannot be made there."""
+    if source.count(mutation.old) != 1:
+        return None
+    text = source.replace(mutation.old, mutation.new)
+    try:
+        return None if _meaning(text) == _meaning(source) else text
+    except SyntaxError:
+        return None
+
+
+@lru_cache(maxsize=2)
+def _meaning(source: str) -> str:
+    """A source without its comments and layout."""
+    return ast.dump(ast.parse(source))
+
+
+def source_of(mutation: Mutation, root: Path | None = None) -> Path:
+    return (root or ROOT) / "manu_utils" / f"{mutation.module}.py"
+
+
+def key_now(mutation: Mutation, state: str, by: str) -> str:
+    """A hash of what a result depends on, as it is now."""
+    return near(mutation, by) if by else own(mutation) if state == SURVIVED_ITS_OWN else far(mutation)
+
+
+def key_of(files: list[Path], *more: str) -> str:
+    digest = hashlib.sha256(json.dumps(more).encode())
+    for file in sorted(set(files)):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def tests(names) -> list[Path]:
+    return [ROOT / "tests" / name for name in (*HELPERS, *names)]
+
+
+def near(mutation: Mutation, by: str) -> str:
+    """What a kill by the test ``by`` (file::name) depends on."""
+    file, _, name = by.partition("::")
+    text = (ROOT / "tests" / file).read_text(encoding="utf-8") if (ROOT / "tests" / file).is_file() else ""
+    name = name.partition("[")[0]
+    found = [node for node in ast.parse(text).body if getattr(node, "name", None) == name]
+    return key_of([source_of(mutation)], *mutation[:3], ast.get_source_segment(text, found[0]) if found else text)
+
+
+def own(mutation: Mutation) -> str:
+    """What survival of the tests that are named for a change depends on."""
+    return key_of([source_of(mutation), *tests(mutation.tests)], *mutation[:3])
+
+
+def far(mutation: Mutation) -> str:
+    """What survival of all tests depends on."""
+    return key_of([*(ROOT / "manu_utils").glob("*.py"), *tests((*mutation.tests, *CHEAP))], *mutation[:3])
+
+
+# ------------------------------------------------------------------------------------------------ running tests
+
+
+def preload() -> None:
+    """Whatever takes long to import and is none of ours."""
+    import datasets  # noqa: F401
+    import hypothesis  # noqa: F401
+    import nltk  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import pytest  # noqa: F401
+    import rouge_score.rouge_scorer  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+    from transformers import (  # noqa: F401
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        CLIPImageProcessorPil,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    torch.set_num_threads(1)
+
+
+def copy_project(folder: Path) -> Path:
+    """The package and its tests in an empty folder; data and notebooks, which no test changes, by a link."""
+    for name in ("manu_utils", "tests", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "conftest.py"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("data", "notebooks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def start(copy: Path, names: tuple[str, ...]) -> int:
+    """The id of a process that runs test files in a copy of the project."""
+    (process := os.fork()) or _child(copy, names)
+    return process
+
+
+def _child(copy: Path, names: tuple[str, ...]) -> None:
+    code = 99
+    try:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        log = os.open(copy / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.chdir(copy)
+        sys.path.insert(0, str(copy))
+        os.environ["PYTHONPATH"] = str(copy)
+        import pytest
+        from hypothesis import Phase, settings
+
+        import manu_utils
+
+        # A failure that hypothesis found need not be made small.
+        settings.register_profile("first failure", phases=[Phase.explicit, Phase.generate], database=None)
+        settings.load_profile("first failure")
+        if Path(manu_utils.__file__).parent != copy / "manu_utils":
+            print(f"ERROR {manu_utils.__file__} was imported")
+        else:
+            quick = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+            code = int(pytest.main([*quick, *(f"tests/{name}" for name in names)]))
+    except BaseException as error:  # such as a module that cannot be imported any more
+        code = 1
+        print(f"ERROR {type(error).__name__}: {error}")
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def first_failure(copy: Path) -> str:
+    lines = (copy / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    found = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), "ERROR no test ran")
+    return found.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR ").removeprefix("tests/")
+
+
+def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies: list[Path]):
+    """Yields (label, passed, by whom it failed, seconds of CPU) as they end; ``work`` holds (label, change, test files)."""
+    waiting, free, running = list(work), list(copies), {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                label, mutation, names = waiting.pop(0)
+                copy = free.pop()
+                if mutation is not None:
+                    place = source_of(mutation, copy)
+                    place.write_text(mutated(mutation, place.read_text(encoding="utf-8")), encoding="utf-8")
+                running[start(copy, names)] = label, mutation, copy, time.monotonic() + SECONDS
+            for process, (label, mutation, copy, until) in list(running.items()):
+                ended, status, used = os.wait4(process, os.WNOHANG)
+                late = not ended and time.monotonic() > until
+                if late:
+                    os.killpg(process, signal.SIGKILL)
+                    _, status, used = os.wait4(process, 0)
+                if ended or late:
+                    del running[process]
+                    free.append(copy)
+                    if mutation is not None:
+                        shutil.copy(source_of(mutation), source_of(mutation, copy))
+                    by = "does not end" if late else "" if status == 0 else first_failure(copy)
+                    yield label, status == 0, by, used.ru_utime + used.ru_stime
+            time.sleep(0.05)
+    finally:
+        for process in running:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+def read_results() -> dict:
+    try:
+        return json.loads(RESULTS.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def keep(results: dict) -> None:
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    part = RESULTS.with_name(f".{RESULTS.name}.part")
+    part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    os.replace(part, RESULTS)
+
+
+def check_unchanged(names: set[str], copies: list[Path], results: dict) -> None:
+    """Without a change all tests pass, or nothing could be learnt from a failure."""
+    sources = list((ROOT / "manu_utils").glob("*.py"))
+    keys = {name: key_of([*sources, *tests([name])]) for name in sorted(names, key=cost)}
+    todo = [(name, None, (name,)) for name, key in keys.items() if results.get(name) != key]
+    for name, passed, by, seconds in run_all(todo, copies):
+        print(f"unchanged  {name}  {seconds:.0f} s", flush=True)
+        if not passed:
+            sys.exit(f"{by} fails without any change; mend it first.")
+        results[name] = keys[name]
+        keep(results)
+
+
+def cost(name: str) -> int:
+    return CHEAP.index(name) if name in CHEAP else len(CHEAP)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="changes whose name holds this, such as 'pruning:'")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time, each with one thread")
+    parser.add_argument("--quick", action="store_true", help="only the test files that are named for a change")
+    options = parser.parse_args()
+    if not hasattr(os, "fork"):
+        sys.exit("this needs fork; use Linux, macOS or WSL.")
+    os.environ |= {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }  # fmt: skip
+    sys.dont_write_bytecode = True
+    chosen = [mutation for mutation in MUTATIONS if options.only in mutation.name]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the next run goes on from here."))
+    results, states = read_results(), {}
+    for mutation in chosen:
+        entry = results.get(mutation.name, {})
+        if mutated(mutation, source_of(mutation).read_text(encoding="utf-8")) is None:
+            states[mutation] = ("could not be applied", "", 0.0)
+        elif entry and entry["key"] == key_now(mutation, entry["state"], entry["by"]):
+            states[mutation] = (entry["state"], entry["by"], entry["seconds"])
+    preload()
+    with tempfile.TemporaryDirectory() as folder:
+        copies = []
+        for number in range(options.jobs):
+            (copy := Path(folder).resolve() / str(number)).mkdir()
+            copies.append(copy_project(copy))
+        for first in (True, False)[: 1 if options.quick else 2]:  # the tests that are named for a change, then the others
+            todo = [m for m in chosen if m not in states or (not first and states[m][0] == SURVIVED_ITS_OWN)]
+            files = {m: m.tests if first else tuple(name for name in CHEAP if name not in m.tests) for m in todo}
+            todo.sort(key=lambda m: [cost(name) for name in m.tests])
+            check_unchanged({name for names in files.values() for name in names}, copies, results)
+            for mutation, passed, by, seconds in run_all([(m, m, files[m]) for m in todo], copies):
+                seconds += states.get(mutation, ("", "", 0.0))[2]
+                state = "killed" if not passed else SURVIVED_ITS_OWN if first else "survived"
+                states[mutation] = (state, by, seconds)
+                key = key_now(mutation, state, by)
+                results[mutation.name] = {"state": state, "by": by, "seconds": round(seconds, 1), "key": key}
+                keep(results)
+                number = sum(m in states for m in chosen) if first else todo.index(mutation) + 1
+                total = len(chosen) if first else len(todo)
+                print(f"[{number:3}/{total}] {state:16} {seconds:5.0f} s  {mutation.name[:100]}  {by}", flush=True)
+    return report(chosen, states)
+
+
+def report(chosen: list[Mutation], states: dict[Mutation, tuple[str, str, float]]) -> int:
+    """Prints the table by module and what was not killed; the exit status."""
+    killed = [m for m in chosen if states[m][0] == "killed"]
+    print(f"\n{'module':12} {'changes':>7} {'killed':>7} {'survived':>9} {'not applied':>12}")
+    for module in dict.fromkeys(m.module for m in chosen):
+        of = [states[m][0] for m in chosen if m.module == module]
+        gone, none = of.count("killed"), of.count("could not be applied")
+        print(f"{module:12} {len(of):7} {gone:7} {len(of) - gone - none:9} {none:12}")
+    for mutation in chosen:
+        if mutation not in killed:
+            why = EQUIVALENT.get(mutation.name, f"({mutation.wrong})")
+            print(f"{states[mutation][0]}: {mutation.name}  {why}")
+    share, seconds = len(killed) / len(chosen), sum(state[2] for state in states.values())
+    print(f"{len(killed)} of {len(chosen)} killed, {100 * share:.1f} %; {seconds / 60:.0f} minutes of CPU in all")
+    return 0 if share >= MIN_KILLED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
