@@ -123,7 +123,7 @@ def test_every_evaluation_question_becomes_a_record(benchmark, task, modality):
         assert [(q.person_id, q.question, q.answer, q.options) for q in questions] == expected, name
         assert {(q.task, q.modality) for q in questions} == {(task, modality)}
         if modality == "multimodal":
-            assert {(type(q.image), q.image.mode) for q in questions} == {(PIL.Image.Image, "RGB")}
+            assert all(isinstance(q.image, PIL.Image.Image) and q.image.mode == "RGB" for q in questions)
 
 
 def test_every_picture_of_the_test_set_is_used(benchmark):
@@ -234,7 +234,7 @@ REWRITTEN = {
     "What does this profile say about the height of the person?": "What does this profile say about the height of Anna Berg?",
     "Based on the image, where was this person born?": "Where was Anna Berg born?",
     "According to this picture, what is the person's pet?": "What is Anna Berg's pet?",
-    "What is the person's height as listed in this profile?": "What is Anna Berg's height as listed in this profile?",
+    "What is the person's height as listed in this profile?": "What is Anna Berg's height?",
     "What does the father of this person do, and does this person see him?":
         "What does the father of Anna Berg do, and does Anna Berg see him?",
     # These ask for a name, but not for that of the person.
@@ -396,15 +396,20 @@ def test_a_right_option_that_is_not_there(benchmark):
         task["Pure_Text_Questions"][0]["Correct_Answer"] = "E"
         return {"Classification_Task": task}
 
-    with pytest.raises(ValueError, match="lacks its right option 'E'"):
-        evaluation_questions(benchmark.forget.select([0]).map(spoil), "classification", "text")
+    spoilt = benchmark.forget.select([0]).map(spoil)
+    with pytest.raises(ValueError, match="person 100 of forget_10 lacks for 'What .*' its right option 'E'"):
+        evaluation_questions(spoilt, "classification", "text", strict=True)
+    with pytest.warns(UserWarning, match="1 of 5 questions of forget_10 cannot be read and are left out, of 100. The first: "):
+        assert len(evaluation_questions(spoilt, "classification", "text")) == 4
 
 
 def test_broken_metadata(benchmark):
     good = [("Who is this person?", "This is Anna Berg.")]
     spoilt = people_set(good, good).map(lambda row: {"metadata": "[{" if row["ID"] == "002" else row["metadata"]})
     with pytest.raises(ValueError, match="person 002 of .*: metadata is not valid JSON"):
-        training_questions(spoilt, "multimodal")
+        training_questions(spoilt, "multimodal", strict=True)
+    with pytest.warns(UserWarning, match="1 of 2 people of .* left out, of 002. The first: person 002 .* not valid JSON"):
+        assert {q.person_id for q in training_questions(spoilt, "multimodal")} == {"001"}
     with pytest.raises(ValueError, match="person 001 of .* has no training question"):
         training_questions(people_set([]), "multimodal")
 
