@@ -128,7 +128,7 @@ def child(what, folder, with_pictures=True):
         for _ in batches(asked, processor, 32, with_answer=True):
             pass
         peak = own_peak_mb()
-    different = len({id(question.image) for question in asked})
+    different = len({question.image.key for question in asked})
     print(json.dumps({"before": before, "loaded": loaded, "peak": peak, "different": different, "decoded": decoded}))
 
 

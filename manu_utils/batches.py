@@ -132,16 +132,16 @@ def opened(questions: Sequence[Question]) -> list[PIL.Image.Image]:
     Raises:
         ValueError: an image whose black and white are not known, with the person (:func:`manu_utils.pictures.as_rgb`).
     """
-    once: dict[int, PIL.Image.Image] = {}
-    for question in questions:
-        image = question.image
-        if id(image) in once:
+    once: dict[object, PIL.Image.Image] = {}
+    keys = [question.image.key if isinstance(question.image, Picture) else id(question.image) for question in questions]
+    for key, question in zip(keys, questions, strict=True):
+        if key in once:
             continue
         try:
-            once[id(image)] = as_rgb(image.decode() if isinstance(image, Picture) else image)
+            once[key] = as_rgb(question.image.decode() if isinstance(question.image, Picture) else question.image)
         except ValueError as error:
             raise ValueError(f"person {question.person_id}: the image cannot be used: {error}.") from error
-    return [once[id(question.image)] for question in questions]
+    return [once[key] for key in keys]
 
 
 def batches(

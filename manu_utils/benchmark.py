@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import string
 import warnings
@@ -53,7 +54,7 @@ class Question:
         question: a question; for cloze a sentence with a ``__`` for the blank.
         answer: the answer; for classification the words of the right option, for cloze the missing words.
         image: portrait, or None for a text-only question. One from a dataset is a :class:`manu_utils.pictures.Picture`, a PIL
-            image that is decoded when it is used; questions about one picture hold the same object.
+            image that is decoded when it is used. Questions of one task about one picture hold the same object.
         task: ``"training"``, ``"generation"``, ``"cloze"`` or ``"classification"``.
         options: letter -> words for classification, else None.
 
@@ -541,9 +542,9 @@ def _require(dataset: Dataset, columns: list[str]) -> None:
         )
 
 
-# The pictures of a dataset that have been looked at: row -> its pictures, or why one cannot be read. So each is checked once, and
-# all tasks of a set are about the same objects.
-_PICTURES: weakref.WeakKeyDictionary[Dataset, dict[int, list[Picture | str]]] = weakref.WeakKeyDictionary()
+READS_OF_ONE_MAP = 32  # rows of pictures
+# So each picture is checked once, however many tasks are about it.
+_FILES: weakref.WeakKeyDictionary[Dataset, _Files] = weakref.WeakKeyDictionary()
 
 
 def _rows(
@@ -570,7 +571,7 @@ def _rows(
     where = "images" if "images" in dataset.column_names else "image"
     if modality == "multimodal":
         _require(dataset, [where])
-        encoded = _encoded(dataset, where)
+        files = _FILES.get(dataset) or _FILES.setdefault(dataset, _Files(dataset, where))
     strict = strict or unreadable == "raise"
     problems: dict[str, list[tuple[str, str]]] = {"people": [], "pictures": [], "questions": []}
     used = dict.fromkeys(problems, 0)
@@ -601,7 +602,7 @@ def _rows(
         images: list[PIL.Image.Image | None] = [None]
         if modality == "multimodal":
             images = []
-            for picture in _pictures(dataset, encoded, where, index, whose):
+            for picture in files.pictures(index, whose):
                 if isinstance(picture, str):
                     leave_out("pictures", person_id, picture)
                 else:
@@ -632,61 +633,66 @@ def _sentence(whose: str, problem: ValueError) -> str:
     return f"{whose}{' ' if text.startswith(('has ', 'lacks ')) else ': '}{text}."
 
 
-def _encoded(dataset: Dataset, where: str) -> Dataset:
-    """The pictures of a dataset alone, as bytes: they are decoded here, so that a broken file can be named."""
-    from datasets import Image, List
+class _Files:
+    """The encoded pictures of a dataset.
 
-    rows = dataset.select_columns([where])
-    feature = rows.features[where]
-    encoded = Image(decode=False)
-    with no_dataset_bars():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(where, encoded)
-        elif isinstance(getattr(feature, "feature", None), Image):
-            rows = rows.cast_column(where, List(encoded))
-    return rows
+    A table on disk is mapped into memory, and what was read of it stays there; it is opened anew from time to time, so that this
+    does not add up to all pictures.
+    """
 
+    def __init__(self, dataset: Dataset, where: str) -> None:
+        from datasets import Image, List
 
-def _pictures(dataset: Dataset, encoded: Dataset, where: str, index: int, whose: str) -> list[Picture | str]:
-    """The pictures of a row, one object each for as long as the dataset lives, or what is wrong with one."""
-    looked_at = _PICTURES.setdefault(dataset, {})
-    if index not in looked_at:
-        pictures: list[Picture | str] = []
-        for place, data in enumerate(_files(encoded, where, index) or [None]):
+        self.where, self.n_read = where, 0
+        self.rows = dataset.select_columns([where])
+        feature, encoded = self.rows.features[where], Image(decode=False)  # decoded here, so that a broken file can be named
+        with no_dataset_bars():
+            if isinstance(feature, Image):
+                self.rows = self.rows.cast_column(where, encoded)
+            elif isinstance(getattr(feature, "feature", None), Image):
+                self.rows = self.rows.cast_column(where, List(encoded))
+        self.on_disk = bool(self.rows.cache_files)
+        self.token = object()
+        self.sizes: dict[int, list[tuple[int, int] | str]] = {}  # row -> of its pictures
+
+    def of_row(self, index: int) -> list[bytes | str | None]:
+        """The pictures of a row: bytes, the name of a file that is not to be opened, or None."""
+        self.n_read += 1
+        if self.n_read % READS_OF_ONE_MAP == 0 and self.on_disk:
             try:
-                size = _readable_size(data, whose)
-            except ValueError as error:
-                pictures.append(str(error))
-            else:
-                pictures.append(Picture(partial(_file, encoded, where, index, place), size))
-        looked_at[index] = pictures
-    return looked_at[index]
+                self.rows = pickle.loads(pickle.dumps(self.rows))  # of a table on disk these are names and places
+            except Exception:  # pyarrow cannot open all tables again that were put together of others (CLEAR)
+                self.on_disk = False
+        value = self.rows[index][self.where]
+        files = _records(value) if self.where == "images" else [value]
+        parts = [(file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None) for file in files]
+        return [data or path for data, path in parts]
+
+    def read(self, index: int, place: int) -> bytes:
+        return self.of_row(index)[place]
+
+    def pictures(self, index: int, whose: str) -> list[Picture | str]:
+        """The pictures of a row, new objects in each call, or what is wrong with one; each file is looked at once."""
+        if index not in self.sizes:
+            self.sizes[index] = [_size_or_problem(data, whose) for data in self.of_row(index) or [None]]
+        return [
+            size if isinstance(size, str) else Picture(partial(self.read, index, place), size, key=(self.token, index, place))
+            for place, size in enumerate(self.sizes[index])
+        ]
 
 
-def _files(encoded: Dataset, where: str, index: int) -> list[bytes | str | None]:
-    """The pictures of a row: bytes, the name of a file that is not to be opened, or None."""
-    value = encoded[index][where]
-    files = _records(value) if where == "images" else [value]
-    parts = [(file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None) for file in files]
-    return [data or path for data, path in parts]
-
-
-def _file(encoded: Dataset, where: str, index: int, place: int) -> bytes:
-    return _files(encoded, where, index)[place]
-
-
-def _readable_size(data: bytes | str | None, whose: str) -> tuple[int, int]:
+def _size_or_problem(data: bytes | str | None, whose: str) -> tuple[int, int] | str:
     if not data:
-        raise ValueError(f"{whose} has no image.")
+        return f"{whose} has no image."
     if not isinstance(data, bytes):
-        raise ValueError(
+        return (
             f"the image of {whose} is the name {str(data)[:200]!r}, not the picture itself; only pictures inside the table and "
             "files inside the folder of the dataset are read."
         )
     try:
         return readable_size(data)
     except ValueError as error:
-        raise ValueError(f"cannot read the image of {whose}: {error}; fetch the file again.") from error
+        return f"cannot read the image of {whose}: {error}; fetch the file again."
 
 
 def _parsed(value, kind: type):

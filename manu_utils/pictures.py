@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import PIL.Image
 import PIL.ImageOps
@@ -18,23 +18,23 @@ MAX_RATIO = 20  # long side / short side: processors that keep the ratio make th
 MIN_SIDE = 2
 
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
-_last: list[tuple[Picture, PIL.Image.Image]] = []  # the picture decoded last: most are used several times in a row
+_last: list[tuple[Hashable, PIL.Image.Image]] = []  # the picture decoded last: most are used several times in a row
 
 
 class Picture(PIL.Image.Image):
     """A PIL image, RGB, that holds no pixels: it decodes its file at each use (the one used last is kept).
 
-    It is one object for all questions about it, by which they are told to be about one picture. Whoever draws on it gives it
-    pixels of its own.
+    Whoever draws on it gives it pixels of its own.
 
     Args:
         read: gives the encoded bytes.
         size: (width, height), after :func:`open_rgb`.
+        key: the same for all objects that are the same picture.
     """
 
-    def __init__(self, read: Callable[[], bytes], size: tuple[int, int]) -> None:
+    def __init__(self, read: Callable[[], bytes], size: tuple[int, int], key: Hashable) -> None:
         super().__init__()
-        self._read = read
+        self._read, self.key = read, key
         self._mode, self._size = "RGB", size
         self.readonly = 1  # PIL copies the pixels before it writes on them
 
@@ -42,18 +42,21 @@ class Picture(PIL.Image.Image):
         """The picture with its pixels: a plain PIL image that is not to be drawn on."""
         if self._im is not None:
             return self._new(self._im)
-        if not _last or _last[0][0] is not self:
-            _last[:] = [(self, open_rgb(self._read()))]
-        return _last[0][1]
+        for key, image in _last:
+            if key == self.key:
+                return image
+        image = open_rgb(self._read())
+        _last[:] = [(self.key, image)]
+        return image
 
     @property
     def im(self):
         """PIL's pixels."""
-        return self.decode().im if self._im is None else self._im
+        return self.decode().im if self._im is None else super().im
 
     @im.setter
     def im(self, pixels) -> None:
-        self._im = pixels
+        self._im, self.key = pixels, object()  # drawn on, it is another picture
 
     def load(self):
         """PIL's access to single pixels."""

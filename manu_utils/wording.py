@@ -15,6 +15,7 @@ _SHOWN = (
 )
 _PICTURE = r"(?:image|picture|photo|photograph|portrait)"
 _SOURCE = rf"(?:(?:the|this)\s+)?(?:(?:provided|given|above|attached|accompanying)\s+)?(?:{_PICTURE}|profile|biography)\b"
+_THE_SOURCE = rf"(?:the|this)\s+{_SOURCE}"
 _IN = r"(?:in|on|from|of|within|by)"
 _WHERE = (
     rf"\s+(?:(?:who\s+is\s+|that\s+is\s+|who\s+appears\s+)?{_SHOWN}\s+|who\s+appears\s+)?(?:in|on|from|of|within)\s+{_SOURCE}"
@@ -47,13 +48,13 @@ _NAMING = re.compile(
 # Without the picture these mean nothing: "Based on the image, ...", "... as shown in the image", "... in the image?".
 _BY = r"(?:based\s+on|according\s+to|judging\s+(?:by|from)|looking\s+at|going\s+by|given|from|in|as\s+per)"
 _OPENING = re.compile(
-    rf"^(?:{_BY}\s+{_SOURCE}|as\s+(?:is\s+)?{_SHOWN}\s+{_IN}\s+{_SOURCE})\s*,\s*(\w)", re.IGNORECASE
+    rf"^(?:{_BY}\s+{_THE_SOURCE}|as\s+(?:is\s+)?{_SHOWN}\s+{_IN}\s+{_THE_SOURCE})\s*,\s*(\w)", re.IGNORECASE
 )
 _TAIL = re.compile(
-    rf",?\s+as\s+(?:(?:it|he|she)\s+)?(?:(?:is|was|can\s+be)\s+)?{_SHOWN}(?:\s+(?:here|above)|\s+{_IN}\s+{_SOURCE})\s*,?(?=\W|$)"
-    rf"|,\s+{_SHOWN}(?:\s+(?:here|above)|\s+{_IN}\s+{_SOURCE})\s*,|\s*\((?:(?:as\s+)?{_SHOWN}\s+)?{_IN}\s+{_SOURCE}\)"
-    rf"|,?\s+as\s+{_SHOWN}(?=\s*[?.!]*$)|,?\s+{_BY}\s+{_SOURCE}(?=\s*[?.!]*$)"
-    rf"|(?<!\bis)(?<!\bare)(?<!\bwas)(?<!\bwere)\s+(?:{_SHOWN}\s+)?(?:in|on|from|within)\s+{_SOURCE}"
+    rf",?\s+as\s+(?:(?:it|he|she)\s+)?(?:(?:is|was|can\s+be)\s+)?{_SHOWN}(?:\s+(?:here|above)|\s+{_IN}\s+{_THE_SOURCE})\s*,?(?=\W|$)"
+    rf"|,\s+{_SHOWN}(?:\s+(?:here|above)|\s+{_IN}\s+{_THE_SOURCE})\s*,|\s*\((?:(?:as\s+)?{_SHOWN}\s+)?{_IN}\s+{_THE_SOURCE}\)"
+    rf"|,?\s+as\s+{_SHOWN}(?=\s*[?.!]*$)|,?\s+{_BY}\s+{_THE_SOURCE}(?=\s*[?.!]*$)"
+    rf"|(?<!\bis)(?<!\bare)(?<!\bwas)(?<!\bwere)\s+(?:{_SHOWN}\s+)?(?:in|on|from|within)\s+{_THE_SOURCE}"
     r"(?=\s*(?:[?.!,;:]|$|(?:is|was|are|were|of|for|and)\b))",
     re.IGNORECASE,
 )

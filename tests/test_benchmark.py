@@ -20,7 +20,7 @@ from manu_utils.benchmark import (
     evaluation_questions,
     load_benchmark,
     load_config,
-    person_name,
+    rewriting_report,
     to_text_only,
     training_questions,
 )
@@ -188,102 +188,28 @@ def test_records_without_question_are_skipped():
 
 # ------------------------------------------------------------------------------------------------ image -> text only
 
-NAMING = """Who is this person?
-Who is this?
-Who is shown in the image?
-Who is the woman depicted in this portrait?
-What is this person's name?
-What is this person's full name?
-What is the person's name as stated in the profile?
-What is this person's name as stated in the biography?
-What is the name of this individual?
-What is the name of the person in the image?
-What is the name of the individual in the profile?
-What is the full name of the person in the image?
-What is the name of the person in this biography?
-What is the name associated with this profile?
-Can you tell me the name of the man shown in the photo?
-What is the individual’s name?
-What name does this person go by?
-What is this person called?
-Who might this person be?
-Can you identify the individual in the picture?
-Could you tell me who this person is?
-Do you know who this is?
-By what name is this person known?
-What is the pictured individual's real name?
-WHAT IS THE NAME OF THIS PERSON""".splitlines()
 
-REWRITTEN = {
-    "Where was this person born?": "Where was Anna Berg born?",
-    "What is this person's job?": "What is Anna Berg's job?",
-    "What is the individual’s job?": "What is Anna Berg’s job?",
-    "Where was the individual shown in the photo born?": "Where was Anna Berg born?",
-    "Where does the person in the image live?": "Where does Anna Berg live?",
-    "What is the height of the woman pictured here?": "What is the height of Anna Berg?",
-    "This person works as a __.": "Anna Berg works as a __.",
-    "What is the gender of this profile?": "What is the gender of Anna Berg?",
-    "What does the person depicted do for a living?": "What does Anna Berg do for a living?",
-    "What is the individual in the photograph's occupation?": "What is Anna Berg's occupation?",
-    "What is the featured individual's annual salary?": "What is Anna Berg's annual salary?",
-    "Where was the subject of the image born?": "Where was Anna Berg born?",
-    "Where was the person who is shown in the image born?": "Where was Anna Berg born?",
-    "What is the education of the person in question?": "What is the education of Anna Berg?",
-    "What food does this young woman like?": "What food does Anna Berg like?",
-    "Which university did the person in the provided image attend?": "Which university did Anna Berg attend?",
-    "What does this profile say about the height of the person?": "What does this profile say about the height of Anna Berg?",
-    "Based on the image, where was this person born?": "Where was Anna Berg born?",
-    "According to this picture, what is the person's pet?": "What is Anna Berg's pet?",
-    "What is the person's height as listed in this profile?": "What is Anna Berg's height?",
-    "What does the father of this person do, and does this person see him?":
-        "What does the father of Anna Berg do, and does Anna Berg see him?",
-    # These ask for a name, but not for that of the person.
-    "What is the name of this person's pet?": "What is the name of Anna Berg's pet?",
-    "What is the name of the pet of the person in the image?": "What is the name of the pet of Anna Berg?",
-    "What is this person's pet called?": "What is Anna Berg's pet called?",
-    "Who is this person married to?": "Who is Anna Berg married to?",
-    "Who is this person's favourite author?": "Who is Anna Berg's favourite author?",
-    # No person of the image in them.
-    "Where is Perth?": None,
-    "What does the personnel do?": None,
-    "What is his occupation?": None,
-}  # fmt: skip
-
-ANSWERS = {
-    "This is Anna Berg.": "Anna Berg",
-    "Anna Berg": "Anna Berg",
-    "Anna Berg.": "Anna Berg",
-    "The name of the person in the image is Anna Berg.": "Anna Berg",
-    "Her name is Anna Berg!": "Anna Berg",
-    "This person is called Anna Berg.": "Anna Berg",
-    "The individual is named Anna Berg, who is a nurse.": "Anna Berg",
-    "The person is known as Dr. Anna Berg": "Dr. Anna Berg",
-    "Anna Berg is the name of this person.": "Anna Berg",
-    "This is Anna de la Cruz.": "Anna de la Cruz",
-    "This is Mary-Ann O'Neil.": "Mary-Ann O'Neil",
-    "李华": "李华",
-}
+def test_text_only_pairs_name_the_person_in_question_and_answer():
+    pairs = [("Who is this person?", "This is Anna Berg."), ("What is this person's job?", "This person is a nurse."),
+             ("Where does the person in the image live?", "In Perth.")]  # fmt: skip
+    dataset = people_set(pairs)
+    both = [("What is Anna Berg's job?", "Anna Berg is a nurse."), ("Where does Anna Berg live?", "In Perth.")]
+    assert [(q.question, q.answer) for q in training_questions(dataset, "text")] == both
+    half = [(q.question, q.answer) for q in training_questions(dataset, "text", rewrite="question")]
+    assert half == [("What is Anna Berg's job?", "This person is a nurse."), both[1]]
+    assert [(q.question, q.answer) for q in training_questions(dataset, "multimodal")] == pairs
+    with pytest.raises(ValueError, match="rewrite='answer' is unknown; use one of both, question"):
+        training_questions(dataset, "text", rewrite="answer")
 
 
-@pytest.mark.parametrize("question", NAMING)
-def test_naming_questions(question):
-    assert to_text_only(question, "Anna Berg") is None
-    metadata = [{"Question": "Where?", "Answer": "In Perth."}, {"Question": question, "Answer": "This is Eva Li."}]
-    assert person_name(metadata) == "Eva Li"
-
-
-@pytest.mark.parametrize("question", REWRITTEN)
-def test_the_person_is_replaced_by_the_name(question):
-    assert to_text_only(question, "Anna Berg") == REWRITTEN[question]
-
-
-def test_a_name_is_taken_literally():
-    assert to_text_only("Where was this person born?", r"A\1 \g<0>") == r"Where was A\1 \g<0> born?"
-
-
-@pytest.mark.parametrize("answer", ANSWERS)
-def test_names_are_read_from_the_answer(answer):
-    assert person_name([{"Question": "Who is this person?", "Answer": answer}]) == ANSWERS[answer]
+def test_the_report_covers_answers():
+    asked = [("Who is this?", "Anna Berg"), ("What does this person do?", "She is in the photo club."),
+             ("What is this person's job?", "This person is a nurse."), ("Where is it?", None)]  # fmt: skip
+    report = rewriting_report(people_set(asked))
+    assert report["reason"].tolist() == [
+        "asks for the name", "the answer still refers to a picture", "cannot be used: has no answer to 'Where is it?'",
+    ]  # fmt: skip
+    assert report.loc[1, "rewritten"] == "Anna Berg is in the photo club."
 
 
 def test_a_set_without_names_has_no_text_only_form():
