@@ -75,8 +75,8 @@ class Question:
             return
         if not isinstance(self.image, PIL.Image.Image):
             raise ValueError(
-                f"person {self.person_id}: the image is a {type(self.image).__name__}, not a picture; open it yourself and give "
-                "the PIL image: PIL.Image.open(path).convert('RGB')."
+                f"person {self.person_id}: the image is a {type(self.image).__name__}, not a picture; open it "
+                "yourself and give the PIL image: PIL.Image.open(path).convert('RGB')."
             )
         try:
             checked_size(self.image.size)
@@ -126,7 +126,13 @@ class Benchmark:
         return {"forget": self.forget, "test": self.test, "retain": self.retain, "celebrity": self.celebrity}
 
     def training_questions(
-        self, people: str | Iterable[str], modality: str, *, rewrite: str = "both", strict: bool = False, unreadable: str = "skip"
+        self,
+        people: str | Iterable[str],
+        modality: str,
+        *,
+        rewrite: str = "both",
+        strict: bool = False,
+        unreadable: str = "skip",
     ) -> list[Question]:
         """The training questions of some people, joined by ID (forget and retain files carry none themselves).
 
@@ -217,7 +223,8 @@ def load_benchmark(
     name = "MLLMU-Bench" if source == "tiny" else _recognise(source)
     if isinstance(forget_ratio, float) and forget_ratio.is_integer():
         forget_ratio = int(forget_ratio)
-    if isinstance(forget_ratio, bool) or forget_ratio not in (ratios := FORGET_RATIOS if name == "MLLMU-Bench" else (1, 5, 10)):
+    ratios = FORGET_RATIOS if name == "MLLMU-Bench" else (1, 5, 10)
+    if isinstance(forget_ratio, bool) or forget_ratio not in ratios:
         *first, last = ratios
         raise ValueError(
             f"forget_ratio={forget_ratio!r} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
@@ -275,11 +282,11 @@ def evaluation_questions(
 ) -> list[Question]:
     """The questions of one evaluation task in one modality, in the order of the file.
 
-    Every picture of Test_Set's ``images`` is used: one question per picture (the official code draws one at random). Pictures stay
-    in the file until they are used. What cannot be used is left out, and one warning says how much, of whom, and why the first:
-    pictures that are missing, broken, or of a size that no portrait has; records without a question, a truth, or a right option
-    among the options. ``Correct_Answer`` may be written "c", "C." or "(C)". Task columns may be JSON strings or structs of lists,
-    ``Options`` a list.
+    Every picture of Test_Set's ``images`` is used: one question per picture (the official code draws one at random).
+    Pictures stay in the file until they are used. What cannot be used is left out, and one warning says how much, of whom,
+    and why the first: pictures that are missing, broken, or of a size that no portrait has; records without a question, a
+    truth, or a right option among the options. ``Correct_Answer`` may be written "c", "C." or "(C)". Task columns may be
+    JSON strings or structs of lists, ``Options`` a list.
 
     Args:
         dataset: any set but ft_Data.
@@ -292,7 +299,8 @@ def evaluation_questions(
         Empty only for a set of another benchmark whose column ``Asked`` says that it has no such questions.
 
     Raises:
-        ValueError: unknown task or modality, missing column, empty set, no such question in the set, or nothing that can be used.
+        ValueError: unknown task or modality, missing column, empty set, no such question in the set, or nothing that can be
+            used.
     """
     _check(modality, "modality", MODALITIES)
     _check(task, "task", TASKS)
@@ -347,17 +355,19 @@ def training_questions(
     """The training questions of ft_Data rows, with the portrait or rewritten to text alone.
 
     ft_Data has image questions only; as in MANU, the text-only ones name the person instead, in the question and in the answer
-    (:mod:`manu_utils.wording`; what has no such form is left out, see :func:`rewriting_report`). Records with ``Additional_*`` keys
-    have no Question and Answer and are skipped, as the official loaders do. In other benchmarks a record has a ``Type``, and
+    (:mod:`manu_utils.wording`; what has no such form is left out, see :func:`rewriting_report`). Records with
+    ``Additional_*`` keys have no Question and Answer and are skipped, as the official loaders do. In other benchmarks a
+    record has a ``Type``, and
     none is rewritten: one of ``"Pure_Text"`` is asked as it is, in text alone.
 
-    What cannot be used is left out with one warning, as in :func:`evaluation_questions`: broken pictures, records without a question
-    or an answer, people whose metadata are no JSON, and, in text alone, people whose name cannot be read.
+    What cannot be used is left out with one warning, as in :func:`evaluation_questions`: broken pictures, records without a
+    question or an answer, people whose metadata are no JSON, and, in text alone, people whose name cannot be read.
 
     Args:
         ft_rows: rows of ft_Data, columns ``ID``, ``metadata`` (JSON) and ``image``.
         modality: one of :data:`MODALITIES`.
-        rewrite: what names the person in text alone: ``"both"``, or ``"question"``, which leaves "This person ..." in the answers.
+        rewrite: what names the person in text alone: ``"both"``, or ``"question"``, which leaves "This person ..." in the
+            answers.
         strict, unreadable: see :func:`evaluation_questions`.
 
     Raises:
@@ -406,9 +416,9 @@ def rewriting_report(ft_rows: Dataset) -> pd.DataFrame:
 
     Returns:
         One row per such question, columns person_id, question, rewritten (None if left out) and reason: ``"asks for the
-        name"`` (as it should be), ``"refers to no person in the picture"``, ``"still refers to a picture"`` (kept), ``"the answer
-        still refers to a picture"`` (kept; ``rewritten`` is the answer), ``"no name: ..."`` for a person without a readable name,
-        none of whose questions can be asked, or ``"cannot be used: ..."``.
+        name"`` (as it should be), ``"refers to no person in the picture"``, ``"still refers to a picture"`` (kept), ``"the
+        answer still refers to a picture"`` (kept; ``rewritten`` is the answer), ``"no name: ..."`` for a person without a
+        readable name, none of whose questions can be asked, or ``"cannot be used: ..."``.
 
     Raises:
         ValueError: missing column or empty set.
@@ -542,7 +552,7 @@ def _require(dataset: Dataset, columns: list[str]) -> None:
         )
 
 
-READS_OF_ONE_MAP = 32  # rows of pictures
+READS_OF_ONE_MAP = 16  # rows of pictures
 # So each picture is checked once, however many tasks are about it.
 _FILES: weakref.WeakKeyDictionary[Dataset, _Files] = weakref.WeakKeyDictionary()
 
@@ -636,8 +646,8 @@ def _sentence(whose: str, problem: ValueError) -> str:
 class _Files:
     """The encoded pictures of a dataset.
 
-    A table on disk is mapped into memory, and what was read of it stays there; it is opened anew from time to time, so that this
-    does not add up to all pictures.
+    A table on disk is mapped into memory, and what was read of it stays there; it is opened anew from time to time, so that
+    this does not add up to all pictures.
     """
 
     def __init__(self, dataset: Dataset, where: str) -> None:
@@ -657,12 +667,12 @@ class _Files:
 
     def of_row(self, index: int) -> list[bytes | str | None]:
         """The pictures of a row: bytes, the name of a file that is not to be opened, or None."""
-        self.n_read += 1
         if self.n_read % READS_OF_ONE_MAP == 0 and self.on_disk:
             try:
                 self.rows = pickle.loads(pickle.dumps(self.rows))  # of a table on disk these are names and places
             except Exception:  # pyarrow cannot open all tables again that were put together of others (CLEAR)
                 self.on_disk = False
+        self.n_read += 1
         value = self.rows[index][self.where]
         files = _records(value) if self.where == "images" else [value]
         parts = [(file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None) for file in files]
@@ -686,8 +696,8 @@ def _size_or_problem(data: bytes | str | None, whose: str) -> tuple[int, int] | 
         return f"{whose} has no image."
     if not isinstance(data, bytes):
         return (
-            f"the image of {whose} is the name {str(data)[:200]!r}, not the picture itself; only pictures inside the table and "
-            "files inside the folder of the dataset are read."
+            f"the image of {whose} is the name {str(data)[:200]!r}, not the picture itself; only pictures inside the table "
+            "and files inside the folder of the dataset are read."
         )
     try:
         return readable_size(data)

@@ -54,11 +54,12 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         ConnectionError: the Hub cannot be reached and there is no cached copy.
     """
     import datasets
+    import pyarrow as pa
 
     folder = Path(source)
     local = folder.is_dir()
     arguments: dict = {"path": str(folder) if local else str(source), "name": config}
-    kind = "parquet"
+    kind, files = "parquet", []
     if local:
         files = _files(folder, config)
         kind = _FORMATS[files[0].suffix] if files else kind
@@ -74,9 +75,9 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
     try:
         loaded = None
         if not images and kind == "parquet":
-            loaded = _read_without_images(arguments, people)
+            loaded = _read_without_images(arguments, _only(people, kind, files))
         if loaded is None:
-            loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind))
+            loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind, files))
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', which needs no network."
@@ -93,6 +94,7 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
     except (datasets.exceptions.DatasetGenerationError, OSError) as error:
         raise ValueError(f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files again.") from error
     finally:
+        pa.default_memory_pool().release_unused()  # else it keeps the hundreds of megabytes that reading the files took
         if local and show_bars:
             datasets.enable_progress_bars()
     if not images:
@@ -133,8 +135,8 @@ def _with_written_ids(rows: Dataset) -> Dataset:
 def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
     """The rows with the pictures that are files of the dataset put into the table, and no other file ever opened.
 
-    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is told to, a file anywhere or an
-    address. Names of files inside the folder are read here; any other is kept as a note and is no picture.
+    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is told to, a file anywhere
+    or an address. Names of files inside the folder are read here; any other is kept as a note and is no picture.
     """
     from datasets import Image, List
 
@@ -172,33 +174,38 @@ def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
 def _has_paths(column) -> bool:
     """Whether pictures of a column (``pyarrow.ChunkedArray``) are names of files: without reading a picture."""
     import pyarrow as pa
+    from pyarrow import compute
 
     def names(array) -> bool:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
+        array = getattr(array, "storage", array)  # of an extension type
         if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-            array = array.flatten()
+            return names(array.flatten())
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
             return array.null_count < len(array)
         if not pa.types.is_struct(array.type) or array.type.get_field_index("path") < 0:
             return False
         has_path = array.field("path").is_valid()
-        if array.type.get_field_index("bytes") < 0:
-            return has_path.true_count > 0
-        data = array.field("bytes")
-        return pa.compute.and_(pa.compute.invert(data.is_valid()), has_path).true_count > 0 if data.null_count else False
-
-    import pyarrow.compute  # noqa: F401
+        if array.type.get_field_index("bytes") >= 0:
+            has_path = compute.and_(has_path, array.field("bytes").is_null())
+        return has_path.true_count > 0
 
     return any(names(chunk) for chunk in column.chunks)
 
 
-def _only(people: Sequence[str] | None, kind: str) -> dict:
+def _only(people: Sequence[str] | None, kind: str, files: Sequence[Path]) -> dict:
     """The filter of ``datasets`` for parquet; JSON lines are small and filtered afterwards."""
-    return {"filters": [("ID", "in", list(people))]} if people is not None and kind == "parquet" else {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if people is None or kind != "parquet":
+        return {}
+    if files and (schema := pq.read_schema(files[0])).get_field_index("ID") >= 0:
+        if not pa.types.is_string(schema.field("ID").type) and not pa.types.is_large_string(schema.field("ID").type):
+            return {}  # numbers, see written_id
+    return {"filters": [("ID", "in", list(people))]}
 
 
-def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Dataset | None:
+def _read_without_images(arguments: dict, filters: dict) -> Dataset | None:
     """All other columns of parquet files, in memory; None where there is nothing to leave out, or the Hub cannot be reached.
 
     Streaming reads the footer of a file and then the byte ranges of the wanted columns, locally and over the network.
@@ -214,7 +221,7 @@ def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Datas
             if not set(IMAGE_COLUMNS) & set(stream.features or ()):
                 return None  # nothing to leave out, and JSON cannot be read by column
             features = datasets.Features({name: kind for name, kind in stream.features.items() if name not in IMAGE_COLUMNS})
-            stream = datasets.load_dataset(columns=list(features), **arguments, **_only(people, "parquet"))
+            stream = datasets.load_dataset(columns=list(features), **arguments, **filters)
             return datasets.Dataset.from_list(list(stream), features=features)
     except ConnectionError:  # the files may be in the cache all the same
         return None

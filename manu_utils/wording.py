@@ -1,8 +1,8 @@
 """From questions about a picture to the same questions about a name, as MANU makes its text-only half.
 
-MLLMU-Bench has training questions about pictures only. MANU puts the person's name in place of "this person", in the question and
-in the answer, and drops the question for the name. Its code knows a list of phrases; here a few patterns know how people
-refer to somebody in a picture. Nothing here knows of datasets: strings in, strings out.
+MLLMU-Bench has training questions about pictures only. MANU puts the person's name in place of "this person", in the
+question and in the answer, and drops the question for the name. Its code knows a list of phrases; here a few patterns know
+how people refer to somebody in a picture. Nothing here knows of datasets: strings in, strings out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ _WHERE = (
 _ADJECTIVES = rf"(?:(?:{_SHOWN}|young|old|older|elderly|middle[-\s]aged|same)\s+)?"
 _NOUN = r"(?:person|individual|man|woman|boy|girl|lady|gentleman|guy)\b"
 # The possessive "?+" keeps the tail with the person: "the person in the image's name" is not "the person" and a rest.
-_THERE = (
-    rf"(?:{_WHERE}|\s+(?:(?:who|that)\s+is\s+)?{_SHOWN}(?:\s+(?:here|above))?\b|\s+(?:in\s+question|above|here)\b)"
-)
+_THERE = rf"(?:{_WHERE}|\s+(?:(?:who|that)\s+is\s+)?{_SHOWN}(?:\s+(?:here|above))?\b|\s+(?:in\s+question|above|here)\b)"
 _OTHERS_OF_IT = (
     rf"(?:this|the)\s+(?:subject|figure|character|human|one){_WHERE}|this\s+(?:subject|figure|character)\b"
     rf"|(?<!\bin\s)(?<!\bdoes\s)this\s+profile\b"
@@ -47,9 +45,7 @@ _NAMING = re.compile(
 )
 # Without the picture these mean nothing: "Based on the image, ...", "... as shown in the image", "... in the image?".
 _BY = r"(?:based\s+on|according\s+to|judging\s+(?:by|from)|looking\s+at|going\s+by|given|from|in|as\s+per)"
-_OPENING = re.compile(
-    rf"^(?:{_BY}\s+{_THE_SOURCE}|as\s+(?:is\s+)?{_SHOWN}\s+{_IN}\s+{_THE_SOURCE})\s*,\s*(\w)", re.IGNORECASE
-)
+_OPENING = re.compile(rf"^(?:{_BY}\s+{_THE_SOURCE}|as\s+(?:is\s+)?{_SHOWN}\s+{_IN}\s+{_THE_SOURCE})\s*,\s*(\w)", re.IGNORECASE)
 _TAIL = re.compile(
     rf",?\s+as\s+(?:(?:it|he|she)\s+)?(?:(?:is|was|can\s+be)\s+)?{_SHOWN}(?:\s+(?:here|above)|\s+{_IN}\s+{_THE_SOURCE})\s*,?(?=\W|$)"
     rf"|,\s+{_SHOWN}(?:\s+(?:here|above)|\s+{_IN}\s+{_THE_SOURCE})\s*,|\s*\((?:(?:as\s+)?{_SHOWN}\s+)?{_IN}\s+{_THE_SOURCE}\)"

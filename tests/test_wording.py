@@ -81,6 +81,7 @@ REWRITTEN = {
     "What is his occupation?": None,
 }  # fmt: skip
 
+
 @pytest.mark.parametrize("question", NAMING)
 def test_naming_questions(question):
     assert to_text_only(question, "Anna Berg") is None
@@ -95,6 +96,7 @@ def test_the_person_is_replaced_by_the_name(question):
 
 def test_a_name_is_taken_literally():
     assert to_text_only("Where was this person born?", r"A\1 \g<0>") == r"Where was A\1 \g<0> born?"
+
 
 JOB, FATHER, MOTHER = "What is this person's job?", "What does this person's father do?", "What is the mother's job?"
 PETS = "Does this person have any pets?"
@@ -208,10 +210,10 @@ ANSWERS = {
     "Anna Berg is a nurse from Perth.": "Anna Berg",
     "This is Anna Berg (30).": "Anna Berg",
     "This is 50 Cent.": "50 Cent",
-    # No name.
-    **dict.fromkeys(["Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
-                     "The name is not given.", "This person is Anonymous.", None, 7]),
-}
+} | dict.fromkeys(
+    ("Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
+     "The name is not given.", "This person is Anonymous.", None, 7)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
