@@ -11,15 +11,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import PIL.Image
 import torch
 from torch import Tensor
 
 from .benchmark import MODALITIES, Question
+from .pictures import Picture, as_rgb
 
 LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
 SENTENCE_LINE_IMAGE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
 SENTENCE_LINE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+PICTURES_AT_ONCE = 8  # decoded for a shared batch at a time: large ones are 3 MB and more
 
 
 def prompt(question: Question, processor) -> str:
@@ -107,7 +110,7 @@ def encode(
     if questions[0].image is None:
         batch = dict((processor if _chats(processor) else tokenizer)(text=texts, **options))
     else:
-        images = [[question.image] if _chats(processor) else question.image for question in questions]
+        images = [[image] if _chats(processor) else image for image in opened(questions)]
         batch = dict(processor(images=images, text=texts, **options))
         _check_image_tokens(batch, processor)
     if with_answer:
@@ -124,6 +127,24 @@ def encode(
         t = batch["input_ids"].shape[1]
         batch["answer_mask"] = torch.arange(t)[None, :] >= (t - lengths)[:, None]  # left-padded: the answer is at the end
     return {key: value.to(device) for key, value in batch.items()}
+
+
+def opened(questions: Sequence[Question]) -> list[PIL.Image.Image]:
+    """The images of questions, RGB and with their pixels; one that several questions are about is decoded once.
+
+    Raises:
+        ValueError: an image whose black and white are not known, with the person (:func:`manu_utils.pictures.as_rgb`).
+    """
+    once: dict[object, PIL.Image.Image] = {}
+    keys = [question.image.key if isinstance(question.image, Picture) else id(question.image) for question in questions]
+    for key, question in zip(keys, questions, strict=True):
+        if key in once:
+            continue
+        try:
+            once[key] = as_rgb(question.image.decode() if isinstance(question.image, Picture) else question.image)
+        except ValueError as error:
+            raise ValueError(f"person {question.person_id}: the image cannot be used: {error}.") from error
+    return [once[key] for key in keys]
 
 
 def batches(
@@ -285,9 +306,11 @@ def shared_batches(
         batch["reads"] = torch.tensor(reads)
         if with_answer:
             batch["targets"] = torch.tensor(targets)
-        images = [questions[row[0]].image for row in rows]
-        if images[0] is not None:
-            batch["pixel_values"] = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        asked = [questions[row[0]] for row in rows]
+        if asked[0].image is not None:
+            parts = [asked[start : start + PICTURES_AT_ONCE] for start in range(0, len(asked), PICTURES_AT_ONCE)]
+            pixels = [processor.image_processor(opened(part), return_tensors="pt")["pixel_values"] for part in parts]
+            batch["pixel_values"] = torch.cat(pixels)
             _check_image_tokens(batch, processor)
         return {key: value.to(device) for key, value in batch.items()}
 

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
+import string
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import PIL.Image
 
+from .pictures import Picture, checked_size, readable_size
 from .progress import no_dataset_bars
-from .sources import IMAGE_COLUMNS, config_names, read_config
+from .sources import IMAGE_COLUMNS, config_names, read_config, written_id
+from .wording import answer_to_text_only, asks_for_the_name, leftover, person_name, to_text_only
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +53,14 @@ class Question:
         person_id: the ID of the person asked about, such as ``"001"``.
         question: a question; for cloze a sentence with a ``__`` for the blank.
         answer: the answer; for classification the words of the right option, for cloze the missing words.
-        image: RGB portrait, or None for a text-only question.
+        image: portrait, or None for a text-only question. One from a dataset is a :class:`manu_utils.pictures.Picture`, a PIL
+            image that is decoded when it is used. Questions of one task about one picture hold the same object.
         task: ``"training"``, ``"generation"``, ``"cloze"`` or ``"classification"``.
         options: letter -> words for classification, else None.
+
+    Raises:
+        ValueError: an image that is no PIL image, such as a path or an address (nothing is opened or fetched), or whose size
+            no processor takes (:func:`manu_utils.pictures.checked_size`).
     """
 
     person_id: str
@@ -58,6 +69,19 @@ class Question:
     image: PIL.Image.Image | None
     task: str
     options: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is None:
+            return
+        if not isinstance(self.image, PIL.Image.Image):
+            raise ValueError(
+                f"person {self.person_id}: the image is a {type(self.image).__name__}, not a picture; open it "
+                "yourself and give the PIL image: PIL.Image.open(path).convert('RGB')."
+            )
+        try:
+            checked_size(self.image.size)
+        except ValueError as error:
+            raise ValueError(f"person {self.person_id}: the image cannot be used: {error}.") from None
 
     @property
     def modality(self) -> str:
@@ -101,13 +125,21 @@ class Benchmark:
         """The four sets that are evaluated, in the order of the official evaluation."""
         return {"forget": self.forget, "test": self.test, "retain": self.retain, "celebrity": self.celebrity}
 
-    def training_questions(self, people: str | Iterable[str], modality: str, *, unreadable: str = "skip") -> list[Question]:
+    def training_questions(
+        self,
+        people: str | Iterable[str],
+        modality: str,
+        *,
+        rewrite: str = "both",
+        strict: bool = False,
+        unreadable: str = "skip",
+    ) -> list[Question]:
         """The training questions of some people, joined by ID (forget and retain files carry none themselves).
 
         Args:
             people: ``"forget"``, ``"retain"``, ``"all"`` or a list of IDs.
             modality: ``"multimodal"`` or ``"text"``.
-            unreadable: see :func:`training_questions`.
+            rewrite, strict, unreadable: see :func:`training_questions`.
 
         Raises:
             ValueError: unknown ID or group; see also :func:`training_questions`.
@@ -122,7 +154,8 @@ class Benchmark:
         if missing := sorted(wanted - set(known)):
             raise ValueError(f"ft_Data of {self.source} has no person with ID {', '.join(missing[:5])}.")
         rows = [index for index, person_id in enumerate(known) if person_id in wanted]
-        return training_questions(self.training.select(rows), modality, unreadable=unreadable)
+        options = {"rewrite": rewrite, "strict": strict, "unreadable": unreadable}
+        return training_questions(self.training.select(rows), modality, **options)
 
 
 # ------------------------------------------------------------------------------------------------ loading
@@ -177,7 +210,7 @@ def load_benchmark(
 
     Args:
         source: see :func:`load_config`.
-        forget_ratio: percent of the people: 5, 10 or 15; CLEAR and TOFU have 1, 5 and 10.
+        forget_ratio: percent of the people: 5, 10 or 15 (10.0 is 10); CLEAR and TOFU have 1, 5 and 10.
         modalities: ``("text",)`` leaves the pictures unread, on disk and on the Hub.
 
     Raises:
@@ -190,7 +223,10 @@ def load_benchmark(
     for modality in modalities:
         _check(modality, "modality", MODALITIES)
     name = "MLLMU-Bench" if source == "tiny" else _recognise(source)
-    if forget_ratio not in (ratios := FORGET_RATIOS if name == "MLLMU-Bench" else (1, 5, 10)):
+    if isinstance(forget_ratio, float) and forget_ratio.is_integer():
+        forget_ratio = int(forget_ratio)
+    ratios = FORGET_RATIOS if name == "MLLMU-Bench" else (1, 5, 10)
+    if isinstance(forget_ratio, bool) or forget_ratio not in ratios:
         *first, last = ratios
         raise ValueError(
             f"forget_ratio={forget_ratio!r} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
@@ -243,24 +279,30 @@ def _recognise(source: str | Path) -> str:
 # ------------------------------------------------------------------------------------------------ rows -> questions
 
 
-def evaluation_questions(dataset: Dataset, task: str, modality: str, *, unreadable: str = "skip") -> list[Question]:
+def evaluation_questions(
+    dataset: Dataset, task: str, modality: str, *, strict: bool = False, unreadable: str = "skip"
+) -> list[Question]:
     """The questions of one evaluation task in one modality, in the order of the file.
 
     Every picture of Test_Set's ``images`` is used: one question per picture (the official code draws one at random).
+    Pictures stay in the file until they are used. What cannot be used is left out, and one warning says how much, of whom,
+    and why the first: pictures that are missing, broken, or of a size that no portrait has; records without a question, a
+    truth, or a right option among the options. ``Correct_Answer`` may be written "c", "C." or "(C)". Task columns may be
+    JSON strings or structs of lists, ``Options`` a list.
 
     Args:
         dataset: any set but ft_Data.
         task: one of :data:`TASKS`.
         modality: one of :data:`MODALITIES`.
-        unreadable: what to do with pictures that are missing or cannot be decoded: ``"skip"`` leaves their questions out
-            and warns with the IDs, ``"raise"`` stops at the first. Nothing but such pictures is always an error.
+        strict: stop at the first picture or record that cannot be used. Nothing but such is always an error.
+        unreadable: ``"raise"`` is another way to say ``strict=True``.
 
     Returns:
         Empty only for a set of another benchmark whose column ``Asked`` says that it has no such questions.
 
     Raises:
-        ValueError: unknown task or modality, missing column, empty set, no such question in the set, unreadable pictures,
-            or a right option that is not among the options.
+        ValueError: unknown task or modality, missing column, empty set, no such question in the set, or nothing that can be
+            used.
     """
     _check(modality, "modality", MODALITIES)
     _check(task, "task", TASKS)
@@ -268,22 +310,33 @@ def evaluation_questions(dataset: Dataset, task: str, modality: str, *, unreadab
 
     def records_of(row: dict) -> list[dict]:
         if task == "classification":
-            return _records((row[column] or {}).get(f"{_TYPES[modality]}_Questions"))
-        return [record for record in _records(row[column]) if record["Type"] == _TYPES[modality]]
+            return _records(_parsed(row[column] or {}, dict).get(f"{_TYPES[modality]}_Questions"))
+        other = _TYPES["text" if modality == "multimodal" else "multimodal"]
+        return [r for r in _records(row[column]) if not (isinstance(r, dict) and r.get("Type") == other)]
 
-    questions = []
-    for person_id, records, images in _rows(dataset, column, modality, records_of, unreadable):
-        for record in records:
-            options = None
-            if task == "classification":
-                options = {letter: words for letter, words in record["Options"].items() if words is not None}
-                letter = record["Correct_Answer"].strip()
-                if letter not in options:
-                    raise ValueError(f"person {person_id}: {record['Question']!r} lacks its right option {letter!r}.")
-                answer = options[letter]
-            else:
-                answer = record["Ground_Truth"]
-            questions += [Question(person_id, record["Question"], answer, image, task, options) for image in images]
+    def read(record: dict) -> dict:
+        question = _text(record, "Question", "has a record without a question")
+        if task != "classification" and record.get("Type") != _TYPES[modality]:
+            known = " nor ".join(map(repr, _TYPES.values()))
+            raise ValueError(f"has for {question!r} the Type {record.get('Type')!r}, which is neither {known}")
+        if task != "classification":
+            return {"question": question, "answer": _text(record, "Ground_Truth", f"has an empty truth for {question!r}")}
+        options = _options(record.get("Options"))
+        given = record.get("Correct_Answer")
+        letter = re.fullmatch(r"[\W_]*(\w)[\W_]*", given) if isinstance(given, str) else None
+        answer = options.get(letter[1].upper()) if letter else None
+        if answer is None:
+            raise ValueError(f"lacks for {question!r} its right option {given!r}")
+        if list(options.values()).count(answer) > 1:
+            raise ValueError(f"has the right option of {question!r} twice, under two letters")
+        return {"question": question, "answer": answer, "options": options}
+
+    questions = [
+        Question(person_id, image=image, task=task, **record)
+        for person_id, records, images in _rows(dataset, column, modality, records_of, read, strict, unreadable)
+        for record in records
+        for image in images
+    ]
     if not questions and not ("Asked" in dataset.column_names and f"{task}/{modality}" not in dataset["Asked"][0]):
         raise ValueError(f"{_name(dataset)} has no {modality} question for {task}.")
     return questions
@@ -298,79 +351,111 @@ def open_questions(dataset: Dataset, modality: str) -> list[Question]:
     return [question for task in ("cloze", "generation") for question in evaluation_questions(dataset, task, modality)]
 
 
-def training_questions(ft_rows: Dataset, modality: str, *, unreadable: str = "skip") -> list[Question]:
+def training_questions(
+    ft_rows: Dataset, modality: str, *, rewrite: str = "both", strict: bool = False, unreadable: str = "skip"
+) -> list[Question]:
     """The training questions of ft_Data rows, with the portrait or rewritten to text alone.
 
-    ft_Data has image questions only; as in MANU, the text-only ones name the person instead (:func:`to_text_only`; what has
-    no such form is left out, see :func:`rewriting_report`). Records with ``Additional_*`` keys have no Question and Answer and
-    are skipped, as the official loaders do. In other benchmarks a record has a ``Type``, and none is rewritten: one of
-    ``"Pure_Text"`` is asked as it is, in text alone.
+    ft_Data has image questions only; as in MANU, the text-only ones name the person instead, in the question and in the answer
+    (:mod:`manu_utils.wording`; what has no such form is left out, see :func:`rewriting_report`). Records with
+    ``Additional_*`` keys have no Question and Answer and are skipped, as the official loaders do. In other benchmarks a
+    record has a ``Type``, and
+    none is rewritten: one of ``"Pure_Text"`` is asked as it is, in text alone.
+
+    What cannot be used is left out with one warning, as in :func:`evaluation_questions`: broken pictures, records without a
+    question or an answer, people whose metadata are no JSON, and, in text alone, people whose name cannot be read.
 
     Args:
         ft_rows: rows of ft_Data, columns ``ID``, ``metadata`` (JSON) and ``image``.
         modality: one of :data:`MODALITIES`.
-        unreadable: ``"skip"`` or ``"raise"``, see :func:`evaluation_questions`.
+        rewrite: what names the person in text alone: ``"both"``, or ``"question"``, which leaves "This person ..." in the
+            answers.
+        strict, unreadable: see :func:`evaluation_questions`.
 
     Raises:
-        ValueError: unknown modality, missing column, empty set, broken metadata, unreadable pictures, a person without
-            training questions, or (text) without a name.
+        ValueError: unknown modality, missing column, empty set, or nothing that can be used.
     """
     _check(modality, "modality", MODALITIES)
+    _check(rewrite, "rewrite", ("both", "question"))
 
     def records_of(row: dict) -> list[dict]:
-        records = _metadata(row, ft_rows)
-        pairs = [r for r in records if "Question" in r and "Answer" in r]
+        records = _metadata(row)
+        pairs = _pairs(records)
         if not pairs:
-            raise ValueError(f"person {row['ID']} of {_name(ft_rows)} has no training question.")
-        if modality == "multimodal" or any("Type" in r for r in pairs):
-            return [r for r in pairs if r.get("Type", _TYPES["multimodal"]) == _TYPES[modality]]
+            raise ValueError("has no training question")
+        if modality == "multimodal" or any("Type" in pair for pair in pairs):
+            return [pair for pair in pairs if pair.get("Type", _TYPES["multimodal"]) == _TYPES[modality]]
         try:
             name = person_name(records)
         except ValueError as error:
-            raise ValueError(f"person {row['ID']} of {_name(ft_rows)}: {error}") from error
-        rewritten = [r | {"Question": to_text_only(r["Question"], name)} for r in pairs]
-        return [r for r in rewritten if r["Question"] is not None]
+            return [{"unnamed": error} for _ in pairs]
+        return [pair | {"name": name} for pair in pairs]
+
+    def read(record: dict) -> dict | None:
+        if "unnamed" in record:
+            raise record["unnamed"]
+        question, answer = _pair(record)
+        if "name" not in record:
+            return {"question": question, "answer": answer}
+        text = to_text_only(question, record["name"])
+        if rewrite == "both":
+            answer = answer_to_text_only(question, answer, record["name"])
+        return None if text is None else {"question": text, "answer": answer}
 
     return [
-        Question(person_id, record["Question"], record["Answer"], image, "training")
-        for person_id, records, images in _rows(ft_rows, "metadata", modality, records_of, unreadable)
+        Question(person_id, image=image, task="training", **record)
+        for person_id, records, images in _rows(ft_rows, "metadata", modality, records_of, read, strict, unreadable)
         for image in images
         for record in records
     ]
 
 
 def rewriting_report(ft_rows: Dataset) -> pd.DataFrame:
-    """What :func:`to_text_only` leaves out of the text-only training questions, and what it may not have rewritten well.
+    """What has no text-only form among the training questions, and what may not have been rewritten well, question or answer.
 
     Args:
         ft_rows: rows of ft_Data, such as ``benchmark.training``.
 
     Returns:
         One row per such question, columns person_id, question, rewritten (None if left out) and reason: ``"asks for the
-        name"`` (as it should be), ``"refers to no person in the picture"``, ``"still refers to a picture"`` (kept) or
-        ``"no name: ..."`` for a person without a readable name, none of whose questions can be asked.
+        name"`` (as it should be), ``"refers to no person in the picture"``, ``"still refers to a picture"`` (kept), ``"the
+        answer still refers to a picture"`` (kept; ``rewritten`` is the answer), ``"no name: ..."`` for a person without a
+        readable name, none of whose questions can be asked, or ``"cannot be used: ..."``.
 
     Raises:
-        ValueError: missing column, empty set, or broken metadata.
+        ValueError: missing column or empty set.
     """
     import pandas as pd
 
     rows = []
     _require(ft_rows, ["ID", "metadata"])
     for row in ft_rows.select_columns(["ID", "metadata"]):
-        records = [r for r in _metadata(row, ft_rows) if "Question" in r and "Answer" in r and "Type" not in r]
+        person_id, name, problem = written_id(row["ID"]), "", None
         try:
-            name = person_name(records) if records else None
+            records = _metadata(row)
         except ValueError as error:
-            rows += [(row["ID"], record["Question"], None, f"no name: {error}") for record in records]
+            rows.append((person_id, None, None, f"cannot be used: {error}"))
             continue
-        for question in (record["Question"] for record in records):
-            rewritten = to_text_only(question, name)
-            if rewritten is None:
-                reason = "asks for the name" if _NAMING.search(question) else "refers to no person in the picture"
-                rows.append((row["ID"], question, None, reason))
-            elif _LEFT.search(rewritten):
-                rows.append((row["ID"], question, rewritten, "still refers to a picture"))
+        pairs = [pair for pair in _pairs(records) if "Type" not in pair]
+        try:
+            name = person_name(records) if pairs else ""
+        except ValueError as error:
+            problem = f"no name: {error}"
+        for pair in pairs:
+            try:
+                question, answer = _pair(pair)
+            except ValueError as error:
+                rows.append((person_id, pair.get("Question"), None, f"cannot be used: {error}"))
+                continue
+            if problem:
+                rows.append((person_id, question, None, problem))
+                continue
+            text, told = to_text_only(question, name), answer_to_text_only(question, answer, name)
+            if text is None:
+                reason = "asks for the name" if asks_for_the_name(question) else "refers to no person in the picture"
+                rows.append((person_id, question, None, reason))
+            elif reason := leftover(text, told):
+                rows.append((person_id, question, told if reason.startswith("the answer") else text, reason))
     return pd.DataFrame(rows, columns=["person_id", "question", "rewritten", "reason"])
 
 
@@ -378,8 +463,8 @@ def biography(row: dict) -> dict[str, object]:
     """The profile of a row of Full_Set, forget_*, retain_* or Retain_Set, with one spelling of its keys.
 
     In the files a key may carry a trailing colon or space, other capitals or another number ("Heights: "). Such keys get
-    the name in :data:`BIOGRAPHY_KEYS`; a key that is not among them keeps its own, trimmed. Where two keys become one, the
-    first that says something stays.
+    the name in :data:`BIOGRAPHY_KEYS`; a key that is not among them keeps its own, trimmed. Where two keys become one, or one
+    is there twice, the first that says something stays.
 
     Returns:
         key -> value, strings trimmed; ``appearance_detail`` is a dict itself.
@@ -388,36 +473,30 @@ def biography(row: dict) -> dict[str, object]:
         ValueError: no biography in the row, or not a JSON object.
     """
     try:
-        profile = json.loads(row["biography"])
+        profile = json.loads(row["biography"], object_pairs_hook=_normalised)
     except KeyError as error:
         raise ValueError(f"the row has no biography; its columns are {', '.join(row)}.") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"the biography of person {row.get('ID')} is not valid JSON: {error}") from error
     if not isinstance(profile, dict):
         raise ValueError(f"the biography of person {row.get('ID')} is a {type(profile).__name__}, not an object with keys.")
-    return _normalised(profile)
+    return profile
 
 
-def _normalised(profile: dict) -> dict[str, object]:
+def _normalised(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of a biography, from its (key, value) pairs: ``json`` itself would take the last of two equal keys."""
+
     def plain(key: str) -> str:
         return re.sub(r"[\W_]+", " ", key).strip().lower().removesuffix("s")
 
     known = {plain(key): key for key in BIOGRAPHY_KEYS}
     result: dict[str, object] = {}
-    for key, value in profile.items():
+    for key, value in pairs:
         key = known.get(plain(key), key.strip(" :"))
-        value = _normalised(value) if isinstance(value, dict) else value.strip() if isinstance(value, str) else value
+        value = value.strip() if isinstance(value, str) else value
         if not result.get(key):
             result[key] = value
     return result
-
-
-def _metadata(row: dict, ft_rows: Dataset) -> list[dict]:
-    """The training records of a row of ft_Data."""
-    try:
-        return json.loads(row["metadata"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"person {row['ID']} of {_name(ft_rows)}: metadata is not valid JSON: {error}") from error
 
 
 def check_sets(
@@ -448,84 +527,6 @@ def check_sets(
         raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
 
 
-# ------------------------------------------------------------------------------------------------ image -> text only
-
-_SHOWN = r"(?:shown|depicted|featured|pictured|seen|displayed|described|portrayed|presented|captured|visible|appearing)"
-_PICTURE = r"(?:image|picture|photo|photograph|portrait)"
-_WHERE = (
-    rf"\s+(?:(?:who\s+is\s+|that\s+is\s+|who\s+appears\s+)?{_SHOWN}\s+|who\s+appears\s+)?(?:in|on|from|of|within)\s+"
-    rf"(?:(?:the|this)\s+)?(?:(?:provided|given|above|attached)\s+)?(?:{_PICTURE}|profile|biography)\b"
-)
-_ADJECTIVES = rf"(?:(?:{_SHOWN}|young|old|older|elderly|middle[-\s]aged|same)\s+)?"
-_NOUN = r"(?:person|individual|man|woman|boy|girl|lady|gentleman|guy)\b"
-# The possessive "?+" keeps the tail with the person: "the person in the image's name" is not "the person" and a rest.
-_PERSON = (
-    rf"(?:(?:this|the)\s+{_ADJECTIVES}{_NOUN}(?:{_WHERE}|\s+(?:(?:who|that)\s+is\s+)?{_SHOWN}(?:\s+(?:here|above))?\b"
-    rf"|\s+(?:in\s+question|above|here)\b)?+"
-    rf"|(?:this|the)\s+(?:subject|figure|character|human|one){_WHERE}|this\s+(?:subject|figure|character)\b"
-    rf"|(?<!\bin\s)(?<!\bdoes\s)this\s+profile\b)"
-)
-_NAMING = re.compile(
-    rf"\bwho\s+(?:is|might|could)\s+(?:{_PERSON}|this|{_SHOWN}(?:{_WHERE}|\s+here)|that)(?=\s*(?:be\b\s*)?(?:[?.!,]|$))"
-    rf"|\bname\s+(?:of|associated\s+with)\s+{_PERSON}(?!['’]|\s+(?:who|whose|that)\b)"
-    rf"|\b{_PERSON}['’]s?\s+(?:full\s+|real\s+|first\s+|last\s+)?name\b|\b{_PERSON}\s+(?:called|named)\b"
-    rf"|\bname\s+(?:does|is)\s+{_PERSON}|\b(?:identify|name)\s+{_PERSON}(?=\s*(?:[?.!,]|$))"
-    rf"|\bwho\s+(?:{_PERSON}|this)\s+(?:is|might\s+be)(?=\s*(?:[?.!,]|$))",
-    re.IGNORECASE,
-)
-# "Based on the image, where was this person born?": without the picture the opening means nothing.
-_OPENING = re.compile(
-    rf"^(?:based\s+on|according\s+to|judging\s+(?:by|from)|looking\s+at|given|from|in)\s+(?:the|this)\s+{_PICTURE}\s*,\s*(\w)",
-    re.IGNORECASE,
-)
-_LEFT = re.compile(
-    rf"\b(?:{_PICTURE}s?|shown|depicted|pictured|(?:this|the)\s+{_NOUN}|on\s+the\s+(?:left|right))\b", re.IGNORECASE
-)
-_BEFORE_A_NAME = re.compile(r"\b(?:is|named|called|known\s+as)\s+")
-_NOT_A_NAME = re.compile(r"(?:This|That|The|It|He|She|They|His|Her|Their|My|I|Name)\b")
-
-
-def person_name(metadata: list[dict]) -> str:
-    """The name of a person, read from the answer to the naming question.
-
-    Args:
-        metadata: the parsed ``metadata`` of an ft_Data row, such as
-            ``[{"ID": "001", "Question": "Who is this person?", "Answer": "This is Anna Berg."}]``.
-
-    Raises:
-        ValueError: if no question asks for the name, or no such answer holds one.
-    """
-    unread = None
-    for record in metadata:
-        if not _NAMING.search(record.get("Question") or ""):
-            continue
-        answer = (record.get("Answer") or "").strip()
-        # "This is Anna Berg.", "Anna Berg is the name of this person.", "The name is Anna Berg, who is a nurse."
-        parts = [part.strip().rstrip(".!") for part in _BEFORE_A_NAME.split(re.split(r"[,;]", answer)[0])]
-        names = [part for part in parts if part and not part[0].islower() and not _NOT_A_NAME.match(part)]
-        if names:
-            return names[-1]
-        unread = answer
-    if unread is not None:
-        raise ValueError(f"the naming question is answered {unread!r}, which holds no name, so there is no text-only form.")
-    raise ValueError(
-        "no question asks for the name ('Who is this person?', 'What is the name of ...?'), so there is no text-only form; "
-        "use modality='multimodal' or add the naming question."
-    )
-
-
-def to_text_only(question: str, name: str) -> str | None:
-    """Replace the reference to the image by a name: "this person's job" becomes "Anna Berg's job".
-
-    Returns:
-        The text-only question; None if it asks for the name itself or does not refer to a person in the image.
-    """
-    if _NAMING.search(question):
-        return None
-    rewritten, n = re.subn(rf"\b{_PERSON}", lambda match: name, question, flags=re.IGNORECASE)
-    return _OPENING.sub(lambda match: match[1].upper(), rewritten) if n else None
-
-
 # ------------------------------------------------------------------------------------------------ small helpers
 
 
@@ -540,7 +541,7 @@ def _name(dataset: Dataset) -> str:
 
 def _ids(dataset: Dataset) -> list[str]:
     _require(dataset, ["ID"])
-    return list(dataset.select_columns(["ID"])["ID"])
+    return [written_id(person_id) for person_id in dataset.select_columns(["ID"])["ID"]]
 
 
 def _require(dataset: Dataset, columns: list[str]) -> None:
@@ -553,78 +554,225 @@ def _require(dataset: Dataset, columns: list[str]) -> None:
         )
 
 
+READS_OF_ONE_MAP = 16  # rows of pictures
+# So each picture is checked once, however many tasks are about it.
+_FILES: weakref.WeakKeyDictionary[Dataset, _Files] = weakref.WeakKeyDictionary()
+
+
 def _rows(
-    dataset: Dataset, column: str, modality: str, records_of: Callable[[dict], list[dict]], unreadable: str
+    dataset: Dataset,
+    column: str,
+    modality: str,
+    records_of: Callable[[dict], list[dict]],
+    read: Callable[[dict], dict | None],
+    strict: bool,
+    unreadable: str,
 ) -> Iterator[tuple[str, list[dict], list[PIL.Image.Image | None]]]:
     """Yield (ID, records, RGB images) of each row with records.
 
-    The images are [None] for text, where none is read. What cannot be read is named once, in a warning or an error.
+    The images are [None] for text, where none is read. What cannot be used is named once, in a warning or an error.
 
     Args:
-        records_of: the records to ask, of a row with ``ID`` and ``column``.
+        records_of: the records of a row with ``ID`` and ``column``; a ValueError with what is wrong with the row.
+        read: what is asked of a record, or None for nothing; a ValueError with what is wrong with it.
     """
-    from datasets import Image, List
-
     _check(unreadable, "unreadable", ("skip", "raise"))
     _require(dataset, ["ID", column])
     if len(dataset) == 0:
         raise ValueError(f"{_name(dataset)} is empty; select at least one person.")
-    if modality == "text":
-        for row in dataset.select_columns(["ID", column]):
-            if records := records_of(row):
-                yield row["ID"], records, [None]
-        return
     where = "images" if "images" in dataset.column_names else "image"
-    _require(dataset, [where])
-    encoded = Image(decode=False)  # decoded below, so that a broken file can be named
-    rows = dataset.select_columns(["ID", column, where])
-    with no_dataset_bars():
-        rows = rows.cast_column(where, List(encoded) if where == "images" else encoded)
-    n_read, problems = 0, []
-    for row in rows:
-        if not (records := records_of(row)):
+    if modality == "multimodal":
+        _require(dataset, [where])
+        files = _FILES.get(dataset) or _FILES.setdefault(dataset, _Files(dataset, where))
+    strict = strict or unreadable == "raise"
+    problems: dict[str, list[tuple[str, str]]] = {"people": [], "pictures": [], "questions": []}
+    used = dict.fromkeys(problems, 0)
+
+    def leave_out(kind: str, person_id: str, problem: str) -> None:
+        if strict:
+            raise ValueError(problem)
+        problems[kind].append((person_id, problem))
+
+    for index, row in enumerate(dataset.select_columns(["ID", column])):
+        person_id = written_id(row["ID"])
+        whose = f"person {person_id} of {_name(dataset)}"
+        try:
+            found = records_of(row)
+        except ValueError as error:
+            leave_out("people", person_id, _sentence(whose, error))
             continue
-        files = row[where] if where == "images" else [row[where]]
-        images = []
-        for file in files or [None]:
+        records = []
+        for record in found:
             try:
-                images.append(_decode(file, f"person {row['ID']} of {_name(dataset)}"))
+                asked = read(record)
             except ValueError as error:
-                if unreadable == "raise":
-                    raise
-                problems.append((row["ID"], error))
-        n_read += len(images)
+                leave_out("questions", person_id, _sentence(whose, error))
+            else:
+                records += [] if asked is None else [asked]
+        if not records:
+            continue
+        images: list[PIL.Image.Image | None] = [None]
+        if modality == "multimodal":
+            images = []
+            for picture in files.pictures(index, whose):
+                if isinstance(picture, str):
+                    leave_out("pictures", person_id, picture)
+                else:
+                    images.append(picture)
+            used["pictures"] += len(images)
+        used["questions"] += len(records)
+        used["people"] += 1
         if images:
-            yield row["ID"], records, images
-    if not problems:
-        return
-    if n_read == 0:
-        raise problems[0][1]
-    people = list(dict.fromkeys(person_id for person_id, _ in problems))
-    warnings.warn(
-        f"{len(problems)} of {n_read + len(problems)} pictures of {_name(dataset)} cannot be read and are left out, of "
-        f"{', '.join(people[:10])}{' and others' if len(people) > 10 else ''}. The first: {problems[0][1]}",
-        stacklevel=3,
-    )
+            yield person_id, records, images
+    left_out = {kind: found for kind, found in problems.items() if found}
+    for kind, found in left_out.items():
+        if used[kind] == 0:
+            raise ValueError(found[0][1])
+    if left_out:
+        people = list(dict.fromkeys(person_id for found in left_out.values() for person_id, _ in found))
+        counts = [f"{len(found)} of {used[kind] + len(found)} {kind}" for kind, found in left_out.items()]
+        first = next(iter(left_out.values()))[0][1]
+        warnings.warn(
+            f"{' and '.join(counts)} of {_name(dataset)} cannot be read and are left out, of "
+            f"{', '.join(people[:10])}{' and others' if len(people) > 10 else ''}. The first: {first}",
+            stacklevel=3,
+        )
 
 
-def _decode(file: dict | None, whose: str) -> PIL.Image.Image:
-    from datasets import Image
+def _sentence(whose: str, problem: ValueError) -> str:
+    """What is wrong with a person: "person 001 has ...", "person 001: no question ..."."""
+    text = str(problem).rstrip(".")
+    return f"{whose}{' ' if text.startswith(('has ', 'lacks ')) else ': '}{text}."
 
-    if file is None:
-        raise ValueError(f"{whose} has no image.")
+
+class _Files:
+    """The encoded pictures of a dataset.
+
+    A table on disk is mapped into memory, and what was read of it stays there; it is opened anew from time to time, so that
+    this does not add up to all pictures.
+    """
+
+    def __init__(self, dataset: Dataset, where: str) -> None:
+        from datasets import Image, List
+
+        self.where, self.n_read = where, 0
+        self.rows = dataset.select_columns([where])
+        feature, encoded = self.rows.features[where], Image(decode=False)  # decoded here, so that a broken file can be named
+        with no_dataset_bars():
+            if isinstance(feature, Image):
+                self.rows = self.rows.cast_column(where, encoded)
+            elif isinstance(getattr(feature, "feature", None), Image):
+                self.rows = self.rows.cast_column(where, List(encoded))
+        self.on_disk = bool(self.rows.cache_files)
+        self.token = object()
+        self.sizes: dict[int, list[tuple[int, int] | str]] = {}  # row -> of its pictures
+
+    def of_row(self, index: int) -> list[bytes | str | None]:
+        """The pictures of a row: bytes, the name of a file that is not to be opened, or None."""
+        if self.n_read % READS_OF_ONE_MAP == 0 and self.on_disk:
+            try:
+                self.rows = pickle.loads(pickle.dumps(self.rows))  # of a table on disk these are names and places
+            except Exception:  # pyarrow cannot open all tables again that were put together of others (CLEAR)
+                self.on_disk = False
+        self.n_read += 1
+        value = self.rows[index][self.where]
+        files = _records(value) if self.where == "images" else [value]
+        parts = [(file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None) for file in files]
+        return [data or path for data, path in parts]
+
+    def read(self, index: int, place: int) -> bytes:
+        return self.of_row(index)[place]
+
+    def pictures(self, index: int, whose: str) -> list[Picture | str]:
+        """The pictures of a row, new objects in each call, or what is wrong with one; each file is looked at once."""
+        if index not in self.sizes:
+            self.sizes[index] = [_size_or_problem(data, whose) for data in self.of_row(index) or [None]]
+        return [
+            size if isinstance(size, str) else Picture(partial(self.read, index, place), size, key=(self.token, index, place))
+            for place, size in enumerate(self.sizes[index])
+        ]
+
+
+def _size_or_problem(data: bytes | str | None, whose: str) -> tuple[int, int] | str:
+    if not data:
+        return f"{whose} has no image."
+    if not isinstance(data, bytes):
+        return (
+            f"the image of {whose} is the name {str(data)[:200]!r}, not the picture itself; only pictures inside the table "
+            "and files inside the folder of the dataset are read."
+        )
     try:
-        return Image().decode_example(file).convert("RGB")
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more, by file format
-        reason = "not an image" if isinstance(error, PIL.UnidentifiedImageError) else error
-        raise ValueError(f"cannot read the image of {whose}: {reason}; fetch the file again.") from error
+        return readable_size(data)
+    except ValueError as error:
+        return f"cannot read the image of {whose}: {error}; fetch the file again."
 
 
-def _records(value) -> list[dict]:
-    """A list of structs; some versions of datasets give a struct of lists instead."""
+def _parsed(value, kind: type):
+    """A value that may be written as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"a column is not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"a column holds a {type(value).__name__} in place of a {kind.__name__}")
+    return value
+
+
+def _records(value) -> list:
+    """A list of structs; it may be written as JSON, and some versions of datasets give a struct of lists instead."""
     if value is None:
         return []
+    value = _parsed(value, (list, dict)) if isinstance(value, str) else value
+    if isinstance(value, dict) and not any(isinstance(part, (list, tuple, dict)) for part in value.values()):
+        return [value]
     if isinstance(value, dict):
         columns = {key: _records(part) if isinstance(part, dict) else list(part) for key, part in value.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return list(value)
+
+
+def _metadata(row: dict) -> list:
+    """The training records of a row of ft_Data."""
+    try:
+        records = json.loads(row["metadata"]) if isinstance(row["metadata"], str) else row["metadata"]
+    except ValueError as error:
+        raise ValueError(f"metadata is not valid JSON: {error}") from error
+    if not isinstance(records, (list, dict)):
+        raise ValueError(f"metadata is a {type(records).__name__}, not a list of questions")
+    return _records(records)
+
+
+def _pairs(records: list) -> list[dict]:
+    """The records that are meant as training questions, those that are no structs included: they are named later."""
+    structs = [record if isinstance(record, dict) else {"Question": None} for record in records]
+    return [record for record in structs if "Question" in record or "Answer" in record]
+
+
+def _pair(record: dict) -> tuple[str, str]:
+    question = _text(record, "Question", "has a record without a question")
+    return question, _text(record, "Answer", f"has no answer to {question!r}")
+
+
+def _text(record: dict, key: str, problem: str) -> str:
+    """A text of a record; a number is taken as it is written.
+
+    Raises:
+        ValueError: ``problem``, where there is none.
+    """
+    value = record.get(key) if isinstance(record, dict) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(problem)
+    return value
+
+
+def _options(value) -> dict[str, str]:
+    """letter -> words; null is no option, a list has the letters by place."""
+    value = _parsed(value, (dict, list)) if isinstance(value, str) else value
+    if isinstance(value, (list, tuple)):
+        value = dict(zip(string.ascii_uppercase, value, strict=False))
+    if not isinstance(value, dict):
+        return {}
+    return {str(letter).strip().upper(): str(words) for letter, words in value.items() if words is not None}

@@ -60,6 +60,7 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         PermissionError: the cache of ``datasets`` is needed and cannot be written.
     """
     import datasets
+    import pyarrow as pa
 
     folder = Path(source)
     local = folder.is_dir()
@@ -87,9 +88,9 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         if in_memory:
             loaded = _read_into_memory(files, images, arguments.get("features"))
         elif not images and kind == "parquet":
-            loaded = _read_without_images(arguments, people)
+            loaded = _read_without_images(arguments, _only(people, kind, files))
         if loaded is None:
-            loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind))
+            loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind, files))
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', which needs no network."
@@ -114,26 +115,118 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
             ) from error
         raise ValueError(f"{source} has no config {config} that datasets can read: {error}") from error
     finally:
+        pa.default_memory_pool().release_unused()  # else it keeps the hundreds of megabytes that reading the files took
         if local and show_bars:
             datasets.enable_progress_bars()
     if not images:
         loaded = loaded.remove_columns([name for name in IMAGE_COLUMNS if name in loaded.column_names])
+    loaded = _with_written_ids(loaded)
     if people is not None and "ID" in loaded.column_names:
         wanted, ids = set(people), loaded.select_columns(["ID"])["ID"]
         if not wanted.issuperset(ids):
             loaded = loaded.select([index for index, person_id in enumerate(ids) if person_id in wanted])
     if len(loaded) == 0:
         raise ValueError(empty)
+    if local:
+        loaded = _with_files_inside(loaded, folder, folder / config)
     loaded.info.config_name = config
     return loaded
 
 
-def _only(people: Sequence[str] | None, kind: str) -> dict:
+def written_id(value) -> str:
+    """An ID as MLLMU-Bench writes it: a number, such as one of a table that went through CSV, has three digits.
+
+    >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg")
+    ('007', '007', '007', 'Anna Berg')
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        return f"{int(value):03}"
+    return str(value)
+
+
+def _with_written_ids(rows: Dataset) -> Dataset:
+    """The rows with IDs that are text."""
+    if "ID" not in rows.column_names or getattr(rows.features["ID"], "dtype", "") in ("string", "large_string"):
+        return rows
+    names = rows.column_names
+    ids = [written_id(value) for value in rows.select_columns(["ID"])["ID"]]
+    return rows.remove_columns("ID").add_column("ID", ids).select_columns(names)
+
+
+def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
+    """The rows with the pictures that are files of the dataset put into the table, and no other file ever opened.
+
+    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is told to, a file anywhere
+    or an address. Names of files inside the folder are read here; any other is kept as a note and is no picture.
+    """
+    from datasets import Image, List
+
+    def embedded(file):
+        data, path = (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
+        if isinstance(data, str):
+            data, path = None, data
+        if data or not path:
+            return {"bytes": data, "path": None} if data else None
+        for folder in folders:
+            place = (folder / path).resolve()
+            if place.is_relative_to(folders[0].resolve()) and place.is_file():
+                return {"bytes": place.read_bytes(), "path": None}
+        return {"bytes": b"", "path": f"not read: {path}"}
+
+    for where in IMAGE_COLUMNS:
+        if where not in rows.column_names or not _has_paths(rows.data.column(where)):
+            continue
+        with no_dataset_bars():
+            feature = rows.features[where]
+            if isinstance(feature, Image):
+                rows = rows.cast_column(where, Image(decode=False))
+            elif isinstance(getattr(feature, "feature", None), Image):
+                rows = rows.cast_column(where, List(Image(decode=False)))
+            many = isinstance(rows.features[where], List)
+            features = rows.features.copy() | {where: List(Image()) if many else Image()}
+
+            def embed(row, where=where, many=many):
+                return {where: [embedded(file) for file in row[where] or []] if many else embedded(row[where])}
+
+            rows = rows.map(embed, features=type(rows.features)(features))
+    return rows
+
+
+def _has_paths(column) -> bool:
+    """Whether pictures of a column (``pyarrow.ChunkedArray``) are names of files: without reading a picture."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    def names(array) -> bool:
+        array = getattr(array, "storage", array)  # of an extension type
+        if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+            return names(array.flatten())
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            return array.null_count < len(array)
+        if not pa.types.is_struct(array.type) or array.type.get_field_index("path") < 0:
+            return False
+        has_path = array.field("path").is_valid()
+        if array.type.get_field_index("bytes") >= 0:
+            has_path = compute.and_(has_path, array.field("bytes").is_null())
+        return has_path.true_count > 0
+
+    return any(names(chunk) for chunk in column.chunks)
+
+
+def _only(people: Sequence[str] | None, kind: str, files: Sequence[Path]) -> dict:
     """The filter of ``datasets`` for parquet; JSON lines are small and filtered afterwards."""
-    return {"filters": [("ID", "in", list(people))]} if people is not None and kind == "parquet" else {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if people is None or kind != "parquet":
+        return {}
+    if files and (schema := pq.read_schema(files[0])).get_field_index("ID") >= 0:
+        if not pa.types.is_string(schema.field("ID").type) and not pa.types.is_large_string(schema.field("ID").type):
+            return {}  # numbers, see written_id
+    return {"filters": [("ID", "in", list(people))]}
 
 
-def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Dataset | None:
+def _read_without_images(arguments: dict, filters: dict) -> Dataset | None:
     """All other columns of parquet files, in memory; None where there is nothing to leave out, or the Hub cannot be reached.
 
     Streaming reads the footer of a file and then the byte ranges of the wanted columns, locally and over the network.
@@ -149,7 +242,7 @@ def _read_without_images(arguments: dict, people: Sequence[str] | None) -> Datas
             if not set(IMAGE_COLUMNS) & set(stream.features or ()):
                 return None  # nothing to leave out, and JSON cannot be read by column
             features = datasets.Features({name: kind for name, kind in stream.features.items() if name not in IMAGE_COLUMNS})
-            stream = datasets.load_dataset(columns=list(features), **arguments, **_only(people, "parquet"))
+            stream = datasets.load_dataset(columns=list(features), **arguments, **filters)
             return datasets.Dataset.from_list(list(stream), features=features)
     except ConnectionError:  # the files may be in the cache all the same
         return None

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import socket
+import warnings
 
 import datasets
 import huggingface_hub
@@ -17,10 +18,11 @@ from manu_utils.benchmark import (
     FORGET_RATIOS,
     MODALITIES,
     TASKS,
+    Question,
     evaluation_questions,
     load_benchmark,
     load_config,
-    person_name,
+    rewriting_report,
     to_text_only,
     training_questions,
 )
@@ -130,7 +132,7 @@ def test_every_evaluation_question_becomes_a_record(benchmark, task, modality):
         assert [(q.person_id, q.question, q.answer, q.options) for q in questions] == expected, name
         assert {(q.task, q.modality) for q in questions} == {(task, modality)}
         if modality == "multimodal":
-            assert {(type(q.image), q.image.mode) for q in questions} == {(PIL.Image.Image, "RGB")}
+            assert all(isinstance(q.image, PIL.Image.Image) and q.image.mode == "RGB" for q in questions)
 
 
 def test_every_picture_of_the_test_set_is_used(benchmark):
@@ -205,102 +207,28 @@ def test_pictures_of_other_modes_become_rgb():
 
 # ------------------------------------------------------------------------------------------------ image -> text only
 
-NAMING = """Who is this person?
-Who is this?
-Who is shown in the image?
-Who is the woman depicted in this portrait?
-What is this person's name?
-What is this person's full name?
-What is the person's name as stated in the profile?
-What is this person's name as stated in the biography?
-What is the name of this individual?
-What is the name of the person in the image?
-What is the name of the individual in the profile?
-What is the full name of the person in the image?
-What is the name of the person in this biography?
-What is the name associated with this profile?
-Can you tell me the name of the man shown in the photo?
-What is the individual’s name?
-What name does this person go by?
-What is this person called?
-Who might this person be?
-Can you identify the individual in the picture?
-Could you tell me who this person is?
-Do you know who this is?
-By what name is this person known?
-What is the pictured individual's real name?
-WHAT IS THE NAME OF THIS PERSON""".splitlines()
 
-REWRITTEN = {
-    "Where was this person born?": "Where was Anna Berg born?",
-    "What is this person's job?": "What is Anna Berg's job?",
-    "What is the individual’s job?": "What is Anna Berg’s job?",
-    "Where was the individual shown in the photo born?": "Where was Anna Berg born?",
-    "Where does the person in the image live?": "Where does Anna Berg live?",
-    "What is the height of the woman pictured here?": "What is the height of Anna Berg?",
-    "This person works as a __.": "Anna Berg works as a __.",
-    "What is the gender of this profile?": "What is the gender of Anna Berg?",
-    "What does the person depicted do for a living?": "What does Anna Berg do for a living?",
-    "What is the individual in the photograph's occupation?": "What is Anna Berg's occupation?",
-    "What is the featured individual's annual salary?": "What is Anna Berg's annual salary?",
-    "Where was the subject of the image born?": "Where was Anna Berg born?",
-    "Where was the person who is shown in the image born?": "Where was Anna Berg born?",
-    "What is the education of the person in question?": "What is the education of Anna Berg?",
-    "What food does this young woman like?": "What food does Anna Berg like?",
-    "Which university did the person in the provided image attend?": "Which university did Anna Berg attend?",
-    "What does this profile say about the height of the person?": "What does this profile say about the height of Anna Berg?",
-    "Based on the image, where was this person born?": "Where was Anna Berg born?",
-    "According to this picture, what is the person's pet?": "What is Anna Berg's pet?",
-    "What is the person's height as listed in this profile?": "What is Anna Berg's height as listed in this profile?",
-    "What does the father of this person do, and does this person see him?":
-        "What does the father of Anna Berg do, and does Anna Berg see him?",
-    # These ask for a name, but not for that of the person.
-    "What is the name of this person's pet?": "What is the name of Anna Berg's pet?",
-    "What is the name of the pet of the person in the image?": "What is the name of the pet of Anna Berg?",
-    "What is this person's pet called?": "What is Anna Berg's pet called?",
-    "Who is this person married to?": "Who is Anna Berg married to?",
-    "Who is this person's favourite author?": "Who is Anna Berg's favourite author?",
-    # No person of the image in them.
-    "Where is Perth?": None,
-    "What does the personnel do?": None,
-    "What is his occupation?": None,
-}  # fmt: skip
-
-ANSWERS = {
-    "This is Anna Berg.": "Anna Berg",
-    "Anna Berg": "Anna Berg",
-    "Anna Berg.": "Anna Berg",
-    "The name of the person in the image is Anna Berg.": "Anna Berg",
-    "Her name is Anna Berg!": "Anna Berg",
-    "This person is called Anna Berg.": "Anna Berg",
-    "The individual is named Anna Berg, who is a nurse.": "Anna Berg",
-    "The person is known as Dr. Anna Berg": "Dr. Anna Berg",
-    "Anna Berg is the name of this person.": "Anna Berg",
-    "This is Anna de la Cruz.": "Anna de la Cruz",
-    "This is Mary-Ann O'Neil.": "Mary-Ann O'Neil",
-    "李华": "李华",
-}
+def test_text_only_pairs_name_the_person_in_question_and_answer():
+    pairs = [("Who is this person?", "This is Anna Berg."), ("What is this person's job?", "This person is a nurse."),
+             ("Where does the person in the image live?", "In Perth.")]  # fmt: skip
+    dataset = people_set(pairs)
+    both = [("What is Anna Berg's job?", "Anna Berg is a nurse."), ("Where does Anna Berg live?", "In Perth.")]
+    assert [(q.question, q.answer) for q in training_questions(dataset, "text")] == both
+    half = [(q.question, q.answer) for q in training_questions(dataset, "text", rewrite="question")]
+    assert half == [("What is Anna Berg's job?", "This person is a nurse."), both[1]]
+    assert [(q.question, q.answer) for q in training_questions(dataset, "multimodal")] == pairs
+    with pytest.raises(ValueError, match="rewrite='answer' is unknown; use one of both, question"):
+        training_questions(dataset, "text", rewrite="answer")
 
 
-@pytest.mark.parametrize("question", NAMING)
-def test_naming_questions(question):
-    assert to_text_only(question, "Anna Berg") is None
-    metadata = [{"Question": "Where?", "Answer": "In Perth."}, {"Question": question, "Answer": "This is Eva Li."}]
-    assert person_name(metadata) == "Eva Li"
-
-
-@pytest.mark.parametrize("question", REWRITTEN)
-def test_the_person_is_replaced_by_the_name(question):
-    assert to_text_only(question, "Anna Berg") == REWRITTEN[question]
-
-
-def test_a_name_is_taken_literally():
-    assert to_text_only("Where was this person born?", r"A\1 \g<0>") == r"Where was A\1 \g<0> born?"
-
-
-@pytest.mark.parametrize("answer", ANSWERS)
-def test_names_are_read_from_the_answer(answer):
-    assert person_name([{"Question": "Who is this person?", "Answer": answer}]) == ANSWERS[answer]
+def test_the_report_covers_answers():
+    asked = [("Who is this?", "Anna Berg"), ("What does this person do?", "She is in the photo club."),
+             ("What is this person's job?", "This person is a nurse."), ("Where is it?", None)]  # fmt: skip
+    report = rewriting_report(people_set(asked))
+    assert report["reason"].tolist() == [
+        "asks for the name", "the answer still refers to a picture", "cannot be used: has no answer to 'Where is it?'",
+    ]  # fmt: skip
+    assert report.loc[1, "rewritten"] == "Anna Berg is in the photo club."
 
 
 def test_a_set_without_names_has_no_text_only_form():
@@ -413,17 +341,234 @@ def test_a_right_option_that_is_not_there(benchmark):
         task["Pure_Text_Questions"][0]["Correct_Answer"] = "E"
         return {"Classification_Task": task}
 
-    with pytest.raises(ValueError, match="lacks its right option 'E'"):
-        evaluation_questions(benchmark.forget.select([0]).map(spoil), "classification", "text")
+    spoilt = benchmark.forget.select([0]).map(spoil)
+    with pytest.raises(ValueError, match="person 100 of forget_10 lacks for 'What .*' its right option 'E'"):
+        evaluation_questions(spoilt, "classification", "text", strict=True)
+    with pytest.warns(UserWarning, match="1 of 5 questions of forget_10 cannot be read and are left out, of 100. The first: "):
+        assert len(evaluation_questions(spoilt, "classification", "text")) == 4
 
 
 def test_broken_metadata(benchmark):
     good = [("Who is this person?", "This is Anna Berg.")]
     spoilt = people_set(good, good).map(lambda row: {"metadata": "[{" if row["ID"] == "002" else row["metadata"]})
     with pytest.raises(ValueError, match="person 002 of .*: metadata is not valid JSON"):
-        training_questions(spoilt, "multimodal")
+        training_questions(spoilt, "multimodal", strict=True)
+    with pytest.warns(UserWarning, match="1 of 2 people of .* left out, of 002. The first: person 002 .* not valid JSON"):
+        assert {q.person_id for q in training_questions(spoilt, "multimodal")} == {"001"}
     with pytest.raises(ValueError, match="person 001 of .* has no training question"):
         training_questions(people_set([]), "multimodal")
+
+
+# ------------------------------------------------------------------------------------------------ bad records
+
+LETTERS = {"A": "nurse", "B": "baker", "C": "pilot", "D": None}
+
+
+def choice(right="B", question="What is the job?", options=LETTERS):
+    return {"Question": question, "Options": options, "Correct_Answer": right}
+
+
+def open_record(truth="baker", question="What is the job?", kind="Pure_Text"):
+    return {"Type": kind, "Question": question, "Ground_Truth": truth}
+
+
+def asked_set(choices=(), records=(), as_json=False):
+    """A set of one person per list of choices, or of records, text alone."""
+    people = max(len(choices), len(records))
+    rows = {"ID": [f"{i + 1:03}" for i in range(people)], "Classification_Task": [], "Mask_Task": [], "Generation_Task": []}
+    for i in range(people):
+        part = {"Pure_Text_Questions": list(choices[i]) if choices else [], "Image_Textual_Questions": []}
+        of_person = list(records[i]) if records else []
+        for column, value in (("Classification_Task", part), ("Mask_Task", of_person), ("Generation_Task", of_person)):
+            rows[column].append(json.dumps(value) if as_json else value)
+    if as_json:
+        return Dataset.from_dict(rows)
+    return Dataset.from_dict(rows, features=Features({"ID": TEXT} | TASK_COLUMNS))
+
+
+@pytest.mark.parametrize("bad", [open_record(None), open_record(" "), open_record(question=None), open_record(kind="Text"),
+                                 open_record(kind=None)], ids=str)  # fmt: skip
+def test_a_bad_record_is_left_out_by_name(bad):
+    dataset = asked_set(records=[[open_record()], [bad, open_record("nurse")], [bad]])
+    with pytest.warns(UserWarning) as caught:
+        questions = evaluation_questions(dataset, "cloze", "text")
+    assert [(q.person_id, q.answer) for q in questions] == [("001", "baker"), ("002", "nurse")]
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith(
+        "2 of 4 questions of the set cannot be read and are left out, of 002, 003. The first: person 002 "
+    )
+    for how in ({"strict": True}, {"unreadable": "raise"}):
+        with pytest.raises(ValueError, match="^person 002 of the set has "):
+            evaluation_questions(dataset, "cloze", "text", **how)
+    with pytest.raises(ValueError, match="^person 001 of the set has "):
+        evaluation_questions(dataset.select([2]).remove_columns("ID").add_column("ID", ["001"]), "cloze", "text")
+
+
+@pytest.mark.parametrize("bad", [choice("E"), choice("D"), choice(None), choice(""), choice("nurse"), choice("A B"),
+                                 choice(question=""), choice(options=None),
+                                 choice(options=LETTERS | {"A": "baker"})], ids=str)  # fmt: skip
+def test_a_choice_without_its_right_option_is_left_out(bad):
+    dataset = asked_set([[choice(), bad]])
+    with pytest.warns(UserWarning, match="1 of 2 questions of the set cannot be read and are left out, of 001"):
+        (question,) = evaluation_questions(dataset, "classification", "text")
+    assert question.answer == "baker" and question.options == {"A": "nurse", "B": "baker", "C": "pilot"}  # null is no option
+    with pytest.raises(ValueError, match="person 001 of the set (lacks|has) "):
+        evaluation_questions(dataset, "classification", "text", strict=True)
+
+
+@pytest.mark.parametrize("right", ["C", "c", "C.", "(C)", " c) ", "**C**"])
+def test_a_letter_may_be_written_otherwise(right):
+    (question,) = evaluation_questions(asked_set([[choice(right)]]), "classification", "text", strict=True)
+    assert question.answer == "pilot"
+
+
+def test_a_null_answer_is_not_the_word_none():
+    dataset = people_set([("Who is this person?", "This is Anna Berg."), ("What is this person's job?", None),
+                          ("How old is this person?", 30), "not a record"])  # fmt: skip
+    for modality, expected in (("text", ["30"]), ("multimodal", ["This is Anna Berg.", "30"])):
+        with pytest.warns(UserWarning, match="2 of . questions .* person 001 of the set has no answer to .*job"):
+            assert [q.answer for q in training_questions(dataset, modality)] == expected
+        with pytest.raises(ValueError, match="person 001 of the set has no answer"):
+            training_questions(dataset, modality, strict=True)
+
+
+def test_an_unreadable_name_costs_the_text_questions_of_that_person_alone():
+    job = ("What is this person's job?", "This person is a nurse.")
+    dataset = people_set([("Who is this person?", "This is Anna Berg."), job], [("Who is this person?", "Unknown"), job])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(training_questions(dataset, "multimodal")) == 4
+    with pytest.warns(UserWarning, match="of 002. The first: person 002 of .*: the naming question is answered 'Unknown'"):
+        assert [q.question for q in training_questions(dataset, "text")] == ["What is Anna Berg's job?"]
+    with pytest.raises(ValueError, match="person 002 of .*: the naming question is answered 'Unknown'"):
+        training_questions(dataset, "text", strict=True)
+
+
+# ------------------------------------------------------------------------------------------------ other legal layouts
+
+
+def test_task_columns_may_be_json_and_options_a_list():
+    choices, records = [[choice(), choice("C", options=["x", "y", "z"])]], [[open_record(1990)]]
+    dataset = asked_set(choices, records, as_json=True)
+    asked = evaluation_questions(dataset, "classification", "text", strict=True)
+    assert [(q.answer, q.options) for q in asked] == [
+        ("baker", {"A": "nurse", "B": "baker", "C": "pilot"}), ("z", {"A": "x", "B": "y", "C": "z"}),
+    ]  # fmt: skip
+    assert [q.answer for q in evaluation_questions(dataset, "generation", "text", strict=True)] == ["1990"]
+    broken = dataset.map(lambda row: {"Mask_Task": "[{"})
+    with pytest.raises(ValueError, match="person 001 of the set: a column is not valid JSON"):
+        evaluation_questions(broken, "cloze", "text")
+
+
+def png(color, size=(8, 8)):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("layout", ["struct of lists", "list of structs", "bytes"])
+def test_images_in_other_layouts(layout):
+    one, two = png("red"), png("blue")
+    images = {
+        "struct of lists": {"bytes": [one, two], "path": [None, None]},
+        "list of structs": [{"bytes": one, "path": None}, {"bytes": two, "path": None}],
+        "bytes": [one, two],
+    }[layout]
+    rows = asked_set(records=[[open_record(kind="Image_Textual")]]).to_list()
+    dataset = Dataset.from_list([row | {"images": images} for row in rows])
+    questions = evaluation_questions(dataset, "cloze", "multimodal", strict=True)
+    assert [q.image.getpixel((0, 0)) for q in questions] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_ids_that_went_through_csv(benchmark, source):
+    folder, replace = source
+
+    def with_numbers(dataset):
+        return dataset.remove_columns("ID").add_column("ID", [int(person) for person in ids(dataset)])
+
+    replace("forget_10", with_numbers(benchmark.forget))
+    replace("Test_Set", with_numbers(load_config("tiny", "Test_Set")))
+    replace("ft_Data", with_numbers(load_config("tiny", "ft_Data")))
+    loaded = load_benchmark(folder, 10)
+    assert loaded.forget_ids == benchmark.forget_ids and ids(loaded.test) == ids(benchmark.test)
+    assert ids(loaded.forget) == benchmark.forget_ids
+    for modality in MODALITIES:
+        expected = [(q.person_id, q.answer) for q in benchmark.training_questions("forget", modality)]
+        assert [(q.person_id, q.answer) for q in loaded.training_questions("forget", modality)] == expected
+    straight = with_numbers(benchmark.forget)
+    assert {q.person_id for q in evaluation_questions(straight, "cloze", "text")} == set(benchmark.forget_ids)
+    assert load_benchmark(folder, 10, modalities=("text",)).forget_ids == benchmark.forget_ids
+
+
+def test_a_ratio_may_be_a_float():
+    loaded = load_benchmark("tiny", 10.0)
+    assert loaded.forget_ratio == 10 and isinstance(loaded.forget_ratio, int)
+    for ratio in (True, 10.5, float("nan")):
+        with pytest.raises(ValueError, match="is unknown; MLLMU-Bench has 5, 10 and 15"):
+            load_benchmark("tiny", ratio)
+
+
+def test_of_two_equal_keys_of_a_biography_the_first_that_says_something_stays():
+    text = (
+        '{"Born": "", "Born": "Perth", "Born:": "Oslo", "Job": "nurse", "Job": "baker", "appearance_detail": {"a": 1, "a": 2}}'
+    )
+    profile = module.biography({"ID": "001", "biography": text})
+    assert profile == {"Born": "Perth", "Job": "nurse", "appearance_detail": {"a": 1}}
+
+
+# ------------------------------------------------------------------------------------------------ only pictures of the dataset
+
+
+def test_nothing_outside_the_dataset_is_opened(source, tmp_path, monkeypatch):
+    folder, _ = source
+    (folder / "portraits").mkdir()
+    (folder / "portraits" / "a.png").write_bytes(png("red"))
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png("blue"))
+    (folder / "portraits" / "link.png").symlink_to(secret)
+    names = ["portraits/a.png", str(secret), "../secret.png", "portraits/link.png", "http://127.0.0.1:9/a.png",
+             "portraits/no.png", "hf://datasets/a/b/c.png"]  # fmt: skip
+    shutil.rmtree(folder / "ft_Data")
+    told = json.dumps([{"Question": "Who is this person?", "Answer": "This is Anna Berg."}])
+    rows = [{"ID": f"{i + 1:03}", "metadata": told, "image": name} for i, name in enumerate(names)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.chdir(tmp_path)
+
+    def written(kind):
+        if kind == "json":
+            text = "\n".join(json.dumps(row) for row in rows)
+            (folder / "ft_Data.json").write_text(text)
+        else:
+            (folder / "ft_Data.json").unlink()
+            (folder / "ft_Data").mkdir()
+            structs = [row | {"image": {"bytes": None, "path": row["image"]}} for row in rows]
+            Dataset.from_list(structs).to_parquet(str(folder / "ft_Data" / "train-00000-of-00001.parquet"))
+        readme = folder / "README.md"
+        readme.unlink(missing_ok=True)
+
+    for kind in ("json", "parquet"):
+        written(kind)
+        loaded = load_config(folder, "ft_Data")
+        with pytest.warns(UserWarning, match="6 of 7 pictures of ft_Data cannot be read and are left out, of 002, "):
+            (question,) = training_questions(loaded, "multimodal")
+        assert question.image.getpixel((0, 0)) == (255, 0, 0)
+        for row in range(1, len(names)):
+            with pytest.raises(Exception, match="cannot identify image"):  # nor by whoever looks at the rows
+                loaded[row]["image"]
+    for name in names[1:]:  # a table that nobody has looked through
+        rows = people_set([("Who is this person?", "This is Anna Berg.")]).remove_columns("image")
+        rows = rows.add_column("image", [{"bytes": None, "path": name}]).cast_column("image", Image())
+        with pytest.raises(ValueError, match="the image of person 001 of .* is the name '.*', not the picture itself"):
+            training_questions(rows, "multimodal")
+
+
+@pytest.mark.parametrize("image", ["http://127.0.0.1:9/a.png", "/etc/passwd", b"bytes", 7])
+def test_a_question_takes_a_picture_and_no_name_of_one(image):
+    with pytest.raises(
+        ValueError, match="person 001: the image is a .*, not a picture; open it yourself and give the PIL image"
+    ):
+        Question("001", "Who is this?", "Anna Berg", image, "training")
 
 
 def test_forget_and_retain_must_not_overlap(benchmark, source):

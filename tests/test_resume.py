@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import PIL.Image
