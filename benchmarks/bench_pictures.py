@@ -5,7 +5,8 @@ for two numbers of people. For each, a process of its own evaluates a small LLaV
 forget 5 %, and says its peak memory, which holds the model, and Python with its packages; another goes through the batches
 of all training questions. The first reading of new files, when ``datasets`` rewrites them into its cache, is a third one:
 it takes a few of their row groups, whatever is done with them later. Counted are the different pictures, and how often one
-was decoded: once for each task that asks about it, and never twice in a batch.
+was decoded: once for each batch that asks about it, which in an evaluation is once for each pass over a set (four of
+them: three tasks, and the likeliest options).
 """
 
 import argparse

@@ -139,7 +139,7 @@ def written_id(value) -> str:
     >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg")
     ('007', '007', '007', 'Anna Berg')
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer()):
         return f"{int(value):03}"
     return str(value)
 
@@ -168,9 +168,12 @@ def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
         if data or not path:
             return {"bytes": data, "path": None} if data else None
         for folder in folders:
-            place = (folder / path).resolve()
-            if place.is_relative_to(folders[0].resolve()) and place.is_file():
-                return {"bytes": place.read_bytes(), "path": None}
+            try:
+                place = (folder / path).resolve()
+                if place.is_relative_to(folders[0].resolve()) and place.is_file():
+                    return {"bytes": place.read_bytes(), "path": None}
+            except (OSError, ValueError):  # no name that a file can have, or one that must not be read
+                continue
         return {"bytes": b"", "path": f"not read: {path}"}
 
     for where in IMAGE_COLUMNS:

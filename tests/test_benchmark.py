@@ -528,7 +528,7 @@ def test_nothing_outside_the_dataset_is_opened(source, tmp_path, monkeypatch):
     secret.write_bytes(png("blue"))
     (folder / "portraits" / "link.png").symlink_to(secret)
     names = ["portraits/a.png", str(secret), "../secret.png", "portraits/link.png", "http://127.0.0.1:9/a.png",
-             "portraits/no.png", "hf://datasets/a/b/c.png"]  # fmt: skip
+             "portraits/no.png", "a" * 5000, "hf://datasets/a/b/c.png"]  # fmt: skip
     shutil.rmtree(folder / "ft_Data")
     told = json.dumps([{"Question": "Who is this person?", "Answer": "This is Anna Berg."}])
     rows = [{"ID": f"{i + 1:03}", "metadata": told, "image": name} for i, name in enumerate(names)]
@@ -550,7 +550,7 @@ def test_nothing_outside_the_dataset_is_opened(source, tmp_path, monkeypatch):
     for kind in ("json", "parquet"):
         written(kind)
         loaded = load_config(folder, "ft_Data")
-        with pytest.warns(UserWarning, match="6 of 7 pictures of ft_Data cannot be read and are left out, of 002, "):
+        with pytest.warns(UserWarning, match="7 of 8 pictures of ft_Data cannot be read and are left out, of 002, "):
             (question,) = training_questions(loaded, "multimodal")
         assert question.image.getpixel((0, 0)) == (255, 0, 0)
         for row in range(1, len(names)):
