@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .benchmark import MODALITIES, Question
-from .pictures import Picture, as_rgb
+from .pictures import Picture, decoded
 
 LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
@@ -141,7 +141,7 @@ def opened(questions: Sequence[Question]) -> list[PIL.Image.Image]:
         if key in once:
             continue
         try:
-            once[key] = as_rgb(question.image.decode() if isinstance(question.image, Picture) else question.image)
+            once[key] = decoded(question.image)
         except ValueError as error:
             raise ValueError(f"person {question.person_id}: the image cannot be used: {error}.") from error
     return [once[key] for key in keys]

@@ -79,6 +79,15 @@ def open_rgb(data: bytes) -> PIL.Image.Image:
     return as_rgb(PIL.ImageOps.exif_transpose(image))
 
 
+def decoded(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image in RGB with its pixels: of a :class:`Picture` the plain PIL image, of another see :func:`as_rgb`.
+
+    Raises:
+        ValueError: see :func:`as_rgb`.
+    """
+    return as_rgb(image.decode() if isinstance(image, Picture) else image)
+
+
 def readable_size(data: bytes) -> tuple[int, int]:
     """(width, height) of a picture file after :func:`open_rgb`, which it is sure to read: all of it was decoded once.
 

@@ -30,9 +30,10 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .batches import BLANK_LINE, _image_token, pack_rows, plan_rows, prompt
+from .batches import BLANK_LINE, PICTURES_AT_ONCE, _image_token, pack_rows, plan_rows, prompt
 from .benchmark import Question, evaluation_questions
 from .evaluation import _in_batches, as_table, continue_shared, greedy_config, identity, judge, summarise, truth_of
+from .pictures import decoded
 from .shared import can_share
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ PITFALLS = (
      "New tokens only."),
     ("P7", "Cloze asks for a substring: an empty truth is in every response, 'US' is in 'because', a list of all options "
            "is always right.",
-     "Empty truths are an error and truths are whole words; lists of options still pass."),
+     "Records without a truth are left out by name, truths are whole words; lists of options still pass."),
     ("P8", "Switches are parsed by type=bool, so that '--pretrain False' means True.", "Python arguments, no command line."),
     ("P9", "Folders of the authors' own machine; the processor must come from elsewhere than the weights.",
      "load_model(source, processor=...)."),
@@ -206,7 +207,9 @@ def encode_prompts(prompts: Sequence[Prompt], processor, device: str | torch.dev
     if not prompts[0].images:
         batch = processor.tokenizer(texts, return_token_type_ids=False, **options)
     else:
-        batch = processor(images=[list(one.images) for one in prompts], text=texts, **options)
+        images = {id(image): image for one in prompts for image in one.images}
+        pixels = {key: decoded(image) for key, image in images.items()}  # a shot's picture is decoded once
+        batch = processor(images=[[pixels[id(image)] for image in one.images] for one in prompts], text=texts, **options)
     return {key: value.to(device) for key, value in batch.items()}
 
 
@@ -285,8 +288,9 @@ def shared_prompts(
             number = -1 - ids[ids < 0]
             shown, place = number.div(n, rounding_mode="floor").unique(return_inverse=True)
             batch["features"] = torch.stack([place, number % n], dim=1)
-            pixels = processor.image_processor([images[index] for index in shown.tolist()], return_tensors="pt")
-            batch["pixel_values"] = pixels["pixel_values"]
+            parts = ([decoded(images[index]) for index in part.tolist()] for part in shown.split(PICTURES_AT_ONCE))
+            pixels = [processor.image_processor(part, return_tensors="pt")["pixel_values"] for part in parts]
+            batch["pixel_values"] = torch.cat(pixels)
             for name in ("beginning", "input_ids"):
                 batch[name][batch[name] < 0] = image_id
         return {key: value.to(device) for key, value in batch.items()}

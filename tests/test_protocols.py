@@ -10,6 +10,7 @@ import torch
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
+from manu_utils import pictures
 from manu_utils.batches import prompt
 from manu_utils.benchmark import MODALITIES, evaluation_questions, load_config
 from manu_utils.evaluation import COLUMNS, evaluate, generate_answers, parse_letter, truth_of
@@ -284,6 +285,18 @@ def test_a_batch_that_shares_shots_is_no_larger_than_a_plain_one(processor, benc
     ((_, batch),) = done
     people = len(benchmark.forget) - 1
     assert len(batch["input_ids"]) == people and len(batch["pixel_values"]) == people + 1  # a row each, and the shots' picture
+
+
+def test_a_picture_is_decoded_once_a_batch(processor, benchmark, full, monkeypatch):
+    """Not at each of its places, nor at each step of the processor."""
+    prompts = asked(benchmark.forget, full, "forget", "classification", "multimodal", processor)
+    read, run = [], pictures.open_rgb
+    monkeypatch.setattr(pictures, "open_rgb", lambda data: read.append(1) or run(data))
+    encode_prompts(prompts[::5], processor)
+    assert 0 < len(read) <= len(people_of(prompts)) + 1  # and the shots' picture
+    read.clear()
+    assert len(list(shared_prompts(prompts, processor, 64))) == 1
+    assert 0 < len(read) <= len(people_of(prompts)) + 1 + 2  # two to count the tokens of an image
 
 
 def test_what_sharing_shots_checks(tiny_model, benchmark):
