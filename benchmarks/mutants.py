@@ -299,10 +299,11 @@ EQUIVALENT: dict[str, str] = {
 # What is run after the tests that are named for a change. No file that starts other processes for long.
 CHEAP = tuple(
     f"test_{name}.py"
-    for name in ("importance", "neurons", "batches", "benchmark", "activations", "attribution", "training", "pruning",
-                 "sources", "clear_tofu", "editing", "resume", "baselines", "models", "evaluation", "protocols",
-                 "architectures")
-)  # fmt: skip
+    for name in (
+        "importance neurons batches benchmark activations attribution training pruning sources clear_tofu editing resume "
+        "baselines models evaluation protocols architectures"
+    ).split()
+)
 SURVIVED_ITS_OWN = "survived its own"
 HELPERS = ("conftest.py", "tiny_models.py")
 
