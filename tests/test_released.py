@@ -165,3 +165,21 @@ def test_what_is_not_finite_is_refused(tiny_model, sets, monkeypatch):
     monkeypatch.setattr(released, "EPS", float("nan"))
     with pytest.raises(ValueError, match="the scores of the vision tower are not finite"):
         choose_rows(*tiny_model, sets["forget"], sets["retain"], alpha=5.0, progress=False)
+
+
+def test_the_last_three_layers_are_pruned_and_what_is_loud_is_cut(tiny_model, sets, monkeypatch):
+    """Four language layers, of which the first writes far more than the 1,000 at which the released code cuts."""
+    from manu_utils.miniature.model import build_model
+
+    processor = tiny_model[1]
+    model = build_model(processor.tokenizer, seed=1, hidden=32, intermediate=64, layers=4).eval().double()
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.up_proj.weight *= 1e5
+    few = {name: {m: of[m][:6] for m in MODALITIES} for name, of in sets.items()}
+    expected = as_released(model, processor, few, 10.0)
+    found = choose_rows(model, processor, few["forget"], few["retain"], alpha=10.0, progress=False)
+    assert found.keys() == expected.keys() and all(mask.equal(expected[path]) for path, mask in found.items())
+    assert {path.split(".")[3] for path in found if "language_model" in path} == {"1", "2", "3"}
+    monkeypatch.setattr(released, "LIMIT", 1e30)
+    uncut = choose_rows(model, processor, few["forget"], few["retain"], alpha=10.0, progress=False)
+    assert not all(mask.equal(uncut[path]) for path, mask in found.items())

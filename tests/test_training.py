@@ -638,3 +638,16 @@ def test_too_little_room_for_full_fine_tuning_names_the_bytes_and_the_way_out(ow
     with pytest.raises(RuntimeError, match=message):
         check_memory(weights, {device: bytes_more * 1e6 - 1})
     check_memory(weights, {})  # no GPU
+
+
+def test_a_scaler_changes_no_step():
+    """Gradients that differ from step to step, some clipped: it is the gradient without the scale that is clipped."""
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**12)):
+        weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimise(
+            [weight], lambda step, weight=weight: (weight * torch.tensor([0.3, 5.0 * (step % 2)])).sum(), steps=6, lr=0.1,
+            warmup=1, hold=1.0, scaler=scaler, progress=False,
+        )  # fmt: skip
+        found.append(weight.detach())
+    torch.testing.assert_close(*found)
