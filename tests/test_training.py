@@ -457,6 +457,15 @@ def test_float16_steps_are_scaled_and_none_is_lost():
     assert weight.item() == pytest.approx(0.7, abs=0.01)  # AdamW: three whole steps
 
 
+def test_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
+    weight, norms = nn.Parameter(torch.ones(1)), []
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *given: norms.append(clip(*given)) or norms[-1])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimise([weight], lambda step: 3 * weight.sum(), steps=2, lr=0.1, scaler=scaler, progress=False)
+    assert norms == pytest.approx([3, 3])
+
+
 def test_gradients_that_overflow_at_every_scale_are_raised():
     weight = nn.Parameter(torch.ones(1))
 
