@@ -210,6 +210,8 @@ ANSWERS = {
     "Anna Berg is a nurse from Perth.": "Anna Berg",
     "This is Anna Berg (30).": "Anna Berg",
     "This is 50 Cent.": "50 Cent",
+    "The Berlin nurse is Anna Berg.": "Anna Berg",
+    "Eva's sister is Anna Berg.": "Anna Berg",
 } | dict.fromkeys(
     ("Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
      "The name is not given.", "This person is Anonymous.", None, 7)
