@@ -101,7 +101,7 @@ def encode(
         raise ValueError("a batch holds one modality; encode questions with and without an image separately.")
     tokenizer = processor.tokenizer
     prompts = [prompt(question, processor) for question in questions]
-    special = _needs_special_tokens(prompts, processor)
+    special = needs_special_tokens(prompts, processor)
     texts = prompts
     if with_answer:
         texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
@@ -226,7 +226,7 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
     if not doubtful:
         return list(range(len(questions)))
     of_size: dict[tuple[int, int], int] = {}
-    special = _needs_special_tokens([texts[doubtful[0]]], processor)
+    special = needs_special_tokens([texts[doubtful[0]]], processor)
     too_long: dict[int, int] = {}
     for index in doubtful:
         ids = processor.tokenizer(texts[index], add_special_tokens=special, verbose=False)["input_ids"]
@@ -257,7 +257,7 @@ def _image_tokens(question: Question, processor) -> int:
     """How many tokens longer an image of this size makes a prompt, when its placeholder is replaced."""
     short = replace(question, question="Q", answer="A", task="training", options=None)
     text = prompt(short, processor)
-    alone = processor.tokenizer(text, add_special_tokens=_needs_special_tokens([text], processor))["input_ids"]
+    alone = processor.tokenizer(text, add_special_tokens=needs_special_tokens([text], processor))["input_ids"]
     return encode([short], processor, with_answer=False)["input_ids"].shape[1] - len(alone)
 
 
@@ -379,7 +379,7 @@ def _sequences(
 ) -> tuple[list[list[int]], list[int]]:
     """The tokens of every question, its image tokens included, and where its answer begins (``with_answer``; else its end)."""
     tokenizer = processor.tokenizer
-    special = _needs_special_tokens(prompts, processor)
+    special = needs_special_tokens(prompts, processor)
     sequences = tokenizer(prompts, add_special_tokens=special)["input_ids"] if prompts else []
     borders = [len(ids) for ids in sequences]
     if with_answer and prompts:
@@ -472,7 +472,7 @@ def _chat(processor, user: list[dict], assistant: list[dict] | None = None) -> s
     )
 
 
-def _needs_special_tokens(prompts: list[str], processor) -> bool:
+def needs_special_tokens(prompts: list[str], processor) -> bool:
     """Whether the tokenizer adds its own: not where the chat template begins with the one that it would put there."""
     begin = processor.tokenizer.bos_token
     return not (begin and prompts and _chats(processor) and prompts[0].startswith(begin))

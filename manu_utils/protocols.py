@@ -30,7 +30,15 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .batches import BLANK_LINE, PICTURES_AT_ONCE, _image_token, pack_rows, plan_rows, prompt
+from .batches import (
+    BLANK_LINE,
+    PICTURES_AT_ONCE,
+    _image_token,
+    needs_special_tokens,
+    pack_rows,
+    plan_rows,
+    prompt,
+)
 from .benchmark import Question, evaluation_questions
 from .evaluation import _in_batches, as_table, continue_shared, greedy_config, identity, judge, summarise, truth_of
 from .pictures import decoded
@@ -204,6 +212,7 @@ def encode_prompts(prompts: Sequence[Prompt], processor, device: str | torch.dev
         raise ValueError("a batch holds one modality; encode prompts with and without images separately.")
     texts = [one.text for one in prompts]
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    options["add_special_tokens"] = needs_special_tokens(texts, processor)
     if not prompts[0].images:
         batch = processor.tokenizer(texts, return_token_type_ids=False, **options)
     else:

@@ -18,6 +18,7 @@ from manu_utils.evaluation import generate_answers
 from manu_utils.models import load_model
 from manu_utils.neurons import find_neurons
 from manu_utils.patches import check_positions, patch_positions
+from manu_utils.protocols import Prompt, encode_prompts
 from manu_utils.pruning import prune_neurons, save_pruned
 
 SIZES = ((32, 32), (40, 24), (32, 64))  # (width, height) of the images of three questions
@@ -106,6 +107,15 @@ def test_a_batch_ends_with_the_answer_and_the_end_of_its_turn(family):
             assert question.question in asked and asked.endswith(prompt(question, processor)[-10:])
             if tokenizer.bos_token:
                 assert int((ids == tokenizer.bos_token_id).sum()) == 1
+
+
+def test_the_prompts_of_the_protocols_begin_once_too(family):
+    _, _, processor = family
+    if begin := processor.tokenizer.bos_token:
+        for questions in QUESTIONS.values():
+            one = Prompt(questions[0], prompt(questions[0], processor), (questions[0].image,) if questions[0].image else ())
+            ids = encode_prompts([one], processor)["input_ids"]
+            assert int((ids == processor.tokenizer.convert_tokens_to_ids(begin)).sum()) == 1
 
 
 def test_the_prompt_is_in_the_words_of_its_family(family):
