@@ -380,11 +380,11 @@ def _sequences(
     """The tokens of every question, its image tokens included, and where its answer begins (``with_answer``; else its end)."""
     tokenizer = processor.tokenizer
     special = needs_special_tokens(prompts, processor)
-    sequences = tokenizer(prompts, add_special_tokens=special)["input_ids"] if prompts else []
+    sequences = _token_ids(tokenizer, prompts, special)
     borders = [len(ids) for ids in sequences]
     if with_answer and prompts:
         texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
-        whole = tokenizer(texts, add_special_tokens=special)["input_ids"]
+        whole = _token_ids(tokenizer, texts, special)
         borders = [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
         sequences = whole
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
@@ -397,6 +397,12 @@ def _sequences(
             sequences[index][place : place + 1] = [image_id] * features
             borders[index] += features - 1
     return sequences, borders
+
+
+def _token_ids(tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
+    """The tokens of each text, in parts: a tokenizer's whole answer takes kilobytes a text."""
+    parts = (texts[start : start + 512] for start in range(0, len(texts), 512))
+    return [ids for part in parts for ids in tokenizer(part, add_special_tokens=special)["input_ids"]]
 
 
 def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:
