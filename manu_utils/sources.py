@@ -83,6 +83,8 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
     show_bars = not datasets.are_progress_bars_disabled()
     if local:
         datasets.disable_progress_bars()  # a local copy loads at once; a download keeps its bar
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading any file, a local one too, asks the network
     try:
         loaded = None
         if in_memory:
@@ -115,6 +117,7 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
             ) from error
         raise ValueError(f"{source} has no config {config} that datasets can read: {error}") from error
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         pa.default_memory_pool().release_unused()  # else it keeps the hundreds of megabytes that reading the files took
         if local and show_bars:
             datasets.enable_progress_bars()
