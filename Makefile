@@ -24,7 +24,8 @@ PY := .venv/bin/python
 RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 \
        TRANSFORMERS_VERBOSITY=error
 NBVAL := -m pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
-# Two notebooks at a time, one thread each: on two cores that beats one notebook with two threads.
+# Two tests or notebooks at a time, one thread each: on two cores that beats one with two threads.
+UNITS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 tests
 BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) -n 2 --dist loadscope
 # What torch has for matrix products on a CPU without AVX-512, AMX and bfloat16.
 PORTABLE := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
@@ -40,12 +41,12 @@ tutorial: $(READY)
 	$(RUN) $(PY) notebooks/run_all.py
 
 test: $(READY)
-	$(RUN) $(PY) -m pytest -q tests
+	$(RUN) $(UNITS)
 	$(RUN) $(BOTH_CORES) notebooks
 
 # Unit tests and training with either number of threads; all notebooks with one, as in `make test` (TRAINING=notebooks: with two).
 test-portable: $(READY)
-	$(RUN) $(PORTABLE) OMP_NUM_THREADS=1 $(PY) -m pytest -q tests
+	$(RUN) $(PORTABLE) $(UNITS)
 	$(RUN) $(PORTABLE) $(BOTH_CORES) notebooks
 	$(RUN) $(PORTABLE) OMP_NUM_THREADS=2 $(PY) -m pytest -q tests
 	@$(MAKE) --no-print-directory test-training

@@ -546,7 +546,7 @@ class Stop(BaseException):
     """Stands for KeyboardInterrupt."""
 
 
-@pytest.mark.parametrize("where", ["loss", "watch", "loss is nan"])
+@pytest.mark.parametrize("where", ["loss", "watch", "loss is nan", "backward"])
 @pytest.mark.parametrize("own", [torch.float32, *HALF])
 @pytest.mark.parametrize("lora_rank", [None, 2])
 def test_an_interrupted_run_leaves_the_model_as_it_was(model, tiny_model, questions, where, own, lora_rank):
@@ -554,13 +554,19 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(model, tiny_model, questi
     before, flags_before = copy.deepcopy(model.state_dict()), flags(model)
     kinds, modes = [type(module) for module in model.modules()], [module.training for module in model.modules()]
     batch = encode(questions["text"], tiny_model[1], with_answer=True)
-    moved, looks = [], []
+    moved, looks, hooks = [], [], []
+
+    def stop(_):
+        raise Stop
 
     def loss_of_step(step):
         if step == 2:
             moved.append(any(p.grad is None and p.requires_grad for p in model.parameters()))
             if where == "loss":
                 raise Stop
+            if where == "backward":  # one weight has its gradient by then
+                trained = next(p for p in model.parameters() if p.requires_grad)
+                hooks.append(trained.register_post_accumulate_grad_hook(stop))
         return answer_loss(model, batch) * (math.nan if step == 2 and where == "loss is nan" else 1)
 
     def watch():
@@ -573,6 +579,8 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(model, tiny_model, questi
         train_language_model(
             model, loss_of_step, steps=5, lr=0.1, warmup=1, lora_rank=lora_rank, watch=watch, every=1, progress=False
         )
+    for hook in hooks:
+        hook.remove()
     assert looks[1:], "it was interrupted after a step"
     after = model.state_dict()
     assert list(after) == list(before)
