@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
+from .checks import check_names
 from .pictures import Picture, checked_size, readable_size
 from .progress import no_dataset_bars
 from .sources import IMAGE_COLUMNS, config_names, read_config, written_id
@@ -214,14 +215,12 @@ def load_benchmark(
         modalities: ``("text",)`` leaves the pictures unread, on disk and on the Hub.
 
     Raises:
+        TypeError: ``modalities`` that are no sequence of names, such as ``"text"``.
         ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person in both forget and retain,
             or nobody to test.
         FileNotFoundError, ConnectionError: see :func:`load_config`.
     """
-    if not modalities:
-        raise ValueError("modalities is empty; name at least one.")
-    for modality in modalities:
-        _check(modality, "modality", MODALITIES)
+    check_names("modalities", modalities, MODALITIES)
     name = "MLLMU-Bench" if source == "tiny" else _recognise(source)
     if isinstance(forget_ratio, float) and forget_ratio.is_integer():
         forget_ratio = int(forget_ratio)
