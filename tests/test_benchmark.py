@@ -424,7 +424,7 @@ def test_a_column_of_another_kind_is_left_out_by_name(task, column, value):
     if task == "classification":
         value = json.dumps({"Pure_Text_Questions": json.loads(value)})
     dataset = Dataset.from_list([good, good | {"ID": "002", column: value}])
-    with pytest.warns(UserWarning, match="of the set cannot be read and are left out, of 002. The first: person 002 of the set"):
+    with pytest.warns(UserWarning, match="cannot be read and are left out, of 002. The first: person 002 of the set"):
         (question,) = evaluation_questions(dataset, task, "text")
     assert question.person_id == "001"
     for nothing in ("null", " null\n"):

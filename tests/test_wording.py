@@ -224,8 +224,8 @@ ANSWERS = {
     "This is Will Is.": "Will Is",
 } | dict.fromkeys(
     ("Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
-     "The name is not given.", "This person is Anonymous.", None, 7, "Sorry, I don't know.", "[REDACTED]", "Withheld", "Unidentified",
-     "No Name Given", "The Name Is Unknown", "A Woman", "True")
+     "The name is not given.", "This person is Anonymous.", None, 7, "Sorry, I don't know.", "[REDACTED]", "Withheld",
+     "Unidentified", "No Name Given", "The Name Is Unknown", "A Woman", "True")
 )  # fmt: skip
 
 
