@@ -22,6 +22,7 @@ LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
 SENTENCE_LINE_IMAGE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
 SENTENCE_LINE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>")
 PICTURES_AT_ONCE = 8  # decoded for a shared batch at a time: large ones are 3 MB and more
 
 
@@ -433,7 +434,8 @@ def chat_template(processor) -> str | None:
         None for LLaVA-1.5, which the official evaluation asks in a form of its own, and for what has no image processor.
 
     Raises:
-        ValueError: several templates and none is the default, or none at all for a family other than LLaVA-1.5.
+        ValueError: several templates and none is the default, or none at all for a family other than LLaVA-1.5 or for a
+            LLaVA whose tokenizer has the marks of another chat.
     """
     if not hasattr(processor, "image_processor"):  # a tokenizer, or what stands for the processor of a language model
         return getattr(processor, "chat_template", None) if hasattr(processor, "tokenizer") else None
@@ -447,7 +449,9 @@ def chat_template(processor) -> str | None:
                 "default; set processor.chat_template to the one to use."
             )
         template = template.get("default") or next(iter(template.values()), None)
-    if type(processor).__name__ == "LlavaProcessor" and (not template or "ASSISTANT:" in template):
+    if type(processor).__name__ == "LlavaProcessor" and (
+        "ASSISTANT:" in template if template else not _knows_chat(processor.tokenizer)
+    ):
         return None
     if not template:
         raise ValueError(
@@ -456,6 +460,12 @@ def chat_template(processor) -> str | None:
             "load_model(..., processor=...)."
         )
     return template
+
+
+def _knows_chat(tokenizer) -> bool:
+    """Whether it has the marks of another chat than LLaVA-1.5's, such as Qwen's or Llama 3's."""
+    ids = (tokenizer.convert_tokens_to_ids(mark) for mark in CHAT_MARKS)
+    return any(token is not None and token != tokenizer.unk_token_id for token in ids)
 
 
 def _chats(processor) -> bool:

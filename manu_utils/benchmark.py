@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
+from .checks import check_names
 from .pictures import Picture, checked_size, readable_size
 from .progress import no_dataset_bars
 from .sources import IMAGE_COLUMNS, config_names, read_config, written_id
@@ -214,14 +215,12 @@ def load_benchmark(
         modalities: ``("text",)`` leaves the pictures unread, on disk and on the Hub.
 
     Raises:
+        TypeError: ``modalities`` that are no sequence of names, such as ``"text"``.
         ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person in both forget and retain,
             or nobody to test.
         FileNotFoundError, ConnectionError: see :func:`load_config`.
     """
-    if not modalities:
-        raise ValueError("modalities is empty; name at least one.")
-    for modality in modalities:
-        _check(modality, "modality", MODALITIES)
+    check_names("modalities", modalities, MODALITIES)
     name = "MLLMU-Bench" if source == "tiny" else _recognise(source)
     if isinstance(forget_ratio, float) and forget_ratio.is_integer():
         forget_ratio = int(forget_ratio)
@@ -310,7 +309,8 @@ def evaluation_questions(
 
     def records_of(row: dict) -> list[dict]:
         if task == "classification":
-            return _records(_parsed(row[column] or {}, dict).get(f"{_TYPES[modality]}_Questions"))
+            value = {} if _is_null(row[column]) else _parsed(row[column], dict)
+            return _records(value.get(f"{_TYPES[modality]}_Questions"))
         other = _TYPES["text" if modality == "multimodal" else "multimodal"]
         return [r for r in _records(row[column]) if not (isinstance(r, dict) and r.get("Type") == other)]
 
@@ -707,27 +707,41 @@ def _size_or_problem(data: bytes | str | None, whose: str) -> tuple[int, int] | 
         return f"cannot read the image of {whose}: {error}; fetch the file again."
 
 
-def _parsed(value, kind: type):
-    """A value that may be written as JSON."""
+def _is_null(value) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in ("", "null"))
+
+
+def _parsed(value, kind: type | tuple[type, ...]):
+    """A value that may be written as JSON.
+
+    Raises:
+        ValueError: no JSON, or of another type.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError as error:
             raise ValueError(f"a column is not valid JSON: {error}") from error
     if not isinstance(value, kind):
-        raise ValueError(f"a column holds a {type(value).__name__} in place of a {kind.__name__}")
+        wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"a column holds a {type(value).__name__} in place of a {wanted}")
     return value
 
 
 def _records(value) -> list:
     """A list of structs; it may be written as JSON, and some versions of datasets give a struct of lists instead."""
-    if value is None:
+    if _is_null(value):
         return []
-    value = _parsed(value, (list, dict)) if isinstance(value, str) else value
+    value = _parsed(list(value) if isinstance(value, tuple) else value, (list, dict))
     if isinstance(value, dict) and not any(isinstance(part, (list, tuple, dict)) for part in value.values()):
         return [value]
     if isinstance(value, dict):
-        columns = {key: _records(part) if isinstance(part, dict) else list(part) for key, part in value.items()}
+        columns = {
+            key: _records(part) if isinstance(part, dict) else list(part) if isinstance(part, (list, tuple)) else []
+            for key, part in value.items()
+        }
+        if len({len(part) for part in columns.values()}) > 1:
+            raise ValueError(f"has lists of different lengths in place of records ({', '.join(columns)})")
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return list(value)
 
@@ -769,10 +783,14 @@ def _text(record: dict, key: str, problem: str) -> str:
 
 
 def _options(value) -> dict[str, str]:
-    """letter -> words; null is no option, a list has the letters by place."""
+    """letter -> words; null, a blank and what is neither text nor number is no option, a list has the letters by place."""
     value = _parsed(value, (dict, list)) if isinstance(value, str) else value
     if isinstance(value, (list, tuple)):
         value = dict(zip(string.ascii_uppercase, value, strict=False))
     if not isinstance(value, dict):
         return {}
-    return {str(letter).strip().upper(): str(words) for letter, words in value.items() if words is not None}
+    return {
+        str(letter).strip().upper(): str(words)
+        for letter, words in value.items()
+        if isinstance(words, (str, int, float)) and not isinstance(words, bool) and words == words and str(words).strip()
+    }

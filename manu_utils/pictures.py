@@ -16,6 +16,7 @@ import PIL.ImageOps
 MAX_PIXELS = 50_000_000  # 200 MB decoded; what claims to be larger is a mistake or a decompression bomb
 MAX_RATIO = 20  # long side / short side: processors that keep the ratio make thousands of tokens of more, or none
 MIN_SIDE = 2
+LEAST_GREY = 16  # brightest grey level of a picture of floats that are not 0 to 1: taken for grey, 1.01 would be all black
 
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 _last: list[tuple[Hashable, PIL.Image.Image]] = []  # the picture decoded last: most are used several times in a row
@@ -128,10 +129,11 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image in RGB; the same object if it is.
 
     What is transparent becomes white, 16 bits become 8 by their full range, and of floats those from 0 to 1 are taken as black
-    to white, those beyond as grey levels up to 255.
+    to white, those beyond as grey levels up to 255. Floats that end little above 1 may be either.
 
     Raises:
-        ValueError: a mode whose range is not known: 32-bit integers, or floats outside 0 to 255.
+        ValueError: a mode whose range is not known: 32-bit integers, or floats outside 0 to 255 or that end between 1 and
+            :data:`LEAST_GREY`.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -149,7 +151,7 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
     levels = np.asarray(image).astype(np.float64)
     lowest, highest = levels.min(), levels.max()
-    if image.mode == "F" and 0 <= lowest and highest <= 255:  # not with NaN
+    if image.mode == "F" and 0 <= lowest and (highest <= 1 or LEAST_GREY <= highest <= 255):  # not with NaN
         levels = levels * 255 if highest <= 1 else levels
     elif image.mode in _SIXTEEN or (image.mode == "I" and image.format == "PNG" and 0 <= lowest and highest < 1 << 16):
         levels = levels / 257

@@ -19,7 +19,7 @@ from .checks import check_model, check_names, check_questions, check_real, check
 from .evaluation import known
 from .importance import CONTROLS, PRUNINGS, score
 from .neurons import MLP, check_alpha, find_neurons, split_selected
-from .released import choose_rows
+from .released import LAST_LAYERS, choose_rows
 
 
 def select_neurons(
@@ -228,10 +228,32 @@ def pruned_neurons(model) -> Tensor:
     return torch.cat(parts)
 
 
+def _has_zero_rows(model) -> bool:
+    """Whether a row is zero with its bias in all of the last layers of a tower: what ``"released_as_run"`` leaves, which is
+    seen in a copy and in a checkpoint, too. In a single layer it may be a neuron that never fires.
+    """
+    mlps = find_neurons(model)
+    for tower in ("vision", "language"):
+        last = [mlp for mlp in mlps if mlp.tower == tower][-LAST_LAYERS:]
+        if len(last) < 2:
+            continue
+        for layers in zip(*((*mlp.inputs, mlp.output) for mlp in last), strict=False):
+            if len({linear.out_features for linear in layers}) > 1:
+                continue
+            used = torch.zeros(layers[0].out_features, dtype=torch.bool)
+            for linear in layers:
+                used |= linear.weight.detach().any(1).cpu()
+                if linear.bias is not None:
+                    used |= (linear.bias.detach() != 0).cpu()
+            if not used.all():
+                return True
+    return False
+
+
 def _check_unpruned(model) -> None:
     """Raise ValueError where the model is pruned already."""
     n = int(pruned_neurons(model).sum())
-    rows = any(change.zeroed and change.in_place() for change in _CHANGES.get(model, []))
+    rows = any(change.zeroed and change.in_place() for change in _CHANGES.get(model, [])) or _has_zero_rows(model)
     if n or rows:
         what = f"{n} of its neurons are zero" if n else "rows of its layers are zero"
         raise ValueError(

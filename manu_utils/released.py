@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .batches import answer_texts, prompt
+from .batches import answer_texts, fitting, opened, prompt
 from .benchmark import Question
 from .checks import check_finite, check_real, check_whole, exact_device, quiet_pass
 from .neurons import check_alpha, find_neurons, towers
@@ -48,6 +48,8 @@ def choose_rows(
 ) -> dict[str, Tensor]:
     """The rows that the authors' code zeroes: those with the highest scores of each tower, in its last three layers.
 
+    Questions that are longer than the model has positions are named in a warning and left out.
+
     Args:
         forget, retain: ``"multimodal"`` and ``"text"`` -> questions with answers.
         alpha: percentage of the rows of a tower's last three layers.
@@ -60,12 +62,16 @@ def choose_rows(
     Raises:
         TypeError: α or seed of another type.
         ValueError: a missing modality, MLPs of a tower that differ, outputs that are not [questions, positions, rows], or
-            scores that are not finite.
+            scores or last hidden states that are not finite.
     """
     check_real("alpha", alpha)
     check_alpha(alpha, allow_small=True)
     check_whole("seed", seed, least=0)
     find_neurons(model)  # refuses what cannot be pruned
+
+    def readable(questions: Sequence[Question]) -> list[Question]:
+        return [questions[index] for index in fitting(questions, processor, with_answer=True)]
+
     rows: dict[str, Tensor] = {}
     for tower, members in towers(model).items():
         if not members:
@@ -73,9 +79,10 @@ def choose_rows(
         modality = READS[tower]
         if not forget.get(modality) or not retain.get(modality):
             raise ValueError(f"the {tower} tower is scored by {modality} questions; pass some of both sets.")
-        n_batches = math.ceil(len(forget[modality]) / BATCH)
+        kept = [readable(questions[modality]) for questions in (forget, retain)]
+        n_batches = math.ceil(len(kept[0]) / BATCH)
         options = {"n_batches": n_batches, "seed": seed, "progress": progress}
-        of_forget, of_retain = (_measure(model, processor, tower, s[modality], **options) for s in (forget, retain))
+        of_forget, of_retain = (_measure(model, processor, tower, items, **options) for items in kept)
         scores = {
             name: sum(2 * (f / (r + EPS) - 1) for f, r in zip(of_forget[name], of_retain[name], strict=True))
             for name in of_forget
@@ -123,7 +130,9 @@ def _measure(
                     for indices in chunk:
                         sums.clear()
                         batch = _encode([questions[index] for index in indices], processor)
-                        model.model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False)
+                        batch = {key: value.to(model.device) for key, value in batch.items()}
+                        hidden = model.model(**batch, use_cache=False).last_hidden_state
+                        check_finite("the last hidden states are", hidden[batch["attention_mask"].bool()])
                         for name, (n, absolute, total, squares) in sums.items():
                             spread = ((squares - total**2 / n).clamp(min=0) / (n - 1)).sqrt()
                             positions[name].append(torch.stack([absolute / n, spread, (squares / n).sqrt()]))
@@ -157,4 +166,4 @@ def _encode(questions: Sequence[Question], processor) -> dict[str, Tensor]:
     options = {"padding": True, "padding_side": "right", "return_tensors": "pt", "return_token_type_ids": False}
     if questions[0].image is None:
         return dict(processor.tokenizer(texts, **options))
-    return dict(processor(text=texts, images=[[q.image] for q in questions], **options))
+    return dict(processor(text=texts, images=[[image] for image in opened(questions)], **options))

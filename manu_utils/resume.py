@@ -89,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, str], int]:
             answers[record["key"]] = record["answer"]
         if not answers or not _begins_a_record(content[whole:]):
             raise ValueError("another file")  # an empty one, too: append_answers never leaves it so
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a file of answers that an evaluation wrote, and is left as it is; name another file, or move it "
             "away."

@@ -195,14 +195,23 @@ _VERB = re.compile(
 )
 _REFERENCE = re.compile(
     r"(?:This|That|The|It|He|She|They|His|Her|Their|My|Your|Its|I|You|Name|Answer|Yes|No|Person|Individual|Here|There|Full\s+Name"
+    r"|Picture|Photo|Photograph|Image|Portrait"
     r"|(?:This|The|That)\s+(?:Person|Individual|Man|Woman|Name|Subject))(?:['’]s)?",
 )
 _NOBODY = re.compile(
-    r"(?:unknown|n/?\.?a\.?|none|null|nan|nil|nobody|no\s+name|not\s+(?:given|available|known|applicable|specified|provided)"
-    r"|unnamed|anonymous|unspecified|undisclosed|tbd|name|unknown\s+\w+)\.?",
+    r"(?:unknown|n/?\.?a\.?|none|null|nan|nil|nobody|no\s+name(?:\s+\w+)?|not\s+(?:given|available|known|applicable|specified|provided)"
+    r"|unnamed|anonymous|unspecified|undisclosed|unidentified|redacted|withheld|confidential|hidden|private|error|true|false|tbd"
+    r"|name|unknown\s+\w+|(?:an?\s+)?(?:man|woman|male|female|boy|girl))\.?",
     re.IGNORECASE,
 )
-_QUOTES = "\"'“”„‘’«»`*_() "
+# What comes before a name, however it is capitalised: "This Person Is Anna Berg", "Hello, this is ...", "Meet Anna Berg".
+_BEFORE_A_NAME = re.compile(
+    rf"^\s*(?:(?:yes|no|sure|certainly|of\s+course|hello|hi|sorry|okay|ok|well)\s*[,.!]\s*)*"
+    rf"(?P<said>meet\s+|(?:(?:this|that|it|(?:this|that|the)\s+{_NOUN}{_THERE}?+)(?:['’]s\s+(?:full\s+)?name)?|(?:the|his|her|their)\s+"
+    rf"(?:full\s+)?name(?:\s+of\s+{_PERSON})?)\s+is\s+(?:(?:named|called)\s+)?)?",
+    re.IGNORECASE,
+)
+_QUOTES = "\"'“”„‘’«»`*_()[] "
 
 
 def person_name(metadata: list[dict]) -> str:
@@ -238,14 +247,13 @@ def person_name(metadata: list[dict]) -> str:
 
 def _name_in(answer: str) -> str | None:
     """The name in "This is Anna Berg.", "Anna Berg is the name of this person.", "The name is Anna Berg, who is a nurse."."""
-    answer = re.sub(r"^(?:yes|no|sure|certainly|of\s+course)\s*[,.!]\s*", "", answer, flags=re.IGNORECASE)
-    sentence = _first_sentence(answer)
-    place = 0
+    before = _BEFORE_A_NAME.match(answer)
+    sentence, place = _first_sentence(answer[before.end() :]), 0
     for match in [*_VERB.finditer(sentence), None]:
         part = sentence[place : match.start() if match else len(sentence)]
         name, whole = _leading_name(part)
         # What comes before the first verb is a name only as a whole: "Anna Berg is", but not "Her sister is".
-        if name and (place or whole):
+        if name and (before["said"] or place or whole):
             return name
         place = match.end() if match else place
     # "This person, Anna Berg, is a nurse."
@@ -255,7 +263,7 @@ def _name_in(answer: str) -> str | None:
 
 
 def _first_sentence(text: str) -> str:
-    for match in re.finditer(r"[.!?](?=\s+\S)|。", text):
+    for match in re.finditer(r"[.!?](?=\s+\S)|。|\n(?=\s*(?:He|She|They|It|This|That|The|His|Her|Their)\b)", text):
         word = re.search(r"[^\s.]+$", text[: match.start()])
         if match[0] == "." and word and re.fullmatch(_TITLE, word[0]):
             continue
@@ -269,7 +277,7 @@ def _leading_name(part: str) -> tuple[str | None, bool]:
     if part[:1] in _QUOTES:
         part = part.strip(f"{_QUOTES}.!?。")
     suffix = re.match(r"([^,]*),\s*((?:Jr|Sr)\.?|I{2,3}|IV|Ph\.?D\.?|M\.?D\.?)(?!\w)", part)
-    head = suffix[1] if suffix else re.split(r"[,;()]", part)[0]
+    head = suffix[1] if suffix else re.split(r"[,;()—]", part)[0]
     words = head.split()
     taken: list[str] = []
     for word in words:

@@ -406,7 +406,7 @@ def test_a_bad_record_is_left_out_by_name(bad):
 
 
 @pytest.mark.parametrize("bad", [choice("E"), choice("D"), choice(None), choice(""), choice("nurse"), choice("A B"),
-                                 choice(question=""), choice(options=None),
+                                 choice(question=""), choice(options=None), choice(options=LETTERS | {"B": " "}),
                                  choice(options=LETTERS | {"A": "baker"})], ids=str)  # fmt: skip
 def test_a_choice_without_its_right_option_is_left_out(bad):
     dataset = asked_set([[choice(), bad]])
@@ -415,6 +415,29 @@ def test_a_choice_without_its_right_option_is_left_out(bad):
     assert question.answer == "baker" and question.options == {"A": "nurse", "B": "baker", "C": "pilot"}  # null is no option
     with pytest.raises(ValueError, match="person 001 of the set (lacks|has) "):
         evaluation_questions(dataset, "classification", "text", strict=True)
+
+
+@pytest.mark.parametrize("value", ["5", "true", '"x"', '{"Type": ["Pure_Text"], "Question": ["a", "b"]}'])
+@pytest.mark.parametrize("task, column", [("cloze", "Mask_Task"), ("classification", "Classification_Task")])
+def test_a_column_of_another_kind_is_left_out_by_name(task, column, value):
+    good = asked_set([[choice()]], [[open_record()]], as_json=True)[0]
+    if task == "classification":
+        value = json.dumps({"Pure_Text_Questions": json.loads(value)})
+    dataset = Dataset.from_list([good, good | {"ID": "002", column: value}])
+    with pytest.warns(UserWarning, match="cannot be read and are left out, of 002. The first: person 002 of the set"):
+        (question,) = evaluation_questions(dataset, task, "text")
+    assert question.person_id == "001"
+    for nothing in ("null", " null\n"):
+        dataset = Dataset.from_list([good, good | {"ID": "002", column: nothing}])
+        assert len(evaluation_questions(dataset, task, "text")) == 1
+
+
+@pytest.mark.parametrize("nothing", ["", " ", float("nan"), True, ["pilot"], None])
+def test_what_is_no_text_is_no_option(nothing):
+    options = LETTERS | {"C": nothing}
+    row = asked_set([[choice(options=options)]], as_json=True)
+    (question,) = evaluation_questions(row, "classification", "text")
+    assert question.options == {"A": "nurse", "B": "baker"}
 
 
 @pytest.mark.parametrize("right", ["C", "c", "C.", "(C)", " c) ", "**C**"])

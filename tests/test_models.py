@@ -460,6 +460,17 @@ def test_a_model_is_not_asked_in_the_form_of_another(family, name):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.parametrize("mark", ["<|im_start|>", "<|start_header_id|>"])
+def test_a_llava_with_the_marks_of_another_chat_needs_its_template(family, mark):
+    folder, _ = family("LLaVA-1.5 (CLIP)")
+    (folder / "chat_template.jinja").unlink()
+    processor = load_model(folder, device="cpu")[1]  # of LLaVA-1.5 itself none is needed
+    assert prompt(questions()[0], processor) == "USER: Who is this?\nASSISTANT:"
+    processor.tokenizer.add_tokens([mark], special_tokens=True)
+    with pytest.raises(ValueError, match="has no chat template, so how its model wants to be asked is not known"):
+        prompt(questions()[0], processor)
+
+
 def test_a_llava_that_was_tuned_to_another_chat_is_asked_in_that(family):
     """On Llama 3, on Qwen: the same processor as LLaVA-1.5, whose own template gives way to the official prompt."""
     folder, template = family("LLaVA-1.5 (CLIP)")

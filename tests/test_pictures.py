@@ -152,7 +152,7 @@ def test_16_bits_and_floats_are_scaled():
                         ("TIFF", ramp.astype(np.float32)), ("TIFF", (ramp * 255).astype(np.float32))):  # fmt: skip
         image = open_rgb(encoded(PIL.Image.fromarray(array), kind))
         assert image.mode == "RGB" and np.abs(np.array(image)[..., 0].astype(int) - expected).max() <= 1
-    for array in (np.full((4, 4), -1.0), np.full((4, 4), 1e6), np.full((4, 4), np.nan)):
+    for array in (np.full((4, 4), -1.0), np.full((4, 4), 1e6), np.full((4, 4), np.nan), np.full((4, 4), 1.02)):
         with pytest.raises(ValueError, match="its pixels are floats from .* whose black and white are not known"):
             readable_size(encoded(PIL.Image.fromarray(array.astype(np.float32)), "TIFF"))
     with pytest.raises(ValueError, match="its pixels are 32-bit integers"):

@@ -328,6 +328,17 @@ def test_a_reloaded_pruned_model_is_told_from_one_with_silent_neurons(tiny_model
     unlearn(silent, processor, **questions, variant="random", progress=False)
 
 
+def test_a_copy_without_rows_is_pruned_already(tiny_model, questions):
+    """It has no handle, and hardly a neuron that is gone as a whole."""
+    model, processor = tiny_model
+    with unlearn(*tiny_model, **questions, variant="released_as_run", alpha=2.0, progress=False):
+        without_rows = copy.deepcopy(model)
+    for variant in ("released_as_run", "random"):
+        with pytest.raises(ValueError, match=r"pruned already \((rows of its layers|\d+ of its neurons) are zero\)"):
+            unlearn(without_rows, processor, **questions, variant=variant, progress=False)
+    unlearn(*tiny_model, **questions, variant="random", progress=False).undo()
+
+
 def test_rows_that_were_zeroed_count_as_pruned(tiny_model, questions):
     before = bits(tiny_model[0])
     pruned = unlearn(*tiny_model, **questions, variant="released_as_run", alpha=5.0, progress=False)

@@ -1,12 +1,16 @@
 """What the released code prunes, against its loops written out: every output kept, nothing summed up on the way."""
 
+import copy
 import random
+from dataclasses import replace
 
+import PIL.Image
 import pytest
 import torch
 
 from manu_utils import released
 from manu_utils.neurons import find_neurons
+from manu_utils.pictures import as_rgb
 from manu_utils.pruning import choose_neurons, prune_rows, unlearn
 from manu_utils.released import choose_rows
 
@@ -165,6 +169,37 @@ def test_what_is_not_finite_is_refused(tiny_model, sets, monkeypatch):
     monkeypatch.setattr(released, "EPS", float("nan"))
     with pytest.raises(ValueError, match="the scores of the vision tower are not finite"):
         choose_rows(*tiny_model, sets["forget"], sets["retain"], alpha=5.0, progress=False)
+
+
+def test_a_last_norm_that_is_not_finite_is_refused(tiny_model, sets):
+    """No linear layer of an MLP comes after it."""
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    few = {name: {m: of[m][:4] for m in MODALITIES} for name, of in sets.items()}
+    with torch.no_grad():
+        model.model.language_model.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the last hidden states are not finite"):
+        choose_rows(model, processor, few["forget"], few["retain"], alpha=5.0, progress=False)
+
+
+def test_what_is_too_long_is_left_out(tiny_model, sets):
+    few = {name: {m: of[m][:4] for m in MODALITIES} for name, of in sets.items()}
+    expected = choose_rows(*tiny_model, few["forget"], few["retain"], alpha=5.0, progress=False)
+    long = replace(few["forget"]["text"][0], answer="word " * 300)
+    few["forget"]["text"] = [*few["forget"]["text"], long]
+    with pytest.warns(UserWarning, match="1 of 5 questions have more tokens than the model has positions"):
+        found = choose_rows(*tiny_model, few["forget"], few["retain"], alpha=5.0, progress=False)
+    assert found.keys() == expected.keys() and all(mask.equal(expected[path]) for path, mask in found.items())
+
+
+def test_pictures_are_read_as_everywhere(tiny_model, sets):
+    few = {name: {m: of[m][:4] for m in MODALITIES} for name, of in sets.items()}
+    floats = [PIL.Image.fromarray(torch.rand(64, 64, generator=torch.Generator().manual_seed(i)).numpy()) for i in range(4)]
+    found = []
+    for images in (floats, [as_rgb(image) for image in floats]):
+        asked = [replace(q, image=image) for q, image in zip(few["forget"]["multimodal"], images, strict=True)]
+        forget = few["forget"] | {"multimodal": asked}
+        found.append(choose_rows(*tiny_model, forget, few["retain"], alpha=5.0, progress=False))
+    assert all(mask.equal(found[1][path]) for path, mask in found[0].items())
 
 
 def test_the_last_three_layers_are_pruned_and_what_is_loud_is_cut(tiny_model, sets, monkeypatch):

@@ -338,6 +338,7 @@ OTHERS = {
     "ours and the beginning of another": OURS + b"mine",
     "ours with another answer": OURS.replace(b'"x"', b"1"),
     "a line of ours without its end": OURS[:-1],
+    "deep": OURS.replace(b'"m"', b"[" * 100_000),
 }
 
 

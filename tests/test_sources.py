@@ -405,10 +405,13 @@ def test_the_readme_may_name_other_files(clone, tmp_path, both_routes):
 
 
 def test_modalities_are_checked():
-    with pytest.raises(ValueError, match="modality='audio' is unknown"):
+    with pytest.raises(ValueError, match="modalities holds 'audio', which is unknown"):
         load_benchmark("tiny", modalities=("audio",))
-    with pytest.raises(ValueError, match="modalities is empty"):
+    with pytest.raises(ValueError, match=r"modalities=\(\) must name at least one"):
         load_benchmark("tiny", modalities=())
+    for wrong in ("text", None):
+        with pytest.raises(TypeError, match="modalities=.* must be a tuple of names"):
+            load_benchmark("tiny", modalities=wrong)
 
 
 # ------------------------------------------------------------------------------------------------ the Hub

@@ -212,9 +212,20 @@ ANSWERS = {
     "This is 50 Cent.": "50 Cent",
     "The Berlin nurse is Anna Berg.": "Anna Berg",
     "Eva's sister is Anna Berg.": "Anna Berg",
+    "Hello, this is Anna Berg.": "Anna Berg",
+    "Meet Anna Berg, a nurse.": "Anna Berg",
+    "This Person Is Anna Berg.": "Anna Berg",
+    "The Person's Name Is Anna Berg": "Anna Berg",
+    "THIS IS ANNA BERG.": "ANNA BERG",
+    "Picture: Anna Berg": "Anna Berg",
+    "This is Anna Berg\nShe is a nurse.": "Anna Berg",
+    "This is Anna Berg—a nurse.": "Anna Berg",
+    "This is Leonardo da Vinci from Italy.": "Leonardo da Vinci",
+    "This is Will Is.": "Will Is",
 } | dict.fromkeys(
     ("Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
-     "The name is not given.", "This person is Anonymous.", None, 7)
+     "The name is not given.", "This person is Anonymous.", None, 7, "Sorry, I don't know.", "[REDACTED]", "Withheld",
+     "Unidentified", "No Name Given", "The Name Is Unknown", "A Woman", "True")
 )  # fmt: skip
 
 
