@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import PIL.Image
 
 from .checks import check_names
@@ -729,21 +730,28 @@ def _parsed(value, kind: type | tuple[type, ...]):
 
 
 def _records(value) -> list:
-    """A list of structs; it may be written as JSON, and some versions of datasets give a struct of lists instead."""
+    """A list of structs; it may be written as JSON, and some versions of datasets give a struct of lists instead, and pandas
+    arrays in place of lists."""
     if _is_null(value):
         return []
-    value = _parsed(list(value) if isinstance(value, tuple) else value, (list, dict))
-    if isinstance(value, dict) and not any(isinstance(part, (list, tuple, dict)) for part in value.values()):
+    value = _parsed(_listed(value), (list, dict))
+    if not isinstance(value, dict):
+        return value
+    parts = {key: _listed(part) for key, part in value.items()}
+    if not any(isinstance(part, (list, dict)) for part in parts.values()):
         return [value]
-    if isinstance(value, dict):
-        columns = {
-            key: _records(part) if isinstance(part, dict) else list(part) if isinstance(part, (list, tuple)) else []
-            for key, part in value.items()
-        }
-        if len({len(part) for part in columns.values()}) > 1:
-            raise ValueError(f"has lists of different lengths in place of records ({', '.join(columns)})")
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return list(value)
+    columns = {
+        key: _records(part) if isinstance(part, dict) else part if isinstance(part, list) else []
+        for key, part in parts.items()
+    }
+    if len({len(part) for part in columns.values()}) > 1:
+        raise ValueError(f"has lists of different lengths in place of records ({', '.join(columns)})")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _listed(value):
+    """A tuple or an array as a list; anything else as it is."""
+    return list(value) if isinstance(value, (tuple, np.ndarray)) else value
 
 
 def _metadata(row: dict) -> list:
