@@ -253,7 +253,7 @@ def strengths(method: str, seed: int, model, processor, lessons, *, alphas=ALPHA
         if method == "rewrite":
             moments = collect_moments(model, processor, {"text": lessons["retain"]}, **QUIET)
             for done, wanted in zip((0, *rounds), rounds, strict=False):
-                more = {"rounds": wanted - done, **QUIET}
+                more = {"rounds": wanted - done, "on_top": True, **QUIET}
                 undo.enter_context(rewrite_neurons(model, processor, {"text": lessons["forget"]}, moments, **more))
                 yield wanted
             return

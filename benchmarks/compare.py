@@ -190,7 +190,7 @@ class Bench:
         if method == "rewrite":
             moments = collect_moments(self.model, self.processor, self.sample(seed), **QUIET)
             for rounds, before in zip(strengths, (0, *strengths), strict=False):
-                more = {"rounds": rounds - before, **QUIET}
+                more = {"rounds": rounds - before, "on_top": True, **QUIET}
                 rewrite_neurons(self.model, self.processor, self.training["forget"], moments, **more)
                 found[rounds] = measure(rounds)
             self.reset()

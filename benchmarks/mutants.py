@@ -135,7 +135,7 @@ OTHERS = [
         (", seed=seed).masked_fill(gone, -torch.inf)", ", seed=seed)", "again"),
         ('per = "tower" if variant == "released_score" else "model"', 'per = "model"', "tower"),
         ("used = used | linear.weight.detach().any(1)", "pass", "silent"),
-        ("        _check_unpruned(model)\n", "        pass\n", "stacked"),
+        ("        check_unchanged(model)\n", "        pass\n", "stacked"),
         ("values.to(parameter))", "torch.zeros_like(values).to(parameter))", "lost"),
         ("activations_of(model, processor, retain[m],", "activations_of(model, processor, forget[m],", "set"),
     ),

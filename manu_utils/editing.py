@@ -25,7 +25,7 @@ from .checks import check_finite, check_names, check_number, check_questions, ch
 from .evaluation import known
 from .neurons import MLP, find_neurons, split_selected
 from .progress import bar
-from .pruning import Pruned
+from .pruning import Pruned, check_unchanged
 from .training import answer_logits, gradients_of
 
 MEMORY = 4e9  # bytes for moments and factors: three layers of LLaVA-1.5-7B, beside which a card of 24 GB holds the model
@@ -144,13 +144,14 @@ def rewrite_neurons(
     model,
     processor,
     forget: dict[str, list[Question]],
-    moments: Sequence[Tensor],
+    moments: Sequence[Tensor] | Callable[[Sequence[int]], list[Tensor]],
     *,
     selected: Tensor | None = None,
     ridge: float = 0.1,
     strength: float = 0.5,
     rounds: int = 8,
     memory: float = MEMORY,
+    on_top: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Pruned:
@@ -164,87 +165,30 @@ def rewrite_neurons(
 
     Args:
         forget: modality -> questions with answers.
-        moments: of the retain set, from :func:`collect_moments`; see :func:`rewrite` for models whose moments do not fit.
+        moments: of the retain set, from :func:`collect_moments`, or what gives those of some layers, by their numbers; see
+            :func:`rewrite` for models whose moments do not fit together.
         selected: bool [n_neurons] in the order of :func:`find_neurons`, the neurons that may be changed (default: all of the
             language model). Neurons of the vision tower are never changed.
         ridge: what a change costs beside its effect on the retain set, so that neurons which that set does not use are not
             free.
         strength: in (0, 1].
         rounds: at most so many; it stops when every fact is gone.
-        memory: see :func:`rewrite`.
+        memory: bytes that moments, factors and gradients may take beside the model and its activations; at least one layer
+            is taken at a time, with two more [n, n] while it is factored.
+        on_top: go on from a model that is rewritten or pruned already; without it such a model is refused, since rounds would
+            add up from call to call.
+        batch_size: of the passes. The backward pass keeps the activations of a batch: a card that holds little more than the
+            model takes 1.
 
     Returns:
         A :class:`manu_utils.pruning.Pruned` whose ``undo()`` restores every bit.
 
     Raises:
         TypeError: an argument of another type, or a wrapped model.
-        ValueError: an option out of range, an empty modality or answer, moments or ``selected`` of another model, nothing to
-            change, or a gradient that is not finite. The model is untouched, as it is after any other error or an interrupt.
+        ValueError: an option out of range, an empty modality or answer, moments or ``selected`` of another model, a model that
+            is changed already (:func:`manu_utils.pruning.check_unchanged`), nothing to change, or a gradient that is not
+            finite. The model is untouched, as it is after any other error or an interrupt.
     """
-    if [tuple(moment.shape) for moment in moments] != [(mlp.size, mlp.size) for mlp in _language(model)]:
-        raise ValueError("the moments are of another model: one [n, n] per language MLP of n neurons is needed.")
-    options = {"selected": selected, "ridge": ridge, "strength": strength, "rounds": rounds, "memory": memory}
-    return _rewrite(
-        model, processor, forget, lambda layers: [moments[layer] for layer in layers], **options, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
-
-
-def rewrite(
-    model,
-    processor,
-    forget: dict[str, list[Question]],
-    retain: dict[str, list[Question]],
-    *,
-    modalities: Sequence[str] | None = None,
-    selected: Tensor | None = None,
-    ridge: float = 0.1,
-    strength: float = 0.5,
-    rounds: int = 8,
-    memory: float = MEMORY,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> Pruned:
-    """:func:`collect_moments` of the retain set and :func:`rewrite_neurons` in one call, a few layers at a time.
-
-    Moments and factors of more layers than ``memory`` holds are never there together: the retain set is read once for every
-    few layers and the forget set likewise in each round, and what has to wait is kept in unnamed temporary files (TMPDIR says
-    where; 4 n² bytes for each layer of n neurons, 16 GB for LLaVA-1.5-7B). The old weights, which ``undo()`` needs, are kept
-    in the machine's memory. The result is the same.
-
-    Args:
-        forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
-        modalities: those to unlearn (default: those of ``forget``).
-        selected, ridge, strength, rounds: see :func:`rewrite_neurons`.
-        memory: bytes that moments, factors and gradients may take beside the model and its activations; at least one layer
-            is taken at a time, with two more [n, n] while it is factored.
-        batch_size: of the passes. The backward pass keeps the activations of a batch: a card that holds little more than the
-            model takes 1.
-
-    Raises:
-        TypeError, ValueError: see :func:`manu_utils.benchmark.check_sets` and :func:`rewrite_neurons`. The model is untouched.
-    """
-    check_questions("forget", forget)
-    check_questions("retain", retain)
-    if modalities is None:
-        modalities = tuple(modality for modality in MODALITIES if modality in forget) or MODALITIES
-    check_names("modalities", modalities, MODALITIES)
-    check_sets(forget, retain, modalities)
-    forget, retain = ({m: items for m, items in of.items() if m in modalities} for of in (forget, retain))
-    passes = {"batch_size": batch_size, "progress": progress}
-
-    def moments_of(layers: Sequence[int]) -> list[Tensor]:
-        return collect_moments(model, processor, retain, layers=layers, **passes)
-
-    options = {"selected": selected, "ridge": ridge, "strength": strength, "rounds": rounds, "memory": memory}
-    return _rewrite(model, processor, forget, moments_of, **options, **passes)
-
-
-def _rewrite(
-    model, processor, forget: dict[str, list[Question]], moments_of: Callable[[Sequence[int]], list[Tensor]], *,
-    selected: Tensor | None, ridge: float, strength: float, rounds: int, memory: float, batch_size: int, progress: bool,
-) -> Pruned:  # fmt: skip
-    """What :func:`rewrite_neurons` and :func:`rewrite` do; ``moments_of`` gives the moments of some layers."""
     for name, value in (("ridge", ridge), ("strength", strength), ("rounds", rounds)):
         check_real(name, value)
     if not 0 < ridge < math.inf or not 0 < strength <= 1 or rounds < 1:
@@ -255,11 +199,15 @@ def _rewrite(
     check_questions("forget", forget)
     if not forget or not all(forget.values()):
         raise ValueError("forget needs questions in every modality.")
+    if not callable(moments) and [tuple(m.shape) for m in moments] != [(mlp.size, mlp.size) for mlp in _language(model)]:
+        raise ValueError("the moments are of another model: one [n, n] per language MLP of n neurons is needed.")
+    if not on_top:
+        check_unchanged(model)
     mlps, columns = _language(model), _columns(model, selected)
     groups = _groups([bytes_of_layer(mlp.size, mlp.output.out_features) for mlp in mlps], memory)
     shelf = _Shelf(in_files=len(groups) > 1)
     for layers in groups:
-        found = moments_of(layers)
+        found = moments(layers) if callable(moments) else [moments[layer] for layer in layers]
         for layer in layers:
             if not found[0].any():
                 columns[layer] = columns[layer][:0]
@@ -267,8 +215,8 @@ def _rewrite(
     if not any(len(index) for index in columns):
         raise ValueError("every layer that may be changed is silent on the retain set; select other neurons.")
     weights = [mlp.output.weight for mlp in mlps]
-    handle = Pruned(model, ((w, 1, i, w.detach().index_select(1, i).cpu()) for w, i in zip(weights, columns, strict=True)),
-                    zeroed=False)  # fmt: skip
+    saved = ((w, 1, i, w.detach().index_select(1, i).cpu()) for w, i in zip(weights, columns, strict=True))
+    handle = Pruned(model, saved)
     passes = {"batch_size": batch_size, "progress": False}
     try:
         for _ in bar(range(rounds), desc="rewriting", shown=progress):
@@ -297,7 +245,49 @@ def _rewrite(
     except BaseException:
         handle.undo()
         raise
-    return handle
+    return handle.made()
+
+
+def rewrite(
+    model,
+    processor,
+    forget: dict[str, list[Question]],
+    retain: dict[str, list[Question]],
+    *,
+    modalities: Sequence[str] | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+    **options,
+) -> Pruned:
+    """:func:`collect_moments` of the retain set and :func:`rewrite_neurons` in one call, a few layers at a time.
+
+    Moments and factors of more layers than ``memory`` holds are never there together: the retain set is read once for every
+    few layers and the forget set likewise in each round, and what has to wait is kept in unnamed temporary files (TMPDIR says
+    where; 4 n² bytes for each layer of n neurons, 16 GB for LLaVA-1.5-7B). The old weights, which ``undo()`` needs, are kept
+    in the machine's memory. The result is the same.
+
+    Args:
+        forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
+        modalities: those to unlearn (default: those of ``forget``).
+        batch_size, options: ``selected``, ``ridge``, ``strength``, ``rounds``, ``memory`` and ``on_top`` of
+            :func:`rewrite_neurons`, with the same defaults.
+
+    Raises:
+        TypeError, ValueError: see :func:`manu_utils.benchmark.check_sets` and :func:`rewrite_neurons`. The model is untouched.
+    """
+    check_questions("forget", forget)
+    check_questions("retain", retain)
+    if modalities is None:
+        modalities = tuple(modality for modality in MODALITIES if modality in forget) or MODALITIES
+    check_names("modalities", modalities, MODALITIES)
+    check_sets(forget, retain, modalities)
+    forget, retain = ({m: items for m, items in of.items() if m in modalities} for of in (forget, retain))
+    passes = {"batch_size": batch_size, "progress": progress}
+
+    def moments_of(layers: Sequence[int]) -> list[Tensor]:
+        return collect_moments(model, processor, retain, layers=layers, **passes)
+
+    return rewrite_neurons(model, processor, forget, moments_of, **options, **passes)
 
 
 def bytes_of_layer(n: int, hidden: int) -> int:

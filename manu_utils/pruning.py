@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -67,16 +67,16 @@ def select_neurons(
     return selected
 
 
-@dataclass(frozen=True, eq=False)
 class _Change:
-    """Where a model was changed: (parameter, dim, index); ``zeroed`` if the new values are 0."""
+    """Where a model was changed, (parameter, dim, index), and a digest of what each place holds once all are changed."""
 
-    places: list[tuple[Tensor, int, Tensor]]
-    zeroed: bool
+    def __init__(self, places: list[tuple[Tensor, int, Tensor]]):
+        self.places = places
+        self.left: list[bytes] | None = None
 
     def in_place(self) -> bool:
-        """Whether it can still be seen in the model: weights that were loaded or trained since are no longer zero."""
-        return not self.zeroed or not any(_part(*place).any() for place in self.places)
+        """Whether it can still be seen in the model: weights that were loaded or trained since are others."""
+        return self.left is None or self.left == [_digest(_part(*place)) for place in self.places]
 
 
 # Of every model, the changes that were not undone, in order. Places alone: the old weights go with the handle.
@@ -86,17 +86,22 @@ _CHANGES: WeakKeyDictionary[nn.Module, list[_Change]] = WeakKeyDictionary()
 class Pruned:
     """What was changed in a model, and the old weights. ``undo()`` restores every bit; as a context manager on leaving.
 
-    Several changes of one model are undone in reverse order: the first would bring back what the second found zeroed.
+    Several changes of one model are undone in reverse order: the first would bring back what the second found changed.
 
     Args:
         saved: (parameter, dim, index, old values) of each change, taken before it is made.
-        zeroed: the new values are 0.
     """
 
-    def __init__(self, model: nn.Module, saved: Iterable[tuple[Tensor, int, Tensor, Tensor]], *, zeroed: bool = True):
+    def __init__(self, model: nn.Module, saved: Iterable[tuple[Tensor, int, Tensor, Tensor]]):
         self._model, self._saved = model, list(saved)
-        self._change = _Change([place[:3] for place in self._saved], zeroed)
+        self._change = _Change([place[:3] for place in self._saved])
         _CHANGES.setdefault(model, []).append(self._change)
+
+    def made(self) -> Pruned:
+        """Call it when all is changed: later it is seen by the values whether they are still there."""
+        now = [_digest(_part(*place)) for place in self._change.places]
+        self._change.left = [] if now == [_digest(values) for *_, values in self._saved] else now  # [] if nothing changed
+        return self
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -202,11 +207,16 @@ def _zero(model, places: list[tuple[Tensor, int, Tensor]]) -> Pruned:
         with suppress(RuntimeError):  # what could not be written cannot be written back; the first error is raised
             handle.undo()
         raise
-    return handle
+    return handle.made()
 
 
 def _part(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
     return tensor.detach().index_select(dim, index.to(tensor.device))
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """A hash of values, not of bytes: a model that was moved, or made float32, since is the same."""
+    return hashlib.sha256((tensor.float() + 0).cpu().contiguous().numpy()).digest()  # + 0: of -0, too
 
 
 def pruned_neurons(model) -> Tensor:
@@ -250,16 +260,23 @@ def _has_zero_rows(model) -> bool:
     return False
 
 
-def _check_unpruned(model) -> None:
-    """Raise ValueError where the model is pruned already."""
-    n = int(pruned_neurons(model).sum())
-    rows = any(change.zeroed and change.in_place() for change in _CHANGES.get(model, [])) or _has_zero_rows(model)
-    if n or rows:
+def check_unchanged(model) -> None:
+    """Check that a model was neither pruned nor rewritten, or is so no more: undone, or its weights were loaded again.
+
+    Zeros are seen in a copy and in a checkpoint, too; rewriting only in the model itself.
+
+    Raises:
+        ValueError: it is.
+    """
+    n, what = int(pruned_neurons(model).sum()), "its weights were changed"
+    if n or _has_zero_rows(model):
         what = f"{n} of its neurons are zero" if n else "rows of its layers are zero"
-        raise ValueError(
-            f"this model is pruned already ({what}), so alpha would come on top: undo() what pruned it or load the model "
-            "again; on_top=True if more is to go."
-        )
+    elif not any(change.in_place() for change in _CHANGES.get(model, [])):
+        return
+    raise ValueError(
+        f"this model is pruned already, or rewritten ({what}), and more would come on top: undo() what changed it or load the "
+        "model again; on_top=True if more is to go."
+    )
 
 
 def save_pruned(model, processor, folder: str | Path) -> None:
@@ -432,7 +449,7 @@ def choose_neurons(
     if variant in ("paper", "released_score", "released_as_run") and set(modalities) != set(MODALITIES):
         raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
     if not on_top:
-        _check_unpruned(model)
+        check_unchanged(model)
     if variant == "released_as_run":
         return choose_rows(model, processor, forget, retain, alpha=alpha, seed=seed, progress=progress)
     forget = {m: forget[m] for m in modalities}
@@ -482,8 +499,8 @@ def unlearn(
             both.
         seed: of ``"random"``, and of the order in which ``"released_as_run"`` reads.
         allow_small: accept α below 0.5, see :func:`manu_utils.neurons.check_alpha`.
-        on_top: prune more neurons of a model that is pruned already; without it such a model is refused, since α would add up
-            from call to call.
+        on_top: prune more neurons of a model that is pruned already, or rewritten; without it such a model is refused, since α
+            would add up from call to call.
 
     Returns:
         What was pruned, with ``undo()``.
@@ -491,8 +508,8 @@ def unlearn(
     Raises:
         TypeError: an argument of another type, or a wrapped model; it says what to pass.
         ValueError: unknown variant, α not a percentage, a missing or empty modality, an empty answer, questions of the other
-            modality, a person in both sets, a model that is pruned already, or nothing to choose by; also what the functions
-            that it calls raise. The model is untouched.
+            modality, a person in both sets, a model that is changed already (:func:`check_unchanged`), or nothing to choose by;
+            also what the functions that it calls raise. The model is untouched.
     """
     chosen = choose_neurons(
         model, processor, forget, retain, variant=variant, alpha=alpha, modalities=modalities, seed=seed,

@@ -16,7 +16,7 @@ from manu_utils.benchmark import Question
 from manu_utils.editing import bytes_of_layer, collect_moments, margin_gradient, rewrite, rewrite_neurons
 from manu_utils.evaluation import known
 from manu_utils.neurons import find_neurons
-from manu_utils.pruning import prune_neurons
+from manu_utils.pruning import prune_neurons, unlearn
 
 MODALITIES = ("multimodal", "text")
 
@@ -190,6 +190,57 @@ def test_undo_waits_for_a_later_pruning(double_model, questions, moments, monkey
     assert not changed(model, before)
 
 
+def test_a_changed_model_is_refused_until_it_is_undone_or_loaded_again(double_model, questions, moments, monkeypatch):
+    """Each by itself, and rewriting and pruning in either order; notebooks reset a model by load_state_dict."""
+    model, processor = copy.deepcopy(double_model[0]), double_model[1]
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    vanilla = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    once = {"rounds": 1, "progress": False}
+
+    def rewritten(**more):
+        return rewrite_neurons(model, processor, questions["forget"], moments, **once, **more)
+
+    def also_rewritten(**more):
+        return rewrite(model, processor, **questions, **once, **more)
+
+    def pruned(**more):
+        return unlearn(model, processor, **questions, variant="random", alpha=5.0, progress=False, **more)
+
+    for first in (rewritten, also_rewritten, pruned):
+        handle, after = first(), weights_of(model)
+        for second in (rewritten, also_rewritten, pruned):
+            with pytest.raises(ValueError, match=r"already.*undo\(\).*on_top=True"):
+                second()
+            assert not changed(model, after)
+            with second(on_top=True):
+                assert changed(model, after)
+            assert not changed(model, after)
+        model.load_state_dict(vanilla)
+        later = rewritten()  # nothing is in place any more
+        with pytest.raises(RuntimeError, match="changed again later"):
+            handle.undo()
+        model.load_state_dict(vanilla)  # the later change is gone, so the earlier handle is free
+        handle.undo()
+        later.undo()
+        assert not changed(model, vanilla)
+
+
+def test_a_rewritten_model_that_is_moved_to_a_larger_dtype_is_still_rewritten(tiny_model, questions, monkeypatch):
+    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    model = copy.deepcopy(tiny_model[0]).to(torch.bfloat16)
+    rewrite(model, tiny_model[1], **questions, rounds=1, strength=1.0, progress=False)
+    model.float()
+    with pytest.raises(ValueError, match="its weights were changed"):
+        rewrite(model, tiny_model[1], **questions, progress=False)
+
+
+def test_what_changes_nothing_is_no_change(double_model, questions, moments):
+    """Nobody is known: another round is no second one."""
+    for _ in range(2):
+        rewrite_neurons(*double_model, questions["forget"], moments, progress=False)
+    unlearn(*double_model, **questions, variant="random", progress=False).undo()
+
+
 def test_a_layer_that_is_silent_is_left_alone(double_model, questions, monkeypatch):
     model, processor = copy.deepcopy(double_model[0]), double_model[1]
     monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
@@ -201,7 +252,7 @@ def test_a_layer_that_is_silent_is_left_alone(double_model, questions, monkeypat
     with torch.no_grad():
         language(model)[0].inputs[0].weight.zero_()
     with pytest.raises(ValueError, match="every layer that may be changed is silent on the retain set"):
-        rewrite(model, processor, questions["forget"], questions["retain"], progress=False)
+        rewrite(model, processor, questions["forget"], questions["retain"], on_top=True, progress=False)
 
 
 @pytest.mark.parametrize("named", [{}, {"modalities": ("text",)}])
