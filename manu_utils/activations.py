@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .batches import batches, shared_batches
 from .benchmark import Question
-from .checks import check_real, check_whole, exact_device, quiet_pass
+from .checks import check_name, check_real, check_whole, exact_device, quiet_pass
 from .neurons import MLP, find_neurons
 from .patches import check_positions, patch_positions
 from .progress import bar
@@ -88,8 +88,7 @@ def collect_activations(
     modalities = {question.modality for question in questions}
     if len(modalities) > 1:
         raise ValueError("statistics are of one modality; pass the questions with and without an image separately.")
-    if positions not in POSITIONS:
-        raise ValueError(f"positions={positions!r} is unknown; use one of {', '.join(POSITIONS)}.")
+    check_name("positions", positions, POSITIONS)
     check_real("tau", tau)
     if not tau >= 0:
         raise ValueError(f"tau={tau} is negative; it is compared with |z|.")

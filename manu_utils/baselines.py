@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .benchmark import MODALITIES, Question, check_sets
-from .checks import check_number, check_whole
+from .checks import check_name, check_number, check_questions, check_whole
 from .training import (
     answer_batches,
     answer_logits,
-    check_lessons,
     check_schedule,
     check_trainable,
     device_of,
@@ -152,13 +151,12 @@ def unlearn_by_training(
 
     Raises:
         TypeError: a number that is none, questions that are no dict of lists, or a wrapped model. The model is untouched.
-        ValueError: unknown method, a set that is missing or empty, an unknown modality or questions of the other one, a person
-            in both sets, a reference for a method other than NPO, or a number out of range. The model is untouched.
+        ValueError: unknown method, a set that is missing or empty, an unknown modality or questions of the other one, an empty
+            answer, a person in both sets, a reference for a method other than NPO, or a number out of range. The model is untouched.
         FloatingPointError: the loss is not finite, see :func:`manu_utils.training.optimise`.
         RuntimeError: no room, see :func:`manu_utils.training.train_language_model`, which may raise more.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}.")
+    check_name("method", method, METHODS)
     if reference is not None and method != "npo":
         raise ValueError(f"only npo takes a reference; {method} has none to give.")
     check_number("beta", beta, above=0)
@@ -168,8 +166,8 @@ def unlearn_by_training(
     needs_retain = method in ("gd", "kl")
     if not forget:
         raise ValueError("forget has no questions; pass modality -> questions.")
-    check_lessons("forget", forget)
-    check_lessons("retain", retain or {})
+    check_questions("forget", forget)
+    check_questions("retain", retain or {})
     check_sets(forget, retain or {}, tuple(forget), tuple(forget) if needs_retain else ())
     check_trainable(model, lora_rank)
     device = device_of(model)

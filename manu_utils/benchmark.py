@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
-from .checks import check_names
+from .checks import check_name, check_names, shown
 from .pictures import Picture, checked_size, readable_size
 from .progress import no_dataset_bars
 from .sources import IMAGE_COLUMNS, config_names, read_config, written_id
@@ -194,7 +194,7 @@ def load_config(source: str | Path, config: str, *, images: bool = True) -> Data
         ConnectionError: the Hub cannot be reached and there is no cached copy.
     """
     if config not in CONFIGS:
-        raise ValueError(f"config={config!r} is unknown; MLLMU-Bench has {', '.join(CONFIGS)}.")
+        raise ValueError(f"config={shown(config)} is unknown; MLLMU-Bench has {', '.join(CONFIGS)}.")
     return read_config(_place(source), config, images=images)
 
 
@@ -229,7 +229,7 @@ def load_benchmark(
     if isinstance(forget_ratio, bool) or forget_ratio not in ratios:
         *first, last = ratios
         raise ValueError(
-            f"forget_ratio={forget_ratio!r} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
+            f"forget_ratio={shown(forget_ratio)} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
         )
     if name != "MLLMU-Bench":
         from . import clear_tofu
@@ -304,8 +304,8 @@ def evaluation_questions(
         ValueError: unknown task or modality, missing column, empty set, no such question in the set, or nothing that can be
             used.
     """
-    _check(modality, "modality", MODALITIES)
-    _check(task, "task", TASKS)
+    check_name("modality", modality, MODALITIES)
+    check_name("task", task, TASKS)
     column = {"classification": "Classification_Task", "cloze": "Mask_Task", "generation": "Generation_Task"}[task]
 
     def records_of(row: dict) -> list[dict]:
@@ -376,8 +376,8 @@ def training_questions(
     Raises:
         ValueError: unknown modality, missing column, empty set, or nothing that can be used.
     """
-    _check(modality, "modality", MODALITIES)
-    _check(rewrite, "rewrite", ("both", "question"))
+    check_name("modality", modality, MODALITIES)
+    check_name("rewrite", rewrite, ("both", "question"))
 
     def records_of(row: dict) -> list[dict]:
         records = _metadata(row)
@@ -518,7 +518,7 @@ def check_sets(
     needed = {"forget": modalities, "retain": modalities if retain_modalities is None else retain_modalities}
     for name, sets in (("forget", forget), ("retain", retain)):
         for modality in sets:
-            _check(modality, f"modality of {name}", MODALITIES)
+            check_name(f"modality of {name}", modality, MODALITIES)
         if missing := [modality for modality in needed[name] if not sets.get(modality)]:
             raise ValueError(f"{name} has no {missing[0]} questions, which this method needs; pass at least one.")
         if wrong := [m for m, questions in sets.items() if any(question.modality != m for question in questions)]:
@@ -529,11 +529,6 @@ def check_sets(
 
 
 # ------------------------------------------------------------------------------------------------ small helpers
-
-
-def _check(value: str, what: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{what}={value!r} is unknown; use one of {', '.join(known)}.")
 
 
 def _name(dataset: Dataset) -> str:
@@ -577,7 +572,7 @@ def _rows(
         records_of: the records of a row with ``ID`` and ``column``; a ValueError with what is wrong with the row.
         read: what is asked of a record, or None for nothing; a ValueError with what is wrong with it.
     """
-    _check(unreadable, "unreadable", ("skip", "raise"))
+    check_name("unreadable", unreadable, ("skip", "raise"))
     _require(dataset, ["ID", column])
     if len(dataset) == 0:
         raise ValueError(f"{_name(dataset)} is empty; select at least one person.")

@@ -21,7 +21,7 @@ def check_real(name: str, value) -> None:
         TypeError: not a number.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r} must be a number such as 5.0, not {_kind(value)}.")
+        raise TypeError(f"{name}={shown(value)} must be a number such as 5.0, not {_kind(value)}.")
 
 
 def check_number(name: str, value, *, above: float = -math.inf, below: float = math.inf) -> None:
@@ -45,7 +45,7 @@ def check_whole(name: str, value, *, least: int = 1) -> None:
         ValueError: below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={value!r} must be a whole number such as {max(least, 1)}, not {_kind(value)}.")
+        raise TypeError(f"{name}={shown(value)} must be a whole number such as {max(least, 1)}, not {_kind(value)}.")
     if value < least:
         raise ValueError(f"{name}={value!r} is not positive." if least == 1 else f"{name}={value!r} is below {least}.")
 
@@ -59,11 +59,30 @@ def check_names(name: str, value, known: Sequence[str]) -> None:
     """
     several = f"({', '.join(map(repr, known))})"
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{name}={value!r} must be a tuple of names, such as {several} or ({known[0]!r},).")
+        raise TypeError(f"{name}={shown(value)} must be a tuple of names, such as {several} or ({known[0]!r},).")
     if not value or len(set(value)) < len(value):
-        raise ValueError(f"{name}={value!r} must name at least one of {several}, and none twice.")
+        raise ValueError(f"{name}={shown(value)} must name at least one of {several}, and none twice.")
     if unknown := [item for item in value if item not in known]:
-        raise ValueError(f"{name} holds {unknown[0]!r}, which is unknown; use {several}.")
+        raise ValueError(f"{name} holds {shown(unknown[0])}, which is unknown; use {several}.")
+
+
+def check_name(name: str, value, known: Sequence[str]) -> None:
+    """Check that an argument is one of the ``known`` names.
+
+    Raises:
+        TypeError: no string.
+        ValueError: an unknown name.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(known)}, not {_kind(value)}.")
+    if value not in known:
+        raise ValueError(f"{name}={shown(value)} is unknown; use one of {', '.join(known)}.")
+
+
+def shown(value) -> str:
+    """A value in an error: as it is written, or its type alone where that is long or an object, such as a model."""
+    text = repr(value) if isinstance(value, str | numbers.Number | Sequence | None) else ""
+    return text if 0 < len(text) <= 80 else f"<{type(value).__name__}>"
 
 
 def _kind(value) -> str:

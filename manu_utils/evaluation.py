@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .batches import batches, fitting, plan_batches, prompt, shared_batches
 from .benchmark import MODALITIES, TASKS, Question, evaluation_questions
-from .checks import check_finite, check_model, check_names, check_whole, quiet_pass
+from .checks import check_finite, check_model, check_name, check_names, check_whole, quiet_pass, shown
 from .progress import bar
 from .resume import fingerprint, read_answers, remembered
 from .shared import additive_mask, can_share, read_shared
@@ -443,8 +443,7 @@ def evaluate(
     from rouge_score import rouge_scorer
 
     check_model(model)
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol={protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}.")
+    check_name("protocol", protocol, PROTOCOLS)
     if not isinstance(sets, dict) or not all(hasattr(dataset, "column_names") for dataset in sets.values()):
         raise TypeError("sets must be a dict of name -> dataset, such as benchmark.sets() or {'forget': benchmark.forget}.")
     if not sets:
@@ -456,7 +455,7 @@ def evaluate(
         check_whole("seed", seed, least=0)
     for name, text in (("model_key", model_key), ("resume", resume)):
         if not isinstance(text, str | None) and not (name == "resume" and isinstance(text, os.PathLike)):
-            raise TypeError(f"{name}={text!r} must be a text{' or a path' if name == 'resume' else ''}.")
+            raise TypeError(f"{name}={shown(text)} must be a text{' or a path' if name == 'resume' else ''}.")
     if protocol == "zero-shot" and shots is not None:
         raise ValueError("protocol='zero-shot' takes no shots; leave them out, or use protocol='official' or 'robust'.")
     if protocol == "official" and shots is None:

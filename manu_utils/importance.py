@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .activations import Statistics
 from .benchmark import MODALITIES
-from .checks import check_whole, exact_device
+from .checks import check_name, check_whole, exact_device
 from .neurons import MLP
 
 PRUNINGS = ("paper", "released_score", "released_as_run", "ratio", "random", "magnitude", "coverage")
@@ -100,8 +100,7 @@ def score(
         raise ValueError("released_as_run scores rows of linear layers, not neurons; use manu_utils.released.choose_rows.")
     if variant == "coverage":
         raise ValueError("coverage needs attribution, not statistics; use manu_utils.attribution.select_by_coverage.")
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+    check_name("variant", variant, VARIANTS)
     if variant == "random":
         check_whole("seed", seed, least=0)
         generator = torch.Generator().manual_seed(seed)

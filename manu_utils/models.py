@@ -15,6 +15,7 @@ import torch
 
 from .batches import chat_template, encode
 from .benchmark import Question, data_dir
+from .checks import shown
 from .neurons import towers
 
 BUNDLED = {"tiny": "vanilla", "tiny-base": "base"}  # source -> folder in data/tiny_llava
@@ -97,9 +98,9 @@ def load_model(
 
     for name, place in (("source", source), ("processor", processor), ("base", base)):
         if not isinstance(place, str | Path) and (place is not None or name == "source"):
-            raise TypeError(f"{name}={place!r} must be a path, a Hub id or 'tiny', not a {type(place).__name__}.")
+            raise TypeError(f"{name}={shown(place)} must be a path, a Hub id or 'tiny', not a {type(place).__name__}.")
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype={dtype!r} must be a torch.dtype, such as torch.float32.")
+        raise TypeError(f"dtype={shown(dtype)} must be a torch.dtype, such as torch.float32.")
     if device is not None and device_map is not None:
         raise ValueError("give device or device_map, not both.")
     place, adapter = _place(source), None

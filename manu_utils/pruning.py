@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .activations import collect_activations
 from .attribution import collect_attribution, select_by_coverage
 from .benchmark import MODALITIES, Question, check_sets
-from .checks import check_model, check_names, check_questions, check_real, check_whole
+from .checks import check_model, check_name, check_names, check_questions, check_real, check_whole
 from .evaluation import known
 from .importance import CONTROLS, PRUNINGS, score
 from .neurons import MLP, check_alpha, find_neurons, split_selected
@@ -41,6 +41,7 @@ def select_neurons(
         ValueError: α not a percentage, unknown ``per``, wrong length, NaN, or too few neurons that may be selected.
     """
     check_alpha(alpha, allow_small)
+    check_name("per", per, ("model", "layer", "tower"))
     sizes = [mlp.size for mlp in mlps]
     if scores.shape != (sum(sizes),):
         raise ValueError(f"{tuple(scores.shape)} scores for a model with {sum(sizes)} neurons; score this model.")
@@ -50,10 +51,8 @@ def select_neurons(
         groups = [0] * len(sizes)
     elif per == "layer":
         groups = list(range(len(sizes)))
-    elif per == "tower":
-        groups = [int(mlp.tower == "language") for mlp in mlps]
     else:
-        raise ValueError(f"per={per!r} is unknown; use model, layer or tower.")
+        groups = [int(mlp.tower == "language") for mlp in mlps]
     group_of = torch.tensor(groups).repeat_interleave(torch.tensor(sizes))
     selected = torch.zeros(len(scores), dtype=torch.bool)
     for group in sorted(set(groups)):
@@ -437,8 +436,7 @@ def choose_neurons(
         TypeError, ValueError: see :func:`unlearn`.
     """
     check_alpha(alpha, allow_small)
-    if variant not in PRUNINGS:
-        raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(PRUNINGS)}.")
+    check_name("variant", variant, PRUNINGS)
     check_names("modalities", modalities, MODALITIES)
     check_whole("seed", seed, least=0)
     check_whole("batch_size", batch_size)

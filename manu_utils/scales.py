@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from .checks import check_name
 from .editing import MEMORY, bytes_of_layer
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ def check_room(name: str) -> pd.DataFrame:
     import pandas as pd
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if name not in SCALES:
-        raise ValueError(f"SCALE={name!r} is unknown; use one of {', '.join(SCALES)}.")
+    check_name("SCALE", name, tuple(SCALES))
     place = Path(HF_HUB_CACHE)
     while not place.exists():
         place = place.parent

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import encode, fitting
 from .benchmark import Question
-from .checks import check_model, check_number, check_whole
+from .checks import check_model, check_number, check_questions, check_whole
 from .models import pick_dtype
 from .progress import bar
 
@@ -83,7 +83,8 @@ def optimise(
     Raises:
         TypeError, ValueError: a number of the wrong type or out of range, before the first step.
         FloatingPointError: "loss is nan at step ..." as soon as the loss, or its gradient, is not finite; with a scaler, if
-            the loss stays so for three steps or at the last one, or the gradient is so at every scale.
+            the loss stays so for three steps or at the last one, or the gradient is so at every scale. Also if a weight is not
+            finite after the last step, which no later loss shows.
     """
     check_schedule(steps=steps, lr=lr, warmup=warmup, hold=hold, every=every)
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
@@ -110,6 +111,8 @@ def optimise(
                 raise FloatingPointError(
                     f"loss is {loss.item()} at step {step}; lower lr or check the data for empty answers."
                 )
+        if step == steps - 1 and not all(parameter.isfinite().all() for parameter in parameters):
+            raise FloatingPointError("a trained weight is no longer finite after the last step; lower lr.")  # no loss shows it
         if watch is not None and ((step + 1) % every == 0 or step == steps - 1):
             history.append({"step": step + 1, "loss": loss.item()} | watch())
     return history
@@ -413,19 +416,6 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype)
 
 
-def check_lessons(name: str, questions) -> None:
-    """Check that an argument maps modalities to questions.
-
-    Raises:
-        TypeError: no dict of lists of questions.
-    """
-    if not isinstance(questions, dict):
-        raise TypeError(f"{name} is a {type(questions).__name__}; it must be a dict such as {{'text': questions}}.")
-    for modality, items in questions.items():
-        if not isinstance(items, list | tuple) or not all(isinstance(item, Question) for item in items):
-            raise TypeError(f"{name}[{modality!r}] must be a list of questions, as training_questions returns them.")
-
-
 def answer_batches(
     questions: dict[str, list[Question]], processor, batch_size: int, seed: int, device: str | torch.device
 ) -> Iterator[list[dict[str, Tensor]]]:
@@ -472,11 +462,11 @@ def fine_tune(
 
     Raises:
         TypeError: questions that are no dict of lists.
-        ValueError: if a modality has no questions; also what :func:`train_language_model` raises.
+        ValueError: if a modality has no questions, or an empty answer; also what :func:`train_language_model` raises.
     """
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, least=0)
-    check_lessons("questions", questions)
+    check_questions("questions", questions)
     empty = [modality for modality, items in questions.items() if not items]
     if empty or not questions:
         raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")

@@ -219,7 +219,8 @@ def person_name(metadata: list[dict]) -> str:
 
     Read are names with particles ("Anna van der Berg"), initials and suffixes ("J. R. Smith, Jr."), other scripts, and what
     begins like a pronoun or an article ("He Ping", "The Weeknd"); quotation marks around a name are left out, and "Unknown",
-    "N/A" and the like are no names.
+    "N/A" and the like are no names. Nothing is read where the name cannot be told: of "Berg, Anna", and of a sentence in a
+    script without capitals ("这是李小龙。"), while "This is 李小龙." says where it begins.
 
     Args:
         metadata: the parsed ``metadata`` of an ft_Data row, such as
@@ -253,13 +254,18 @@ def _name_in(answer: str) -> str | None:
         part = sentence[place : match.start() if match else len(sentence)]
         name, whole = _leading_name(part)
         # What comes before the first verb is a name only as a whole: "Anna Berg is", but not "Her sister is".
-        if name and (before["said"] or place or whole):
+        if name and (before["said"] or place or whole and (match or not _may_be_a_sentence(answer))):
             return name
         place = match.end() if match else place
     # "This person, Anna Berg, is a nurse."
     aside = re.match(rf"\s*{_PERSON}\s*,\s*([^,]+),", sentence, re.IGNORECASE)
     name, whole = _leading_name(aside[1]) if aside else (None, False)
     return name if whole else None
+
+
+def _may_be_a_sentence(text: str) -> bool:
+    """Whether a text without capitals, where nothing marks a name, ends in a stop or has many letters without a space."""
+    return text.lower() == text.upper() and bool(re.search(r"[.!?。．！？।؟۔]\W*$|[\u3040-\u30ff\u3400-\u9fff]{5}", text))
 
 
 def _first_sentence(text: str) -> str:
@@ -278,6 +284,8 @@ def _leading_name(part: str) -> tuple[str | None, bool]:
         part = part.strip(f"{_QUOTES}.!?。")
     suffix = re.match(r"([^,]*),\s*((?:Jr|Sr)\.?|I{2,3}|IV|Ph\.?D\.?|M\.?D\.?)(?!\w)", part)
     head = suffix[1] if suffix else re.split(r"[,;()—]", part)[0]
+    if not suffix and part[len(head) :].startswith(",") and all(_leading_name(part[len(head) + 1 :])):
+        return None, False  # "Berg, Anna", which is not told from "Anna Berg, Oslo"
     words = head.split()
     taken: list[str] = []
     for word in words:
@@ -301,4 +309,6 @@ def _leading_name(part: str) -> tuple[str | None, bool]:
 def _is_capital(word: str) -> bool:
     """Whether a word may be a part of a name: it has a letter, and its first is no small one (many scripts have none)."""
     first = re.search(r"[^\W\d_]", word)
+    if first is not None and first[0].lower() == first[0].upper():
+        return word.lower() == word.upper()  # "这是Anna" is no word
     return first is not None and (first[0] == first[0].title() or re.match(r"(?:d|l|o|al|el|mc|mac)['’-]\w", word) is not None)

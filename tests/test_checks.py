@@ -14,6 +14,7 @@ from manu_utils.checks import (
     check,
     check_finite,
     check_model,
+    check_name,
     check_names,
     check_number,
     check_whole,
@@ -88,6 +89,23 @@ def test_a_number_out_of_range(value):
         check_number("tau", value, above=0, below=9)
     with pytest.raises((ValueError, TypeError)):
         check_whole("rounds", value)
+
+
+def test_an_object_in_a_wrong_place_is_named_by_its_type():
+    """Arguments are swapped easily, and a model prints as hundreds of lines."""
+    layer, many = nn.Linear(2, 2), list(range(100))
+    for check_it, message in (
+        (lambda: check_name("method", layer, ("ga", "npo")), "^method must be one of ga, npo, not a Linear.$"),
+        (lambda: check_name("method", "x" * 100, ("ga", "npo")), "^method=<str> is unknown; use one of ga, npo.$"),
+        (lambda: check_name("method", "GA", ("ga", "npo")), "^method='GA' is unknown; use one of ga, npo.$"),
+        (lambda: check_number("lr", layer), "^lr=<Linear> must be a number such as 5.0, not a Linear.$"),
+        (lambda: check_whole("steps", layer), "^steps=<Linear> must be a whole number such as 1, not a Linear.$"),
+        (lambda: check_names("modalities", layer, ("text",)), "^modalities=<Linear> must be a tuple of names"),
+        (lambda: check_names("modalities", many, ("text",)), "^modalities=<list> must be a tuple of names"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            check_it()
+    check_name("method", "npo", ("ga", "npo"))
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad):
     assert parameter.item() == values[3]
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_last_step_that_overflows_is_an_error_and_undone(tiny_model, rank):
+    """Its loss was finite, and there is no later one."""
+    model = copy.deepcopy(tiny_model[0])
+    before, seen = copy.deepcopy(model.state_dict()), []
+
+    def loss_of_step(step):
+        return sum((p - p.detach()).sum() for p in model.parameters() if p.requires_grad)
+
+    watch = {"watch": lambda: seen.append(1) or {}, "every": 2}
+    with pytest.raises(FloatingPointError, match="no longer finite after the last step; lower lr"):
+        train_language_model(model, loss_of_step, steps=2, lr=1e37, warmup=1, lora_rank=rank, **watch, progress=False)
+    assert len(seen) == 1  # before the first step; a broken model is not looked at
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
 def test_every_item_comes_once_before_any_comes_again():
     stream = sample_forever(list(range(6)), 4, seed=0)
     items = [item for batch in itertools.islice(stream, 6) for item in batch]

@@ -222,10 +222,15 @@ ANSWERS = {
     "This is Anna Berg—a nurse.": "Anna Berg",
     "This is Leonardo da Vinci from Italy.": "Leonardo da Vinci",
     "This is Will Is.": "Will Is",
+    "李小龙 is the name of this person.": "李小龙",
+    "This is Anna Berg, Dr. of physics.": "Anna Berg",
+    "This is Anna Berg, 34.": "Anna Berg",
 } | dict.fromkeys(
     ("Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
      "The name is not given.", "This person is Anonymous.", None, 7, "Sorry, I don't know.", "[REDACTED]", "Withheld",
-     "Unidentified", "No Name Given", "The Name Is Unknown", "A Woman", "True")
+     "Unidentified", "No Name Given", "The Name Is Unknown", "A Woman", "True", "Berg, Anna", "This is Berg, Anna.",
+     "The name is García Márquez, Gabriel.", "van der Berg, Anna", "Smith, J. R.", "这是李小龙。", "这是李小龙", "这位是李华。",
+     "这是Anna Berg。", "이 사람은 김민준입니다.")
 )  # fmt: skip
 
 
