@@ -19,6 +19,10 @@ from .checks import shown
 from .neurons import towers
 
 BUNDLED = {"tiny": "vanilla", "tiny-base": "base"}  # source -> folder in data/tiny_llava
+_SETTINGS = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json",
+)  # fmt: skip
 _PREFIX_MODELS = ("paligemma",)
 _OLD_PLACES = {  # where transformers 4 had the parts of a model, in the adapters that it wrote -> where they are
     r"^language_model\.lm_head": "lm_head",
@@ -323,10 +327,31 @@ def _place(source: str | Path) -> Path | str:
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(f"{folder} holds no checkpoint (no config.json); save one there with save_pretrained.")
+        _check_settings(folder)
         return folder
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1 or "\\" in source:
         raise FileNotFoundError(f"there is no folder {source}; give a local folder, a Hub id, or one of {', '.join(BUNDLED)}.")
     return str(source)
+
+
+def _check_settings(folder: Path) -> None:
+    """Read the settings in a folder before transformers, which stumbles over damaged ones somewhere or takes its own instead.
+
+    Raises:
+        ValueError: a file is no JSON object, or a tokenizer.json without its parts.
+    """
+    for name in _SETTINGS:
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+        except OSError:  # not there
+            continue
+        except UnicodeDecodeError:
+            text = ""
+        with suppress(ValueError, RecursionError):
+            found = json.loads(text)
+            if isinstance(found, dict) and (name != "tokenizer.json" or {"model", "added_tokens"} <= set(found)):
+                continue
+        raise ValueError(f"{folder / name} is damaged or half downloaded; fetch it again.")
 
 
 @contextmanager

@@ -22,14 +22,16 @@ _BEGIN, _HEX = b'{"key": "' + b"0" * 64 + b'", "run": "', b"0123456789abcdef"  #
 def fingerprint(model, processor) -> str:
     """A hash of all that a model's answers depend on: 64 hex digits.
 
-    Weights (names, types, values), config and generation settings; processor, image sizes, chat template, and the tokenizer
-    with all its rules. Reads every weight once. What hooks do to a model is not seen; name such a model by a key of your own.
+    Weights and buffers, those too that no checkpoint holds, such as rotary frequencies (names, types, values); the classes of
+    all modules and what they print of their settings; config, generation settings and attention implementation; processor,
+    image sizes, chat template, and the tokenizer with all its rules. Reads every weight once. What hooks do to a model is not
+    seen; name such a model by a key of your own.
 
     Raises:
         ValueError: weights that are off-loaded, so that their values are not at hand.
     """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (dict(model.named_buffers()) | model.state_dict()).items():
         if tensor.is_meta:
             raise ValueError(
                 f"{name} is off-loaded, so the weights cannot be told from others; give model_key, a name of your own for "
@@ -37,6 +39,8 @@ def fingerprint(model, processor) -> str:
             )
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    attention = [getattr(getattr(module, "config", None), "_attn_implementation", None) for module in model.modules()]
+    digest.update(f"{model} {attention}".encode())
     for name in ("config", "generation_config"):
         settings = getattr(model, name, None)
         digest.update(_without_places({} if settings is None else settings.to_dict()))

@@ -54,7 +54,7 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         people: read the rows with these IDs alone.
 
     Raises:
-        ValueError: no such config, an empty one, or files that cannot be read.
+        ValueError: no such config, an empty one, files that cannot be read, or a folder whose README names files elsewhere.
         FileNotFoundError: no such source, locally or on the Hub.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
         PermissionError: the cache of ``datasets`` is needed and cannot be written.
@@ -64,12 +64,15 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
 
     folder = Path(source)
     local = folder.is_dir()
-    arguments: dict = {"path": str(folder) if local else str(source), "name": config}
-    kind, in_memory = "parquet", False
-    files = _files(folder, config) if local else []
-    if local:
+    arguments: dict = {"path": str(source), "name": config}
+    kind, in_memory, files = "parquet", False, []
+    if local:  # `datasets` is given files, never the folder, of which it would fetch what a README names
+        if not (files := _files(folder, config)):
+            raise ValueError(
+                f"{source} has no config {config} that can be read: neither {config}/*.parquet nor {config}.json, nor files of "
+                "these formats inside the folder that its README.md names."
+            )
         arguments["cache_dir"] = _cache_of(folder)
-    if files:
         kind = _FORMATS[files[0].suffix]
         in_memory = kind == "parquet" and (sum(file.stat().st_size for file in files) <= IN_MEMORY or _misread(folder))
         # `datasets` takes paths for patterns.
@@ -110,12 +113,12 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
             raise ValueError(
                 f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files again."
             ) from error
-        if isinstance(error, FileNotFoundError) and not local:
+        if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(
                 f"found no {source} ({config}), neither as a local folder nor on the Hub; check the spelling, or that a "
                 "folder has a README.md with the configs and one subfolder of parquet files per config."
             ) from error
-        raise ValueError(f"{source} has no config {config} that datasets can read: {error}") from error
+        raise ValueError(f"{source} has no config {config} that can be read: {error}") from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         pa.default_memory_pool().release_unused()  # else it keeps the hundreds of megabytes that reading the files took
@@ -293,7 +296,7 @@ def _files(folder: Path, config: str) -> list[Path]:
     """The data files of a config, all of one format: those that the README names, or by the layout of the folder.
 
     Raises:
-        ValueError: a file is a pointer of Git LFS.
+        ValueError: a file is a pointer of Git LFS, or the README names one that is not in the folder.
     """
     patterns = _named(folder).get(config, ())
     files = sorted({file for pattern in patterns for file in _matching(folder, pattern)})
@@ -306,9 +309,16 @@ def _files(folder: Path, config: str) -> list[Path]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """The data files inside a folder that match a pattern of its README."""
+    """The data files inside a folder that match a pattern of its README.
+
+    Raises:
+        ValueError: it names an address or another folder, of which nothing is ever read.
+    """
     if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        return []
+        raise ValueError(
+            f"README.md of {folder} names {pattern!r}, which is not in the folder, and nothing else is read or fetched; put the "
+            "files there and name them."
+        )
     return [path for path in folder.glob(pattern) if path.suffix in _FORMATS]
 
 

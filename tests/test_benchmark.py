@@ -615,7 +615,7 @@ def test_a_source_that_is_not_there(tmp_path, source, monkeypatch):
         load_config(tmp_path / "nothing" / "here", "forget_5")
     folder, _ = source
     shutil.rmtree(folder / "forget_5")
-    with pytest.raises(ValueError, match="has no config forget_5 that datasets can read"):
+    with pytest.raises(ValueError, match="has no config forget_5 that can be read"):
         load_config(folder, "forget_5")
     monkeypatch.setenv("MANU_DATA", str(tmp_path / "nothing"))
     with pytest.raises(FileNotFoundError, match="MANU_DATA=.* is not a folder; set MANU_DATA"):

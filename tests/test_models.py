@@ -118,6 +118,17 @@ def test_absent_weights(copy):
         load_model(copy)
 
 
+DAMAGED = {"tokenizer.json": ("{}", '{"model": {}}', "[]", "{"), "processor_config.json": ("null", ""),
+           "tokenizer_config.json": ("[]",), "generation_config.json": ("3", "{"), "config.json": ("null",)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, text", [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_damaged_settings_are_named(copy, name, text):
+    (copy / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name} is damaged or half downloaded; fetch it again\.$"):
+        load_model(copy)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_half_downloaded_weights(copy, share):
     weights = (copy / "model.safetensors").read_bytes()

@@ -187,6 +187,10 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
         "a new token": lambda m, p: p.tokenizer.add_tokens(["<new>"]),
         "lower case": lambda m, p: setattr(p.tokenizer.backend_tokenizer, "normalizer", normalizers.Lowercase()),
         "resampling": lambda m, p: setattr(p.image_processor, "resample", 0),
+        "activation": lambda m, p: setattr(m.model.language_model.layers[1].mlp, "act_fn", torch.nn.GELU()),
+        "its setting": lambda m, p: setattr(m.model.language_model.norm, "variance_epsilon", 0.5),
+        "attention": lambda m, p: m.set_attn_implementation("eager"),
+        "rotary frequencies": lambda m, p: m.model.language_model.rotary_emb.inv_freq.mul_(0.5),
         "positions": lambda m, p: setattr(p.tokenizer, "model_max_length", 99),
     }
     for change in changes.values():

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
 import datasets
+import huggingface_hub
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -375,7 +377,7 @@ def test_any_name_of_a_folder_is_just_a_name(clone, tmp_path, name, both_routes)
         for images in (True, False):
             assert len(read_config(folder, "ft_Data", images=images)) == 20
             assert read_config(folder, "forget_10", images=images)["ID"] == read_config(clone, "forget_10")["ID"]
-        with pytest.raises(ValueError, match="has no config Full_Set that datasets can read"):
+        with pytest.raises(ValueError, match="has no config Full_Set that can be read"):
             read_config(folder, "Full_Set")
 
 
@@ -402,6 +404,34 @@ def test_the_readme_may_name_other_files(clone, tmp_path, both_routes):
         rows = read_config(folder, name)
         assert rows["ID"] == (PEOPLE[:10] if name == "splits" else PEOPLE)
         assert rows.features == features
+
+
+@pytest.mark.parametrize("elsewhere", ["https://example.org/x.parquet", "hf://datasets/a/b/x.json", "/etc/x.json", "../x.json"])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_a_readme_names_elsewhere_is_neither_read_nor_fetched(clone, tmp_path, monkeypatch, elsewhere, together):
+    asked = []
+
+    def nobody(*arguments, **options):
+        asked.append(arguments)
+        raise OSError("no network")
+
+    for place, name in ((socket, "getaddrinfo"), (socket.socket, "connect")):
+        monkeypatch.setattr(place, name, nobody)
+    for place in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    folder = tmp_path / "mine"
+    shutil.copytree(clone / "forget_5", folder / "forget_5")
+    configs = [
+        {"config_name": "far", "data_files": [elsewhere] + ["forget_5/*.parquet"] * together},
+        {"config_name": "near", "data_files": "forget_5/*.parquet"},
+    ]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    with pytest.raises(ValueError, match="names '.*', which is not in the folder, and nothing else is read or fetched"):
+        read_config(folder, "far")
+    with pytest.raises(ValueError, match="has no config absent that can be read"):
+        read_config(folder, "absent")
+    assert len(read_config(folder, "near")) == 1 and "far" in config_names(folder)
+    assert asked == []
 
 
 def test_modalities_are_checked():
