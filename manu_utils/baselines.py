@@ -152,7 +152,8 @@ def unlearn_by_training(
     Raises:
         TypeError: a number that is none, questions that are no dict of lists, or a wrapped model. The model is untouched.
         ValueError: unknown method, a set that is missing or empty, an unknown modality or questions of the other one, an empty
-            answer, a person in both sets, a reference for a method other than NPO, or a number out of range. The model is untouched.
+            answer, a person in both sets, a reference for a method other than NPO, or a number out of range. The model is
+            untouched.
         FloatingPointError: the loss is not finite, see :func:`manu_utils.training.optimise`.
         RuntimeError: no room, see :func:`manu_utils.training.train_language_model`, which may raise more.
     """

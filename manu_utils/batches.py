@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import PIL.Image
 import torch
@@ -222,7 +221,7 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
     images = [question for question in questions if question.image is not None]
     largest = max(images, key=lambda question: question.image.width * question.image.height, default=None)
     # A token is at least a byte. Twice, since an image of another shape may take more tokens than a larger one.
-    most = 8 + (2 * _image_tokens(largest, processor) if largest else 0)
+    most = 8 + (2 * image_tokens(largest.image, processor) if largest else 0)
     doubtful = [index for index, text in enumerate(texts) if len(text.encode()) + most > room]
     if not doubtful:
         return list(range(len(questions)))
@@ -234,7 +233,7 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
         length, image = len(ids), questions[index].image
         if image is not None:
             if image.size not in of_size:
-                of_size[image.size] = _image_tokens(questions[index], processor)
+                of_size[image.size] = image_tokens(image, processor)
             length += of_size[image.size]
         if length > room:
             too_long[index] = length
@@ -254,9 +253,9 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
     return [index for index in range(len(questions)) if index not in too_long]
 
 
-def _image_tokens(question: Question, processor) -> int:
+def image_tokens(image: PIL.Image.Image, processor) -> int:
     """How many tokens longer an image of this size makes a prompt, when its placeholder is replaced."""
-    short = replace(question, question="Q", answer="A", task="training", options=None)
+    short = Question("nobody", "Q", "A", image, "training")
     text = prompt(short, processor)
     alone = processor.tokenizer(text, add_special_tokens=needs_special_tokens([text], processor))["input_ids"]
     return encode([short], processor, with_answer=False)["input_ids"].shape[1] - len(alone)

@@ -430,7 +430,8 @@ def evaluate(
     Returns:
         Columns :data:`COLUMNS`: set, task, modality, metric, person_id, question, answer (the model's), truth, value (0 to 1);
         in the order of ``sets``, tasks and modalities. Questions that are longer than the model has positions are named in a
-        warning and not in the table; only prompts with shots are asked all the same, as the official code does.
+        warning and not in the table; only prompts with shots are asked all the same, as the official code does, after one
+        warning that counts them (:func:`manu_utils.protocols.check_positions`).
 
     Raises:
         TypeError: sets that are no dict of datasets, tasks or modalities that are no sequence of names, a seed or batch_size
@@ -438,7 +439,8 @@ def evaluate(
         ValueError: an unknown protocol, no sets, tasks or modalities, an unknown one, a set without questions of a task and
             modality (unless its benchmark has none, see :func:`manu_utils.benchmark.evaluation_questions`), shots where there
             are none to take or none that are needed, a resumed draw without a seed, several processes with shots or resume,
-            a ``resume`` that is another file (which is left as it is), or logits that are not finite.
+            a ``resume`` that is another file (which is left as it is), prompts with shots that a model with a table of
+            positions cannot read, or logits that are not finite.
     """
     from rouge_score import rouge_scorer
 
@@ -477,7 +479,7 @@ def evaluate(
         )
     judged = judge
     if protocol == "robust":
-        from .protocols import judge_robustly, respond, robust_prompts
+        from .protocols import check_positions, judge_robustly, respond, robust_prompts
 
         judged = judge_robustly
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
@@ -485,8 +487,12 @@ def evaluate(
     asked = questions_by_task(sets, tasks, modalities)
     every = [question for pairs in asked.values() for _, question in pairs]
     readable = {id(every[index]) for index in fitting(every, processor, with_answer=False)}
+    asked = {task: [pair for pair in pairs if id(pair[1]) in readable] for task, pairs in asked.items()}
+    prompts: dict[str, list[Prompt]] = {}
+    if shots is not None:
+        prompts = {t: robust_prompts([q for _, q in pairs], shots, sets, processor, seed or 0) for t, pairs in asked.items()}
+        check_positions(model, processor, [one for of_task in prompts.values() for one in of_task])
     for task, pairs in asked.items():
-        pairs = [(name, question) for name, question in pairs if id(question) in readable]
         if not pairs:
             continue
         letters_only = task == "classification"
@@ -494,7 +500,7 @@ def evaluate(
         items = questions = [question for _, question in pairs]
         ask, likeliest = (partial(f, accelerator=accelerator) for f in (generate_answers, likeliest_options))
         if shots is not None:
-            items, ask = robust_prompts(questions, shots, sets, processor, seed or 0), respond
+            items, ask = prompts[task], respond
         what = partial(identity, processor, protocol=protocol, max_new_tokens=length)
         responses = remember(items, what, partial(ask, model, processor, max_new_tokens=length, **options))
         letters = [""] * len(questions)

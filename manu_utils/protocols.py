@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batches import (
     BLANK_LINE,
     PICTURES_AT_ONCE,
     _image_token,
+    image_tokens,
     needs_special_tokens,
     pack_rows,
     plan_rows,
@@ -322,6 +323,40 @@ def _check_placeholders(prompts: Sequence[Prompt], processor) -> None:
             raise ValueError(f"a prompt has {found} {image_token} but {len(one.images)} images; they must match one to one.")
 
 
+def check_positions(model, processor, prompts: Sequence[Prompt], max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+    """Warn, before they are read, of prompts that go beyond the positions that a model was made for, the new tokens included.
+
+    Rotary positions go on, to angles that the model never saw, so such prompts are asked all the same, as the official code
+    does. Where positions are looked up in a table (OPT, GPT-2) there are no more.
+
+    Raises:
+        ValueError: there are such prompts, and positions are in a table.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not positions or not prompts:
+        return
+    special = needs_special_tokens([prompts[0].text], processor)
+    of_size: dict[tuple[int, int], int] = {}
+    lengths = []
+    for one in prompts:
+        for image in one.images:
+            if image.size not in of_size:
+                of_size[image.size] = image_tokens(image, processor)
+        ids = processor.tokenizer(one.text, add_special_tokens=special, verbose=False)["input_ids"]
+        lengths.append(len(ids) + sum(of_size[image.size] for image in one.images))
+    if not (n := sum(length + max_new_tokens > positions for length in lengths)):
+        return
+    said = (
+        f"{n} of {len(prompts)} prompts with shots have up to {max(lengths)} tokens, which with {max_new_tokens} new ones go "
+        f"beyond the {positions} positions that the model was made for"
+    )
+    words = model.get_input_embeddings()
+    tables = [m.num_embeddings for m in model.get_decoder().modules() if isinstance(m, nn.Embedding) and m is not words]
+    if any(0 <= size - positions <= 2 for size in tables):  # OPT's has two more
+        raise ValueError(f"{said}, and it has no others; ask without shots, or take a model with more positions.")
+    warnings.warn(f"{said}; its answers to them may be noise.", stacklevel=3)
+
+
 def respond(
     model,
     processor,
@@ -344,12 +379,9 @@ def respond(
     if not prompts:
         raise ValueError("there is no prompt to answer; pass at least one.")
     greedy = greedy_config(model, processor, max_new_tokens)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = 0
 
     @torch.no_grad()
     def write(batch: dict[str, Tensor]) -> list[str]:
-        nonlocal longest
         if "reads" in batch:
             new = continue_shared(model, batch, greedy)
             _, row, last = batch["reads"].T
@@ -358,7 +390,6 @@ def respond(
         else:
             ids, own = batch["input_ids"], batch["attention_mask"].bool()
             new = model.generate(**batch, generation_config=greedy)[:, ids.shape[1] :]
-        longest = max(longest, int(own.sum(dim=1).max()))
         if not echo:
             return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
         whole = [torch.cat([ids[i][own[i]][2:], new[i]]) for i in range(len(new))]
@@ -370,12 +401,6 @@ def respond(
     for indices, written in _in_batches(write, *arguments):
         for index, text in zip(indices, written, strict=True):
             texts[index] = text
-    if positions and longest + max_new_tokens > positions:
-        warnings.warn(
-            f"prompts of up to {longest} tokens and {max_new_tokens} new ones go beyond the {positions} positions that the "
-            "model was made for; its answers to them may be noise.",
-            stacklevel=2,
-        )
     return texts
 
 
@@ -445,10 +470,10 @@ def evaluate_official(
         seed = random.SystemRandom().getrandbits(64)  # one draw for both modalities, as in the official code
     idefics = model.config.model_type.startswith("idefics")
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-    rows = []
+    rows, asked_of = [], {}
     for task in tasks:
         for modality in modalities:
-            names, prompts = [], []
+            names, prompts = asked_of[task, modality] = [], []
             for name, dataset in sets.items():
                 try:
                     asked = official_prompts(dataset, shots, name, task, modality, processor, seed=seed, idefics=idefics)
@@ -456,15 +481,17 @@ def evaluate_official(
                     raise ValueError(f"set {name!r}: {error}") from error
                 names += [name] * len(asked)
                 prompts += asked
-            length = 5 if idefics and task == "classification" and modality == "text" else MAX_NEW_TOKENS
-            what = partial(identity, processor, protocol="official", max_new_tokens=length)
-            options = {"echo": True, "max_new_tokens": length, "batch_size": batch_size, "progress": progress}
-            decoded = remember(prompts, what, partial(respond, model, processor, **options))
-            for name, one, text in zip(names, prompts, decoded, strict=True):
-                question, response = one.question, official_response(text, task)
-                for metric, value in judge_officially(question, response, scorer).items():
-                    rows.append((name, task, modality, metric, question.person_id, question.question,
-                                 response, truth_of(question), value))  # fmt: skip
+    check_positions(model, processor, [one for _, prompts in asked_of.values() for one in prompts])
+    for (task, modality), (names, prompts) in asked_of.items():
+        length = 5 if idefics and task == "classification" and modality == "text" else MAX_NEW_TOKENS
+        what = partial(identity, processor, protocol="official", max_new_tokens=length)
+        options = {"echo": True, "max_new_tokens": length, "batch_size": batch_size, "progress": progress}
+        decoded = remember(prompts, what, partial(respond, model, processor, **options))
+        for name, one, text in zip(names, prompts, decoded, strict=True):
+            question, response = one.question, official_response(text, task)
+            for metric, value in judge_officially(question, response, scorer).items():
+                rows.append((name, task, modality, metric, question.person_id, question.question,
+                             response, truth_of(question), value))  # fmt: skip
     return as_table(rows, sets)
 
 

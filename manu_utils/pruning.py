@@ -506,8 +506,8 @@ def unlearn(
     Raises:
         TypeError: an argument of another type, or a wrapped model; it says what to pass.
         ValueError: unknown variant, α not a percentage, a missing or empty modality, an empty answer, questions of the other
-            modality, a person in both sets, a model that is changed already (:func:`check_unchanged`), or nothing to choose by;
-            also what the functions that it calls raise. The model is untouched.
+            modality, a person in both sets, a model that is changed already (:func:`check_unchanged`), or nothing to choose
+            by; also what the functions that it calls raise. The model is untouched.
     """
     chosen = choose_neurons(
         model, processor, forget, retain, variant=variant, alpha=alpha, modalities=modalities, seed=seed,

@@ -69,8 +69,8 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
     if local:  # `datasets` is given files, never the folder, of which it would fetch what a README names
         if not (files := _files(folder, config)):
             raise ValueError(
-                f"{source} has no config {config} that can be read: neither {config}/*.parquet nor {config}.json, nor files of "
-                "these formats inside the folder that its README.md names."
+                f"{source} has no config {config} that can be read: no {config}/*.parquet, no {config}.json, and no such file "
+                "inside the folder that its README.md names."
             )
         arguments["cache_dir"] = _cache_of(folder)
         kind = _FORMATS[files[0].suffix]
@@ -316,8 +316,8 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     """
     if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise ValueError(
-            f"README.md of {folder} names {pattern!r}, which is not in the folder, and nothing else is read or fetched; put the "
-            "files there and name them."
+            f"README.md of {folder} names {pattern!r}, which is not in the folder, and nothing else is read or fetched; "
+            "put the files there and name them."
         )
     return [path for path in folder.glob(pattern) if path.suffix in _FORMATS]
 

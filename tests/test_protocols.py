@@ -1,6 +1,8 @@
 """The official protocol word for word, each of its pitfalls seen happening, and the robust one that avoids them."""
 
+import copy
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from manu_utils.protocols import (
     PITFALLS,
     Prompt,
     bleu,
+    check_positions,
     encode_prompts,
     find_letter,
     holds,
@@ -35,7 +38,7 @@ from manu_utils.protocols import (
 )
 from manu_utils.shared import read_shared
 
-pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")  # few shots of the miniature; P4 tests the warning
+pytestmark = pytest.mark.filterwarnings("ignore:.* prompts with shots have up to")  # of the miniature; P4 tests it
 QUIET = {"progress": False}
 FEW_SHOT = [("classification", 1), ("cloze", 2)]
 BLANK = "\nPlease **ONLY** provide the correct answer that should replace the [Blank]."
@@ -191,8 +194,7 @@ def test_few_shot_prompts_in_batches_are_answered_as_one_at_a_time(trained, sets
         with torch.no_grad():
             whole = model.generate(**batch, max_new_tokens=6, do_sample=False)
         expected.append(processor.decode(whole[0][2:], skip_special_tokens=True))
-    with pytest.warns(UserWarning, match="positions") if task == "classification" else pytest.MonkeyPatch.context():
-        echoed = respond(model, processor, prompts, echo=True, max_new_tokens=6, batch_size=4, **QUIET)
+    echoed = respond(model, processor, prompts, echo=True, max_new_tokens=6, batch_size=4, **QUIET)
     assert echoed == expected
     assert all("ASSISTANT:" in text for text in echoed)
     new = [text.split("ASSISTANT:")[-1].strip() for text in echoed]
@@ -587,16 +589,48 @@ def test_p3_images_without_their_shots_break_the_prompt(tiny_model, full, benchm
         model.generate(**batch, max_new_tokens=1)
 
 
+@pytest.mark.parametrize("protocol", ["official", "robust"])
+def test_prompts_that_are_too_long_are_counted_once_before_any_is_read(
+    tiny_model, sets, full, benchmark, protocol, monkeypatch
+):
+    """Rotary positions go on; a table of positions ends."""
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    few = {"forget": sets["forget"].select(range(3))}
+    shots = full if protocol == "official" else benchmark.retain.select(range(2))
+    options = {"protocol": protocol, "shots": shots, "seed": 0, "batch_size": 64, **QUIET}
+    calls: list = []
+    monkeypatch.setattr(type(model.model), "forward", lambda *_, **__: calls.append(1) or 1 / 0)
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: calls.append(1) or 1 / 0)
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(ZeroDivisionError):
+        warnings.simplefilter("always")
+        evaluate(model, processor, few, **options)
+    said = [str(one.message) for one in caught if "positions" in str(one.message)]
+    assert len(said) == 1 and re.match(r"\d+ of \d+ prompts with shots have up to \d+ tokens, which with 50 new ones", said[0])
+    calls.clear()
+    positions = model.config.get_text_config().max_position_embeddings
+    model.model.language_model.embed_positions = torch.nn.Embedding(positions + 2, 32)  # as OPT has them
+    with pytest.raises(ValueError, match="and it has no others; ask without shots, or take a model with more positions"):
+        evaluate(model, processor, few, **options)
+    assert not calls
+
+
 def test_p4_few_shot_prompts_fill_the_context(tiny_model, sets, full):
     model, processor = tiny_model
     prompts = asked(sets["forget"], full, "forget", "classification", "multimodal", processor)
     positions = model.config.get_text_config().max_position_embeddings
-    lengths = {encode_prompts([one], processor)["input_ids"].shape[1] for one in prompts[:5]}
-    assert min(lengths) > positions and len(lengths) > 1
-    said = f"up to {max(lengths)} tokens and 1 new ones go beyond the {positions} positions"
-    for size in (64, 1):
-        with pytest.warns(UserWarning, match=said):
-            respond(model, processor, prompts[:5], max_new_tokens=1, batch_size=size, **QUIET)
+    lengths = [encode_prompts([one], processor)["input_ids"].shape[1] for one in prompts[:5]]
+    assert min(lengths) > positions and len(set(lengths)) > 1
+    short = Prompt(prompts[0].question, "USER: Who?\nASSISTANT:")
+    said = f"^5 of 6 prompts with shots have up to {max(lengths)} tokens, which with 1 new ones go beyond the {positions} "
+    with pytest.warns(UserWarning, match=said):
+        check_positions(model, processor, [*prompts[:5], short], 1)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="error"):
+        check_positions(model, processor, [short])
+        patch.setattr(model.config.text_config, "max_position_embeddings", max(lengths) + 1)
+        check_positions(model, processor, prompts[:5], 1)
+        patch.setattr(model.config.text_config, "max_position_embeddings", max(lengths))
+        with pytest.raises(UserWarning, match=f"^{lengths.count(max(lengths))} of 5 prompts"):
+            check_positions(model, processor, prompts[:5], 1)
     assert 6 * (336 // 14) ** 2 == 3456  # the images alone, of LLaVA-1.5's 4,096 positions
 
 

@@ -406,7 +406,7 @@ def test_the_readme_may_name_other_files(clone, tmp_path, both_routes):
         assert rows.features == features
 
 
-@pytest.mark.parametrize("elsewhere", ["https://example.org/x.parquet", "hf://datasets/a/b/x.json", "/etc/x.json", "../x.json"])
+@pytest.mark.parametrize("elsewhere", ["https://example.org/x.parquet", "hf://a/b/x.json", "/etc/x.json", "../x.json"])
 @pytest.mark.parametrize("together", [False, True])
 def test_what_a_readme_names_elsewhere_is_neither_read_nor_fetched(clone, tmp_path, monkeypatch, elsewhere, together):
     asked = []

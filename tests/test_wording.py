@@ -229,7 +229,8 @@ ANSWERS = {
     ("Unknown", "The name is Unknown.", "N/A", "n/a.", "None", "This is a nurse.", "She is 30.", "30", "-", "", " ",
      "The name is not given.", "This person is Anonymous.", None, 7, "Sorry, I don't know.", "[REDACTED]", "Withheld",
      "Unidentified", "No Name Given", "The Name Is Unknown", "A Woman", "True", "Berg, Anna", "This is Berg, Anna.",
-     "The name is García Márquez, Gabriel.", "van der Berg, Anna", "Smith, J. R.", "这是李小龙。", "这是李小龙", "这位是李华。",
+     "The name is García Márquez, Gabriel.", "van der Berg, Anna", "Smith, J. R.",
+     "这是李小龙。", "这是李小龙", "这位是李华。",
      "这是Anna Berg。", "이 사람은 김민준입니다.")
 )  # fmt: skip
 
