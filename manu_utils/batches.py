@@ -180,29 +180,26 @@ def plan_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
+    kept, prompts = fitting(questions, processor, with_answer)
+    own = [questions[index] for index in kept]
     if shared:
-        if len(kept := fitting(questions, processor, with_answer)) < len(questions):
-            some = plan_batches([questions[index] for index in kept], processor, batch_size, with_answer, shared)
-            return [[kept[index] for index in group] for group in some]
-        prompts = [prompt(question, processor) for question in questions]
-        sequences, _ = _sequences(questions, prompts, processor, with_answer)
-        return [[index for row in rows for index in row] for rows in _plan_rows(questions, prompts, sequences, batch_size)]
-    kept = fitting(questions, processor, with_answer)
-    lengths: list[int] = []
-    for start in range(0, len(questions), batch_size):  # in parts, so that only the lengths are kept
-        part = questions[start : start + batch_size]
-        texts = [f"{prompt(q, processor)} {q.answer if with_answer else ''}" for q in part]
-        lengths += [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
+        sequences, _ = _sequences(own, prompts, processor, with_answer)
+        return [[kept[index] for row in rows for index in row] for rows in _plan_rows(own, prompts, sequences, batch_size)]
+    length_of: dict[int, int] = {}
+    for start in range(0, len(own), batch_size):  # in parts, so that only the lengths are kept
+        part = slice(start, start + batch_size)
+        texts = [f"{text} {q.answer if with_answer else ''}" for text, q in zip(prompts[part], own[part], strict=True)]
+        length_of |= zip(kept[part], map(len, processor.tokenizer(texts)["input_ids"]), strict=True)
     groups = []
     for modality in MODALITIES:
         indices = [index for index in kept if questions[index].modality == modality]
-        indices.sort(key=lambda index: -lengths[index])
+        indices.sort(key=lambda index: -length_of[index])
         groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return groups
 
 
-def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list[int]:
-    """The indices of the questions that a model has positions for; one warning names the others.
+def fitting(questions: Sequence[Question], processor, with_answer: bool) -> tuple[list[int], list[str]]:
+    """The indices of the questions that a model has positions for, and their prompts; one warning names the others.
 
     What is longer would be read at positions that the model never saw, and mean nothing. The number of positions is
     ``processor.tokenizer.model_max_length``, which :func:`manu_utils.models.load_model` takes from the model's config.
@@ -215,7 +212,7 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
     """
     positions = processor.tokenizer.model_max_length
     room = positions - (0 if with_answer else 1)
-    texts = [prompt(question, processor) for question in questions]
+    prompts = texts = [prompt(question, processor) for question in questions]
     if with_answer:
         texts = [f"{text}{answer}" for text, answer in zip(texts, answer_texts(questions, processor), strict=True)]
     images = [question for question in questions if question.image is not None]
@@ -224,7 +221,7 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
     most = 8 + (2 * image_tokens(largest.image, processor) if largest else 0)
     doubtful = [index for index, text in enumerate(texts) if len(text.encode()) + most > room]
     if not doubtful:
-        return list(range(len(questions)))
+        return list(range(len(questions))), prompts
     of_size: dict[tuple[int, int], int] = {}
     special = needs_special_tokens([texts[doubtful[0]]], processor)
     too_long: dict[int, int] = {}
@@ -238,7 +235,7 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
         if length > room:
             too_long[index] = length
     if not too_long:
-        return list(range(len(questions)))
+        return list(range(len(questions))), prompts
     named = ", ".join(
         f"person {questions[index].person_id} {questions[index].question[:60]!r} ({length} tokens)"
         for index, length in list(too_long.items())[:5]
@@ -250,7 +247,8 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> list
     if len(too_long) == len(questions):
         raise ValueError(f"{said}; nothing is left to ask: shorten them, or take a model with more positions.")
     warnings.warn(f"{said}; they are left out.", stacklevel=3)
-    return [index for index in range(len(questions)) if index not in too_long]
+    kept = [index for index in range(len(questions)) if index not in too_long]
+    return kept, [prompts[index] for index in kept]
 
 
 def image_tokens(image: PIL.Image.Image, processor) -> int:
@@ -287,10 +285,8 @@ def shared_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
-    if len(kept := fitting(questions, processor, with_answer)) < len(questions):
-        some = shared_batches([questions[index] for index in kept], processor, batch_size, with_answer, device)
-        return (([kept[index] for index in indices], batch) for indices, batch in some)
-    prompts = [prompt(question, processor) for question in questions]
+    kept, prompts = fitting(questions, processor, with_answer)
+    questions = [questions[index] for index in kept]
     sequences, borders = _sequences(questions, prompts, processor, with_answer)
     plan = _plan_rows(questions, prompts, sequences, batch_size)
 
@@ -314,7 +310,7 @@ def shared_batches(
             _check_image_tokens(batch, processor)
         return {key: value.to(device) for key, value in batch.items()}
 
-    return (([index for row in rows for index in row], pack(rows)) for rows in plan)
+    return (([kept[index] for row in rows for index in row], pack(rows)) for rows in plan)
 
 
 def pack_rows(rows: list[list[list[int]]], pad: int) -> tuple[dict[str, Tensor], list[tuple[int, list[int]]]]:

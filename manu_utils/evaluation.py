@@ -486,7 +486,7 @@ def evaluate(
     rows = []
     asked = questions_by_task(sets, tasks, modalities)
     every = [question for pairs in asked.values() for _, question in pairs]
-    readable = {id(every[index]) for index in fitting(every, processor, with_answer=False)}
+    readable = {id(every[index]) for index in fitting(every, processor, with_answer=False)[0]}
     asked = {task: [pair for pair in pairs if id(pair[1]) in readable] for task, pairs in asked.items()}
     prompts: dict[str, list[Prompt]] = {}
     if shots is not None:

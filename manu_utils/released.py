@@ -70,7 +70,7 @@ def choose_rows(
     find_neurons(model)  # refuses what cannot be pruned
 
     def readable(questions: Sequence[Question]) -> list[Question]:
-        return [questions[index] for index in fitting(questions, processor, with_answer=True)]
+        return [questions[index] for index in fitting(questions, processor, with_answer=True)[0]]
 
     rows: dict[str, Tensor] = {}
     for tower, members in towers(model).items():

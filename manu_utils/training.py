@@ -423,7 +423,7 @@ def answer_batches(
 
     Questions that are too long for the model are in none (:func:`manu_utils.batches.fitting`).
     """
-    kept = [[items[index] for index in fitting(items, processor, with_answer=True)] for items in questions.values()]
+    kept = [[items[index] for index in fitting(items, processor, with_answer=True)[0]] for items in questions.values()]
     streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(kept)]
     while True:
         yield [encode(next(stream), processor, with_answer=True, device=device) for stream in streams]
