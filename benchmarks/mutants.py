@@ -269,7 +269,7 @@ OTHERS = [
         ("lambda match: match[1].upper()", "lambda match: match[1]", "capital"),
         ("lambda match: name, question", "name, question", "escape"),
         ("return rewritten if about_kin else", "return", "father"),
-        ('if name and (before["said"] or place or whole and (match or not _may_be_a_sentence(answer))):', "if name:", "sister"),
+        ("place or whole and (match", "place or (match", "sister"),
         ("(match or not _may_be_a_sentence(answer))", "True", "sentence"),
         ('part[len(head) :].startswith(",") and all(', "False and all(", "inverted"),
         ("_in_third_person(rest) if they else rest", "rest", "verb"),
