@@ -8,7 +8,8 @@ on one fixed date.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 
 import PIL.Image
 import torch
@@ -23,6 +24,7 @@ SENTENCE_LINE_IMAGE = "Answer the question based on your trained knowledge in on
 SENTENCE_LINE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
 CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>")
 PICTURES_AT_ONCE = 8  # decoded for a shared batch at a time: large ones are 3 MB and more
+TEXTS_AT_ONCE = 512  # a tokenizer's whole answer takes kilobytes a text
 
 
 def prompt(question: Question, processor) -> str:
@@ -180,11 +182,11 @@ def plan_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
+    if shared:
+        plan, *_ = _plan_shared(questions, processor, batch_size, with_answer)
+        return [[index for row in rows for index in row] for rows in plan]
     kept, prompts = fitting(questions, processor, with_answer)
     own = [questions[index] for index in kept]
-    if shared:
-        sequences, _ = _sequences(own, prompts, processor, with_answer)
-        return [[kept[index] for row in rows for index in row] for rows in _plan_rows(own, prompts, sequences, batch_size)]
     length_of: dict[int, int] = {}
     for start in range(0, len(own), batch_size):  # in parts, so that only the lengths are kept
         part = slice(start, start + batch_size)
@@ -285,20 +287,19 @@ def shared_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
-    kept, prompts = fitting(questions, processor, with_answer)
-    questions = [questions[index] for index in kept]
-    sequences, borders = _sequences(questions, prompts, processor, with_answer)
-    plan = _plan_rows(questions, prompts, sequences, batch_size)
+    plan, tokens_of, n_after = _plan_shared(questions, processor, batch_size, with_answer)
 
     def pack(rows: list[list[int]]) -> dict[str, Tensor]:
-        batch, places = pack_rows([[sequences[index] for index in row] for row in rows], processor.tokenizer.pad_token_id)
+        sequences = [[tokens_of(index) for index in row] for row in rows]
+        batch, places = pack_rows(sequences, processor.tokenizer.pad_token_id)
         reads: list[tuple[int, int, int]] = []
         targets: list[int] = []
-        indices = [index for row in rows for index in row]
-        for number, (index, (row, path)) in enumerate(zip(indices, places, strict=True)):
-            read = path[borders[index] - 1 : -1] if with_answer else path[-1:]
+        indices, own = [index for row in rows for index in row], [sequence for row in sequences for sequence in row]
+        for number, (index, sequence, (row, path)) in enumerate(zip(indices, own, places, strict=True)):
+            border = len(sequence) - n_after[index]
+            read = path[border - 1 : -1] if with_answer else path[-1:]
             reads += [(number, row, node) for node in read]
-            targets += sequences[index][borders[index] :]
+            targets += sequence[border:]
         batch["reads"] = torch.tensor(reads)
         if with_answer:
             batch["targets"] = torch.tensor(targets)
@@ -335,36 +336,62 @@ def pack_rows(rows: list[list[list[int]]], pad: int) -> tuple[dict[str, Tensor],
     return batch, [(row, path) for row, (_, paths) in enumerate(trees) for path in paths]
 
 
-def _plan_rows(
-    questions: Sequence[Question], prompts: list[str], sequences: list[list[int]], batch_size: int
-) -> list[list[list[int]]]:
-    """The batches of :func:`shared_batches`: rows of indices that share an image or a prompt, the widest rows first."""
+def _plan_shared(
+    questions: Sequence[Question], processor, batch_size: int, with_answer: bool
+) -> tuple[list[list[list[int]]], Callable[[int], list[int]], dict[int, int]]:
+    """The batches of :func:`shared_batches`, as rows of indices that share an image or a prompt, the widest rows first.
+
+    Returns:
+        The batches, what gives the tokens of a question by its index, and how many of these are the answer's.
+    """
+    tokenizer = processor.tokenizer
+    image_id = tokenizer.convert_tokens_to_ids(_image_token(processor))
+    kept, prompts = fitting(questions, processor, with_answer)
     groups: dict[object, list[int]] = {}
-    for index, question in enumerate(questions):
-        groups.setdefault(prompts[index] if question.image is None else id(question.image), []).append(index)
+    tokens: dict[int, array] = {}  # of all questions: four bytes each, and an image is one token
+    n_after: dict[int, int] = {}
+    for start in range(0, len(kept), TEXTS_AT_ONCE):
+        indices = kept[start : start + TEXTS_AT_ONCE]
+        part, texts = [questions[index] for index in indices], prompts[start : start + TEXTS_AT_ONCE]
+        sequences, borders = _sequences(part, texts, processor, with_answer)
+        for index, text, ids, border in zip(indices, texts, sequences, borders, strict=True):
+            image = questions[index].image
+            groups.setdefault(text if image is None else id(image), []).append(index)
+            tokens[index], n_after[index] = array("i", ids), len(ids) - border
+    first = next((questions[index] for index in kept if questions[index].image is not None), None)
+    features = 1 + image_tokens(first.image, processor) if first else 0  # LLaVA's images have one size
+
+    def tokens_of(index: int) -> list[int]:
+        return _repeated(tokens[index], image_id, 1 if questions[index].image is None else features)
+
     plan = []
     for modality in MODALITIES:
         own = [group for group in groups.values() if questions[group[0]].modality == modality]
-        plan += plan_rows(own, sequences, batch_size)
-    return plan
+        plan += plan_rows(own, tokens_of, batch_size)
+    return plan, tokens_of, n_after
 
 
 def plan_rows(
-    groups: Sequence[list[int]], sequences: Sequence[list[int]] | dict[int, list[int]], batch_size: int, before: int = 0
+    groups: Sequence[list[int]], tokens_of: Callable[[int], list[int]], batch_size: int, before: int = 0
 ) -> list[list[list[int]]]:
-    """Batches of rows of indices into ``sequences``, the widest rows first; each row is of one of the groups.
+    """Batches of rows of indices, the widest rows first; each row is of one of the groups.
 
     Args:
+        tokens_of: the tokens of what an index is of; those of one row are asked for at a time.
         before: tokens that precede every row of a batch. With them, too, a batch takes no more tokens than ``batch_size`` of
             its longest sequence would.
     """
     rows = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
-    widths = {row[0]: len(_tree([sequences[index] for index in row])[0]) for row in rows}
+    widths: dict[int, int] = {}
+    longest: dict[int, int] = {}
+    for row in rows:
+        sequences = [tokens_of(index) for index in row]
+        widths[row[0]], longest[row[0]] = len(_tree(sequences)[0]), max(map(len, sequences))
     rows.sort(key=lambda row: -widths[row[0]])
     plan = []
     while rows:
-        longest = max(len(sequences[index]) for index in rows[0])
-        fit = max(1, batch_size * (before + longest) // (before + widths[rows[0][0]]))
+        first = rows[0][0]
+        fit = max(1, batch_size * (before + longest[first]) // (before + widths[first]))
         plan.append(rows[:fit])
         del rows[:fit]
     return plan
@@ -373,32 +400,23 @@ def plan_rows(
 def _sequences(
     questions: Sequence[Question], prompts: list[str], processor, with_answer: bool
 ) -> tuple[list[list[int]], list[int]]:
-    """The tokens of every question, its image tokens included, and where its answer begins (``with_answer``; else its end)."""
-    tokenizer = processor.tokenizer
+    """The tokens of each question, one for its image, and where its answer begins (``with_answer``; else its end)."""
     special = needs_special_tokens(prompts, processor)
-    sequences = _token_ids(tokenizer, prompts, special)
-    borders = [len(ids) for ids in sequences]
-    if with_answer and prompts:
-        texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
-        whole = _token_ids(tokenizer, texts, special)
-        borders = [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
-        sequences = whole
-    with_image = [index for index, question in enumerate(questions) if question.image is not None]
-    if with_image:
-        image_id = tokenizer.convert_tokens_to_ids(_image_token(processor))
-        first = encode([questions[with_image[0]]], processor, with_answer=False)["input_ids"]
-        features = (first == image_id).sum().item()  # LLaVA's images have one size
-        for index in with_image:
-            place = sequences[index].index(image_id)
-            sequences[index][place : place + 1] = [image_id] * features
-            borders[index] += features - 1
-    return sequences, borders
+    sequences = processor.tokenizer(prompts, add_special_tokens=special)["input_ids"]
+    if not with_answer:
+        return sequences, [len(ids) for ids in sequences]
+    texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
+    whole = processor.tokenizer(texts, add_special_tokens=special)["input_ids"]
+    return whole, [_common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
 
 
-def _token_ids(tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
-    """The tokens of each text, in parts: a tokenizer's whole answer takes kilobytes a text."""
-    parts = (texts[start : start + 512] for start in range(0, len(texts), 512))
-    return [ids for part in parts for ids in tokenizer(part, add_special_tokens=special)["input_ids"]]
+def _repeated(tokens: array, token: int, times: int) -> list[int]:
+    """The tokens with the first of one kind so many times."""
+    ids = tokens.tolist()
+    if times != 1:
+        place = ids.index(token)
+        ids[place : place + 1] = [token] * times
+    return ids
 
 
 def _tree(sequences: list[list[int]]) -> tuple[list[int], list[list[int]]]:

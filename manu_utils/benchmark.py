@@ -550,7 +550,7 @@ def _require(dataset: Dataset, columns: list[str]) -> None:
         )
 
 
-READS_OF_ONE_MAP = 16  # rows of pictures
+BYTES_OF_ONE_MAP = 8_000_000  # of pictures, read before it is opened anew
 # So each picture is checked once, however many tasks are about it.
 _FILES: weakref.WeakKeyDictionary[Dataset, _Files] = weakref.WeakKeyDictionary()
 
@@ -651,7 +651,7 @@ class _Files:
     def __init__(self, dataset: Dataset, where: str) -> None:
         from datasets import Image, List
 
-        self.where, self.n_read = where, 0
+        self.where, self.n_read = where, BYTES_OF_ONE_MAP  # the first read opens a map of its own
         self.rows = dataset.select_columns([where])
         feature, encoded = self.rows.features[where], Image(decode=False)  # decoded here, so that a broken file can be named
         with no_dataset_bars():
@@ -665,15 +665,16 @@ class _Files:
 
     def of_row(self, index: int) -> list[bytes | str | None]:
         """The pictures of a row: bytes, the name of a file that is not to be opened, or None."""
-        if self.n_read % READS_OF_ONE_MAP == 0 and self.on_disk:
+        if self.n_read >= BYTES_OF_ONE_MAP and self.on_disk:
             try:
                 self.rows = pickle.loads(pickle.dumps(self.rows))  # of a table on disk these are names and places
             except Exception:  # pyarrow cannot open all tables again that were put together of others (CLEAR)
                 self.on_disk = False
-        self.n_read += 1
+            self.n_read = 0
         value = self.rows[index][self.where]
         files = _records(value) if self.where == "images" else [value]
         parts = [(file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None) for file in files]
+        self.n_read += sum(len(data or b"") for data, _ in parts)
         return [data or path for data, path in parts]
 
     def read(self, index: int, place: int) -> bytes:

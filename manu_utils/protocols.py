@@ -311,7 +311,7 @@ def shared_prompts(
         alike = commonprefix([first, last]) if shots else []  # of the first and the last in order: so it is of all
         alike = alike[: min(len(sequences[index]) for index in own) - 1]  # something has to be left to read
         beginning, rest = expand(alike), {index: expand(sequences[index][len(alike) :]) for index in own}
-        for rows in plan_rows(list(group.values()), rest, batch_size, len(beginning)):
+        for rows in plan_rows(list(group.values()), rest.__getitem__, batch_size, len(beginning)):
             batch = pack([[rest[index] for index in row] for row in rows], beginning)
             yield [index for row in rows for index in row], batch
 

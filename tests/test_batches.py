@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 
 import PIL.Image
 import pytest
@@ -9,6 +10,7 @@ import tiny_models
 import torch
 from tokenizers import models, pre_tokenizers
 
+import manu_utils.batches
 from manu_utils.batches import batches, encode, fitting, plan_batches, prompt, shared_batches
 from manu_utils.benchmark import Question
 from manu_utils.shared import can_share
@@ -313,6 +315,33 @@ def test_every_token_of_a_shared_batch_sees_something(tiny_model):
     pads = batch["input_ids"] == tiny_model[1].tokenizer.pad_token_id
     seen = batch["attention_mask"][:, 0].sum(-1)
     assert pads.any() and (seen[pads] == 1).all() and (seen > 0).all()
+
+
+@pytest.mark.parametrize("with_answer", [False, True])
+def test_only_the_questions_of_a_batch_have_all_their_tokens(tiny_model, monkeypatch, with_answer):
+    """Else memory grows with the number of questions: an image alone is hundreds of tokens in each of them."""
+
+    class Tokens(list):
+        """A list that can be watched."""
+
+    alive, most, plain = weakref.WeakValueDictionary(), 0, manu_utils.batches._repeated
+
+    def watched(tokens, token, times):
+        nonlocal most
+        assert len(tokens) < 80 and tokens.itemsize == 4
+        ids = Tokens(plain(tokens, token, times))
+        alive[id(ids)] = ids
+        most = max(most, len(alive))
+        return ids
+
+    monkeypatch.setattr(manu_utils.batches, "_repeated", watched)
+    images = [PIL.Image.new("RGB", (96, 96), (shade, 0, 0)) for shade in range(60)]
+    questions = [ask(image=image, question=q, answer=a) for image in images for q, a in MIXED_LENGTHS]
+    plan = plan_batches(questions, tiny_model[1], 8, with_answer, shared=True)
+    assert most <= 2 * 3  # a row and the one before
+    made = shared_batches(questions, tiny_model[1], 8, with_answer)
+    assert [indices for indices, _ in made] == plan and sorted(sum(plan, [])) == list(range(180))
+    assert 3 < most <= 2 * max(map(len, plan)) < 60
 
 
 def test_shared_batches_check_what_batches_check(tiny_model):

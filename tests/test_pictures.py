@@ -130,16 +130,24 @@ def test_a_picture_outlives_its_dataset_and_is_never_taken_for_another():
         assert question.image.getpixel((0, 0)) == (shade, 0, 0)
 
 
-def test_the_map_of_a_file_on_disk_is_opened_anew(tmp_path, monkeypatch):
-    faces(range(0, 250, 10)).to_parquet(str(tmp_path / "rows.parquet"))
+@pytest.mark.parametrize("views", [1, 5])
+def test_the_map_of_a_file_on_disk_is_opened_anew(tmp_path, monkeypatch, views):
+    """After so many bytes, however many pictures a row has: what was read of a map stays in memory."""
+    rows = faces(range(0, 250, 10))
+    files = rows["image"]
+    rows = rows.remove_columns("image").add_column("images", [[file] * views for file in files])
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
     dataset = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path)).select(range(24, -1, -1))
-    monkeypatch.setattr("manu_utils.benchmark.READS_OF_ONE_MAP", 4)
+    monkeypatch.setattr("manu_utils.benchmark.BYTES_OF_ONE_MAP", 4 * min(map(len, files)))
     questions = evaluation_questions(dataset, "cloze", "multimodal")
-    tables = set()
-    for question, shade in zip(questions[::3], range(240, -1, -10), strict=True):
-        tables.add(id(question.image._read.func.__self__.rows))
+    maps = []  # [table, pictures read of it]
+    for question, shade in zip(questions[:: 3 * views], range(240, -1, -10), strict=True):
         assert question.image.getpixel((0, 0)) == (shade, 0, 0)
-    assert len(tables) > 1
+        table = question.image._read.func.__self__.rows
+        if not maps or maps[-1][0] is not table:
+            maps.append([table, 0])
+        maps[-1][1] += views
+    assert len(maps) > 1 and max(n for _, n in maps) < 4 + views
 
 
 # ------------------------------------------------------------------------------------------------ kinds of files
