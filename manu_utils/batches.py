@@ -311,7 +311,7 @@ def shared_batches(
             _check_image_tokens(batch, processor)
         return {key: value.to(device) for key, value in batch.items()}
 
-    return (([kept[index] for row in rows for index in row], pack(rows)) for rows in plan)
+    return (([index for row in rows for index in row], pack(rows)) for rows in plan)
 
 
 def pack_rows(rows: list[list[list[int]]], pad: int) -> tuple[dict[str, Tensor], list[tuple[int, list[int]]]]:
