@@ -8,7 +8,6 @@ benchmarks whose rows are turned into these (:mod:`manu_utils.clear_tofu`). Expl
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import string
@@ -24,6 +23,7 @@ import numpy as np
 import PIL.Image
 
 from .checks import check_name, check_names, shown
+from .paths import data_dir
 from .pictures import Picture, checked_size, readable_size
 from .progress import no_dataset_bars
 from .sources import IMAGE_COLUMNS, config_names, read_config, written_id
@@ -161,22 +161,6 @@ class Benchmark:
 
 
 # ------------------------------------------------------------------------------------------------ loading
-
-
-def data_dir() -> Path:
-    """The bundled ``data`` folder: ``$MANU_DATA`` if set, else the one beside the package in a clone.
-
-    Raises:
-        FileNotFoundError: if there is none; the wheel holds no data.
-    """
-    given = os.environ.get("MANU_DATA")
-    clone = Path(__file__).resolve().parents[1]
-    folder = Path(given) if given else clone / "data"
-    ours = given or (clone / "pyproject.toml").is_file()  # beside an installed package, ``data`` may be anybody's
-    if not (ours and folder.is_dir()):
-        where = f"MANU_DATA={given} is not a folder" if given else f"there is no bundled data beside {clone / 'manu_utils'}"
-        raise FileNotFoundError(f"{where}; set MANU_DATA to the data folder of a clone of the repository.")
-    return folder
 
 
 def load_config(source: str | Path, config: str, *, images: bool = True) -> Dataset:

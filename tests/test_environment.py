@@ -272,6 +272,7 @@ def test_wheel_builds_and_imports_without_the_notebooks(tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"manu_utils"}
+    assert "manu_utils/plotting/manu.mplstyle" in names
     shipped = {name for name in names if name.endswith(".py")}
     assert shipped == {path.relative_to(ROOT).as_posix() for path in (ROOT / "manu_utils").rglob("*.py")}
     (tmp_path / "installed" / "data").mkdir()  # somebody else's

@@ -1,5 +1,8 @@
 """Figures of neurons, selections and results: they draw the data that they are given, and change no global state."""
 
+import subprocess
+import sys
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -10,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from manu_utils import plotting  # noqa: E402
+from manu_utils.plotting.style import label_points, styled  # noqa: E402
 
 LAYERS = ["vision 0", "vision 1", "language 0", "language 1"]
 MODALITIES = ["multimodal", "text"]
@@ -67,7 +71,7 @@ def sweep():
 def bars():
     keys = [
         (people, task, m, model)
-        for people in plotting.SET_NAMES
+        for people in plotting.SET_MARKERS
         for task in ("classification", "cloze", "generation")
         for m in MODALITIES
         for model in ("vanilla", "coverage")
@@ -138,7 +142,14 @@ def test_layer_map_leaves_missing_cells_empty_and_writes_the_others():
 def test_percentile_curves_draw_every_layer_with_data_once():
     image, text = plotting.percentile_curves(percentiles(), title="t", label="l")
     assert [list(line.get_xdata()) for line in image.lines] == [[0, 1], [2, 3]]
-    assert [list(line.get_xdata()) for line in text.lines if len(line.get_xdata())] == [[2, 3]]
+    assert [list(line.get_xdata()) for line in text.lines if len(line.get_xdata())] == [[0, 1]]
+    assert [label.get_text() for label in text.get_xticklabels()] == ["language\n0", "language\n1"]
+
+
+def test_percentile_curves_draw_what_is_silent_at_the_floor():
+    image, _ = plotting.percentile_curves(percentiles().assign(p5=0.0, p50=0.0), title="t", label="l", floor=1e-2)
+    assert image.get_yscale() == "log" and {y for line in image.lines for y in line.get_ydata()} == {1e-2}
+    assert image.get_yticklabels()[0].get_text() == "≤ 0.01"
 
 
 def test_one_neuron_says_what_share_is_beyond_tau():
@@ -155,7 +166,7 @@ def test_modality_plane_counts_both_sides():
         {"set": ["forget"] * 4 + ["retain"] * 4, "multimodal": [1, 1, 1, 0.1] * 2, "text": [0.1, 0.2, 1, 1] * 2}
     )
     for axes in plotting.modality_plane(frame, title="t", label="l", floor=1e-3):
-        assert texts(axes) == ["50 % below", "25 % above"]
+        assert texts(axes) == ["50 % below the diagonal", "25 % above the diagonal", "25 % on it"]
 
 
 def test_score_plane_draws_the_chosen_neurons(rng):
@@ -176,12 +187,18 @@ def test_where_it_cut_marks_alpha():
 
 
 def test_trade_off_starts_at_vanilla_and_follows_alpha():
-    for axes in plotting.trade_off(sweep(), start(), floor=0.1, title="t"):
-        lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
-        assert len(lines) == 2
-        for line in lines:
-            np.testing.assert_allclose(line.get_xdata(), [100, 80, 50, 0])
-            np.testing.assert_allclose(line.get_ydata(), [98, 98, 95, 90])
+    panels = plotting.trade_off(sweep(), start(), floor=0.1, title="t")
+    assert [axes.get_title() for axes in panels] == ["coverage", "random"]
+    for axes in panels:
+        colour, marker = plotting.method_style(axes.get_title())
+        own = [line for line in axes.lines if line.get_color() == colour and line.get_marker() == "None"]
+        for style in ("-", "--"):  # the measured strengths, and the thin stretch that leads to them
+            measured, stretch = [line for line in own if line.get_linestyle() == style]
+            np.testing.assert_allclose(measured.get_xydata(), [(80, 98), (50, 95), (0, 90)])
+            np.testing.assert_allclose(stretch.get_xydata(), [(100, 98), (80, 98)])
+            assert stretch.get_linewidth() < measured.get_linewidth()
+        assert len([line for line in axes.lines if line.get_marker() == marker]) == 6
+        assert texts(axes) == ["10", "2", "5"]
 
 
 def test_frontier_draws_a_line_per_modality_beside_the_diagonal():
@@ -216,6 +233,79 @@ def test_wilson_holds_the_share_and_narrows(share, n):
     assert high - low < wide_high - wide_low
 
 
+# ------------------------------------------------------------------------------------------------ style
+
+
+def grey(colour):
+    """How light a colour is in grey, 0..1."""
+    return float(np.dot(matplotlib.colors.to_rgb(colour), [0.299, 0.587, 0.114]))
+
+
 def test_figures_of_one_set_have_its_colour_everywhere():
     assert plotting.COLOURS["forget"] == "#D55E00" and plotting.COLOURS["retain"] == "#0072B2"
     assert len(set(plotting.COLOURS.values())) == len(plotting.COLOURS)
+    assert len(set(plotting.SET_MARKERS.values())) == len(plotting.SET_MARKERS) == 4
+    for name in ("forget", "retain", "celebrity"):  # bars before and after stand side by side
+        assert grey(plotting.COLOURS["vanilla"]) - grey(plotting.COLOURS[name]) > 0.15
+
+
+def test_every_method_has_a_colour_and_a_marker_of_its_own():
+    styles = {name: style for name, style in plotting.METHOD_STYLES.items() if name != "plain"}  # the paper's, without text
+    colours, markers = zip(*styles.values(), strict=True)
+    assert len(set(colours)) == len(colours) and len(set(markers)) == len(markers)
+    meant = [matplotlib.colors.to_rgb(plotting.COLOURS[name]) for name in ("forget", "retain", "test", "celebrity")]
+    for name, (colour, _) in styles.items():
+        distances = np.linalg.norm(np.array(meant) - matplotlib.colors.to_rgb(colour), axis=1)
+        assert distances.min() > 0.2, f"{name} looks like a set"
+    assert plotting.method_style("gd, images only") == plotting.method_style("gd")
+    assert plotting.method_style("of somebody else") == ("#000000", "x")
+
+
+def test_the_style_is_that_of_the_sheet_and_a_figure_of_the_readers_is_not():
+    axes, *_ = plotting.task_grid(bars(), title="t")
+    axes.figure.canvas.draw()  # outside the style
+    assert {label.get_fontsize() for label in axes.get_yticklabels()} == {9}
+    assert not axes.spines["top"].get_visible() and axes.figure.get_layout_engine() is not None
+    _, own = plt.subplots()
+    own.figure.canvas.draw()
+    assert {label.get_fontsize() for label in own.get_xticklabels()} == {matplotlib.rcParamsDefault["font.size"]}
+    assert own.spines["top"].get_visible() and own.figure.get_layout_engine() is None
+
+
+def test_the_reader_chooses_the_dots_per_inch():
+    with matplotlib.rc_context({"figure.dpi": 200}):
+        assert FIGURES["balance"](None).figure.dpi == 200
+
+
+def test_every_public_figure_draws_in_the_style():
+    inner = {styled(lambda: None).__code__}
+    shared = {"method_style", "save_figure", "answers_table", "build_dir", "layer_name", "wilson"}
+    figures = {name for name in plotting.__all__ if callable(getattr(plotting, name))} - shared
+    assert len(figures) > 30 and all(getattr(plotting, name).__code__ in inner for name in figures)
+
+
+def test_labels_cover_neither_points_nor_each_other():
+    _, axes = plt.subplots(figsize=(6, 6))
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    points = [(50, 50), (50, 52.2), (80, 20), (98, 50), (50, 98)]
+    label_points(axes, points, ["first label", "second label", "third", "at the edge", "at the top"])
+    renderer = axes.figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    places = axes.transData.transform(points)
+    assert not any(box.contains(*place) for box in boxes for place in places)
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[i + 1 :])
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+def test_only_plotting_needs_matplotlib():
+    code = """
+import importlib, pkgutil, sys, manu_utils
+names = [module.name for module in pkgutil.iter_modules(manu_utils.__path__)]
+assert "plotting" in names and "pruning" in names
+for name in names:
+    if name != "plotting":
+        importlib.import_module(f"manu_utils.{name}")
+print(sorted({name.split(".")[0] for name in sys.modules} & {"matplotlib", "seaborn"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

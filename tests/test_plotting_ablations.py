@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from manu_utils import plotting  # noqa: E402
+from manu_utils.plotting.ablations import thinned  # noqa: E402
 
 MODALITIES = ("multimodal", "text")
 
@@ -57,11 +58,19 @@ def test_ablation_curves(before):
         assert list(line.get_xdata()) == [1, 10, 100]
         np.testing.assert_allclose(line.get_ydata(), mean)
         assert line.get_color() == plotting.COLOURS[name] and (line.get_linestyle() == "-") == (modality == "multimodal")
+        assert line.get_marker() == plotting.SET_MARKERS[name]
+    assert panels[0].get_ylim()[0] == 0
+
+
+def test_curves_that_stay_up_are_not_a_line_along_the_top(before):
+    frame = rows(panel=["one"], x=[1.0, 10.0], seed=[0], set=["forget", "retain"], modality=MODALITIES)
+    (axes,) = plotting.ablation_curves(frame.assign(value=0.9), before, label="x", title="title")
+    assert axes.get_ylim()[0] == 50 and "from 50" in axes.figure.get_supylabel()
 
 
 def test_ticks_leave_room_for_their_labels():
-    assert plotting._thinned([0.5, 1, 2, 3, 5, 7, 10, 15, 20]) == [0.5, 1, 2, 5, 10, 20]
-    assert plotting._thinned([1.0, 6.0]) == [1, 6] and plotting._thinned([3.0]) == [3]
+    assert thinned([0.5, 1, 2, 3, 5, 7, 10, 15, 20]) == [0.5, 1, 2, 5, 10, 20]
+    assert thinned([1.0, 6.0]) == [1, 6] and thinned([3.0]) == [3]
 
 
 def test_rank_plane_marks_what_both_choose():
@@ -94,6 +103,7 @@ def test_neuron_reading():
 def test_found_planted():
     frame = rows(setting=["coverage", "paper"], budget=[0.5, 1.0], seed=[0, 1])
     axes = plotting.found_planted(frame, chance=0.05, title="title")
+    assert [line.get_xdata()[0] for line in axes.lines] == [2.5, 5]  # what luck finds grows with the number chosen
     assert [label.get_text() for label in axes.get_yticklabels()] == ["coverage", "paper"]
     for budget, marks in zip([0.5, 1.0], axes.collections[1::2], strict=True):
         expected = 100 * frame[frame["budget"] == budget].groupby("setting", sort=False)["value"].mean()

@@ -1,0 +1,43 @@
+"""The figures of the series, one function each, by theme.
+
+They take tidy tables or tensors, return the Axes and change no global state; :mod:`.style` holds
+what they share.
+"""
+
+from ..paths import build_dir
+from ..tables import MODALITY_NAMES, answers_table, layer_name, wilson
+from .ablations import ablation_curves, ablation_rows, found_planted
+from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
+from .neurons import layer_map, locality, modality_plane, one_neuron, percentile_curves
+from .people import chance_levels, membership, patch_grid, person_card, portrait_grid, sharing
+from .results import balance, before_after, costs, modality_balance, paths, task_grid, trade_off
+from .selections import (
+    agreement,
+    frontier,
+    neuron_reading,
+    neuron_users,
+    rank_plane,
+    score_plane,
+    where_it_cut,
+)
+from .style import COLOURS, METHOD_STYLES, SET_MARKERS, method_style, save_figure
+
+__all__ = [
+    # shared
+    "COLOURS", "METHOD_STYLES", "MODALITY_NAMES", "SET_MARKERS", "method_style", "save_figure",
+    # people
+    "chance_levels", "membership", "patch_grid", "person_card", "portrait_grid", "sharing",
+    # learning
+    "compare_models", "learning_curves", "token_strip", "weight_of_ascent",
+    # neurons
+    "layer_map", "locality", "modality_plane", "one_neuron", "percentile_curves",
+    # selections
+    "agreement", "frontier", "neuron_reading", "neuron_users", "rank_plane", "score_plane",
+    "where_it_cut",
+    # results
+    "balance", "before_after", "costs", "modality_balance", "paths", "task_grid", "trade_off",
+    # ablations
+    "ablation_curves", "ablation_rows", "found_planted",
+    # no figures: from manu_utils.paths and manu_utils.tables
+    "answers_table", "build_dir", "layer_name", "wilson",
+]  # fmt: skip

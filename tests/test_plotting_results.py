@@ -1,0 +1,158 @@
+"""Figures of people, learning and results draw the rows that they are given."""
+
+import matplotlib
+import pandas as pd
+import PIL.Image
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+from manu_utils import plotting  # noqa: E402
+
+MODALITIES = ("multimodal", "text")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def labels(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def marks(axes, marker):
+    """The points that are drawn with this marker."""
+    return [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() == marker]
+
+
+def test_portraits_say_whose_frame_is_whose():
+    image = PIL.Image.new("RGB", (10, 10), "red")
+    grid = plotting.portrait_grid([image] * 3, list("abc"), ["forget", "test", "test"], n_columns=2)
+    colours = [axes.spines["top"].get_edgecolor() for axes in grid]
+    names = ("forget", "test", "test")
+    assert colours == [matplotlib.colors.to_rgba(plotting.COLOURS[name]) for name in names]
+    assert all(axes.spines["top"].get_visible() for axes in grid)
+    assert labels(grid[0].figure.legends[0]) == ["forget set", "test set"]
+
+
+def test_members_to_forget_stand_out():
+    members = pd.DataFrame(
+        {"001": [True, False], "002": [False, False]}, index=["forget_5", "forget_10"],
+    )
+    axes = plotting.membership(members, title="t")
+    assert axes.collections[0].get_array().ravel().tolist() == [1, 0, 0, 0]
+    assert labels(axes.figure.legends[0]) == ["retain set", "forget set"]
+
+
+@pytest.mark.parametrize(("answer", "lines"), [(2, 1), (8, 2)])
+def test_an_answer_that_does_not_fit_begins_a_line(answer, lines):
+    tokens = ["word"] * 10 + ["said"] * answer
+    axes = plotting.token_strip(tokens, ["prompt"] * 10 + ["answer"] * answer, title="t", width=75)
+    rows = [text.get_position()[1] for text in axes.texts]
+    assert len(set(rows)) == lines and len(set(rows[10:])) == 1
+
+
+def test_learning_curves_mark_the_set_and_dash_the_text():
+    rows = [
+        {"step": s, "set": name, "modality": m, "value": 0.5}
+        for s in (0, 9)
+        for name in ("vanilla", "celebrity")
+        for m in MODALITIES
+    ]
+    axes = plotting.learning_curves(pd.DataFrame(rows), title="t", labels={"vanilla": "new people"})
+    assert [line.get_marker() for line in axes.lines] == ["o", "o", "D", "D"]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"] * 2
+    assert labels(axes.get_legend())[::2] == ["new people, image + text", "celebrity, image + text"]
+
+
+def test_models_with_the_same_value_do_not_hide_each_other():
+    rows = [
+        {"model": model, "set": "forget", "task": "cloze", "modality": m, "value": 1.0, "n": 8}
+        for model in ("base", "live", "vanilla") for m in MODALITIES
+    ]  # fmt: skip
+    (axes,) = plotting.compare_models(pd.DataFrame(rows), title="t")
+    drawn = [line.get_xydata()[0] for line in axes.lines if line.get_linestyle() == "None"]
+    assert len({tuple(point) for point in drawn}) == 6 and {point[0] for point in drawn} == {100}
+
+
+def test_weights_of_ascent_are_drawn_as_lines():
+    points = [(f"β = {b}", x, b * x) for b in (1, 2) for x in (0.0, 0.5)]
+    frame = pd.DataFrame(points, columns=["loss", "ratio", "weight"])
+    axes = plotting.weight_of_ascent(frame, title="weights")
+    drawn = [list(line.get_ydata()) for line in axes.lines[:2]]
+    assert drawn == [[0, 0.5], [0, 1.0]] and {"β = 1", "β = 2"} <= set(texts(axes))
+
+
+def path_rows():
+    rows = [
+        {
+            "method": "gd", "given": given, "strength": s, "modality": m, "forget": 0.5 / s,
+            "retain": 0.9, "chosen": s == 2,
+        }
+        for given in ("both", "multimodal")
+        for s in (2, 1)
+        for m in MODALITIES
+    ]
+    point = pd.DataFrame([{"modality": m, "forget": 1.0, "retain": 0.8} for m in MODALITIES])
+    return pd.DataFrame(rows), point
+
+
+def test_paths_start_at_vanilla_and_follow_the_strength():
+    rows, vanilla = path_rows()
+    both, images = plotting.paths(rows, vanilla, vanilla.assign(forget=0.1), title="paths")
+    assert [both.get_title(), images.get_title()] == ["gd", "gd, images only"]
+    colour, marker = plotting.method_style("gd")
+    for axes in (both, images):
+        own = [line for line in axes.lines if line.get_color() == colour]
+        lines = [line for line in own if line.get_marker() == "None"]
+        assert [list(line.get_xdata()) for line in lines] == [[50, 25], [100, 50]] * 2
+        assert sorted(line.get_linestyle() for line in lines) == ["-", "-", "--", "--"]
+        assert marks(axes, marker) == [(50, 90), (25, 90)] * 2
+        small, large = [line.get_markersize() for line in own if line.get_marker() == marker][:2]
+        assert small < large
+        assert marks(axes, "*") == [(10, 80)] * 2 and marks(axes, "s") == [(100, 80)] * 2
+    assert labels(both.figure.legends[0]) == [
+        "image + text", "text alone", "vanilla", "other methods", "retrained",
+    ]
+
+
+def test_many_paths_are_small_multiples():
+    rows, vanilla = path_rows()
+    names = ["paper", "ratio", "random", "coverage", "rewrite"]
+    frame = pd.concat([rows[rows["given"] == "both"].assign(method=name) for name in names])
+    grid = plotting.paths(frame[frame["modality"] == "text"], vanilla, vanilla, title="paths")
+    assert [axes.get_title() for axes in grid] == names
+    assert len(labels(grid[0].figure.legends[0])) == 4
+
+
+def test_the_plane_of_modalities_has_a_labelled_point_per_method():
+    frame = pd.DataFrame([("vanilla", "none", 1.0, 0.9), ("gd", "multimodal", 0.1, 0.8)],
+                         columns=["method", "given", "multimodal", "text"])  # fmt: skip
+    axes = plotting.modality_balance(
+        frame, pd.Series({"multimodal": 0.1, "text": 0.2}), title="balance",
+    )
+    names = ("vanilla", "gd", "retrained")
+    points = {name: marks(axes, plotting.method_style(name)[1]) for name in names}
+    assert points == {"vanilla": [(100, 90)], "gd": [(10, 80)], "retrained": [(10, 20)]}
+    assert texts(axes)[-3:] == [
+        "vanilla", "gd, images only", "retrained",
+    ] and axes.get_legend() is None
+    half = [line.get_marker() for line in axes.lines if line.get_fillstyle() == "left"]
+    assert half == [plotting.method_style("gd")[1]]
+
+
+def test_costs_are_written_out():
+    numbers = {"seconds": [0.5, 20.0], "weights_changed": [0, 3_900_000]}
+    frame = pd.DataFrame({"method": ["random", "gd"]} | numbers)
+    grid = plotting.costs(frame, {"seconds": "s", "weights_changed": "weights"}, title="costs")
+    assert [texts(axes) for axes in grid] == [["0.5", "20"], ["0", "3.9 M"]]
+    assert all(axes.get_xscale() == "log" for axes in grid)
+    assert marks(grid[1], plotting.method_style("random")[1]) == []  # a log axis has no 0
