@@ -1,8 +1,9 @@
-"""Beyond pruning: change what neurons write, in closed form, so that the forget facts go and the retain set sees nothing.
+"""Beyond pruning: change what neurons write, so that the forget facts go and the retain set sees as little as possible.
 
 A pruned neuron is gone for everybody who shares it. Its column in the MLP's last layer can instead be changed along the
-gradient of the forget facts' margin, made harmless to the retain set by the second moment of its neurons. No training step is
-taken: one backward pass over the forget set per round, one forward pass over the retain set. Derived in notebook 08.
+gradient of the forget facts' margin, made harmless to the retain set by the second moment of its neurons. It takes a few
+rounds, each a gradient step that the second moment bends in closed form: one backward pass over the forget set per round, one
+forward pass over the retain set. Derived in notebook 08.
 
 The step is that of a constrained least-squares edit, as in ROME and MEMIT (arXiv 2202.05262, 2210.07229), which write facts
 where we delete them.
