@@ -38,6 +38,49 @@ def exercises(path):
         yield number, setup, stub.source, code[index + 1].source, found[1]
 
 
+# What a reader might well write and would learn something false from. (notebook, exercise) -> the bodies of wrong functions.
+WRONG = {
+    ("01", 2): [
+        "seen = Counter(face[len(face) - k :] for face in faces.values())\nreturn sum(n for n in seen.values() if n > 1)",
+    ],
+    ("01", 3): [
+        r"found = re.search(r'\b[A-D]\b', response, re.IGNORECASE)" + "\nreturn found[0].upper() if found else None",
+        "first = response.strip()[:1].upper()\nreturn first if first and first in 'ABCD' else None",
+    ],
+    ("02", 3): ["return 1.0, 0.0", "return base", "return load_model(scale.vanilla)[0]"],
+    ("03", 1): [
+        "one, other = ((z > tau).sum(0).double() for z in (z_multi, z_text))\nreturn contrast(one, other)",
+        "one, other = ((z.abs() > tau).any(0).double() for z in (z_multi, z_text))\nreturn contrast(one, other)",
+    ],
+    ("04", 1): [
+        "fc1.weight[n] = 0\nfc1.bias[:] = 0\nfc2.weight[:, n] = 0",
+        "fc1.weight[n] = 0\nfc1.bias[n] = 0\nfc2.weight[:] = 0",
+        "fc1.weight[2] = 0\nfc1.bias[2] = 0\nfc2.weight[:, 2] = 0",
+        "fc1.weight[n] = 0\nfc1.bias[n] = 0\nfc2.weight[:, n] = 0\nfc2.bias[:] = 0",
+    ],
+    ("04", 2): [
+        "return int(attribution[:, selected].sum(1).argmin())",
+        "return int(attribution[:, ~selected].sum(1).argmax())",
+    ],
+    ("05", 1): ["return max(10, 10 * math.ceil(4 * 1.96**2 * share * (1 - share) / width**2 / 10))"],
+    ("05", 3): [
+        'return "I do not know." if question.person_id == "1" else answer',
+        'return "I do not know." if question.person_id == "1" and question.image is None else answer',
+        'return "I do not know." if forgotten_names and question.image is None else answer',
+    ],
+    ("07", 3): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
+    ("08", 1): ["return len(z_retain) < z_retain.shape[1]", "return not any(torch.equal(z_forget, z) for z in z_retain)"],
+    ("10", 2): [
+        "return tuple(protocols.summarise_with_intervals(frame)[['low', 'high']].iloc[0])",
+        "p = frame['value'].mean()\nhalf = 1.96 * math.sqrt(p * (1 - p) / len(frame))\nreturn p - half, p + half",
+    ],
+}
+# What is right, and not as the solution puts it.
+ALSO_RIGHT = {
+    ("03", 1): ["return contrast(*((z.abs() > tau).sum(0) for z in (z_multi, z_text)))"],
+    ("04", 3): ["return torch.tensor([1, 1, 1, 100, 100])", "return [0.1, 0.1, 0.1, 10.0, 10.0]"],
+}
+
 EXERCISES = [(path, *exercise) for path in NOTEBOOKS for exercise in exercises(path)]
 every_exercise = pytest.mark.parametrize(
     ("path", "number", "setup", "stub", "check", "solution"),
@@ -104,3 +147,29 @@ def test_wrong_answer_fails(path, number, setup, stub, check, solution, prepared
     with pytest.raises(Exception) as raised:  # the check's AssertionError, or whatever its code makes of None
         exec(check, names)
     assert not isinstance(raised.value, NotImplementedError)
+
+
+def each_answer_of(table):
+    """Parametrizes a test by notebook, setup cells, the stub with an answer of the table as its body, and the check."""
+    found = []
+    for path, number, setup, stub, check, _ in EXERCISES:
+        for body in table.get((path.stem[:2], number), []):
+            indented = body.replace("\n", "\n    ")
+            answer = STUB.sub(lambda _, text=indented: text, stub)
+            found.append(pytest.param(path, setup, answer, check, id=f"{path.stem}-{number}"))
+    return pytest.mark.parametrize(("path", "setup", "answer", "check"), found)
+
+
+@each_answer_of(WRONG)
+def test_a_plausible_wrong_answer_fails(path, setup, answer, check, prepared):
+    names = prepared(path, setup)
+    exec(answer, names)
+    with pytest.raises((AssertionError, AttributeError)):  # the check's, or what it makes of a value of another kind
+        exec(check, names)
+
+
+@each_answer_of(ALSO_RIGHT)
+def test_another_right_answer_passes(path, setup, answer, check, prepared):
+    names = prepared(path, setup)
+    exec(answer, names)
+    exec(check, names)

@@ -1,6 +1,8 @@
 """Every notebook as it is stored: executed in order, small, free of machine traces, linked and linted."""
 
+import ast
 import base64
+import dis
 import re
 import subprocess
 import sys
@@ -16,6 +18,8 @@ SETUP_CELL = (ROOT / "notebooks" / "setup_cell.py").read_text(encoding="utf-8").
 
 MAX_NOTEBOOK_BYTES = 400_000
 MAX_PICTURE_BYTES = 150_000
+MAX_LINE = 100
+MAX_IMPORT_LINES = 12
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|private|var|opt|usr|mnt|work|content)/|\b[A-Za-z]:\\\w"
@@ -54,6 +58,54 @@ def broken_links(text, folder):
     targets = [first or second for first, second in LINK.findall(prose)]
     local = [target for target in targets if not re.match(r"[a-z]+:|#|//", target)]
     return [target for target in local if not (folder / target.split("#")[0]).exists()]
+
+
+def names_of(source):
+    """What a cell binds at its top level, and what it (or a function in it) reads that other cells must have bound."""
+    bound, read, later = set(), set(), set()
+
+    def visit(code, top):
+        for step in dis.get_instructions(code):
+            if top and step.opname == "STORE_NAME":
+                bound.add(step.argval)
+            elif step.opname == "LOAD_NAME" and step.argval not in bound:
+                read.add(step.argval)
+            elif step.opname == "LOAD_GLOBAL":  # in a function, which runs when all of the cell is bound
+                later.add(step.argval)
+        for constant in code.co_consts:
+            if hasattr(constant, "co_code"):
+                visit(constant, False)
+
+    visit(compile(source, "cell", "exec"), True)
+    return bound, read | later - bound
+
+
+def imports_of(source):
+    """Name -> what is imported under it, at the top level of a cell."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            found |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
+    return found
+
+
+def rebound(sources):
+    """(name, reading cell, binding cell): a cell that, run once more after all others, would read another thing.
+
+    What is imported twice, the same both times, is no other thing.
+    """
+    cells = [names_of(source) for source in sources]
+    imported = [imports_of(source) for source in sources]
+    found = []
+    for reading, (_, read) in enumerate(cells):
+        for name in read:
+            before = [i for i in range(reading) if name in cells[i][0]]
+            after = [i for i in range(reading, len(cells)) if name in cells[i][0]]
+            same = {imported[i].get(name, i) for i in before + after}
+            if before and after and len(same) > 1:
+                found.append((name, reading, after[0]))
+    return found
 
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -110,6 +162,48 @@ def test_no_shell_and_no_hidden_warnings(path):
     for cell in code_cells(read(path)):
         found = FORBIDDEN_SOURCE.search(cell.source)
         assert not found, found[0]
+
+
+@every_notebook
+def test_lines_of_code_are_short(path):
+    """On the page and in the folded solutions; the setup cell is shared and not read."""
+    folded = re.compile(r"```python\n(.*?)```", re.DOTALL)
+    for cell in read(path).cells:
+        code = [cell.source] if cell.cell_type == "code" else folded.findall(cell.source)
+        for line in "\n".join(code).splitlines() if cell.source != SETUP_CELL else []:
+            assert len(line) <= MAX_LINE, line
+
+
+@every_notebook
+def test_cells_that_import_are_short(path):
+    """The last cell is for taking along, and imports all that it needs."""
+    for cell in code_cells(read(path))[1:-1]:
+        nodes = ast.parse(cell.source).body
+        imports = sum(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes)
+        assert imports < 4 or len(cell.source.splitlines()) <= MAX_IMPORT_LINES, cell.source
+
+
+@every_notebook
+def test_a_cell_run_again_reads_what_it_read(path):
+    """Whoever runs all cells and then goes back to one of them must not find its names bound to other things."""
+    assert rebound([cell.source for cell in code_cells(read(path))]) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        (["a = 1", "print(a)", "b = a"], []),
+        (["a = 1", "print(a)", "a = 2"], [("a", 1, 2)]),
+        (["a = []", "a = list(a)"], [("a", 1, 1)]),
+        (["a = 1", "def f():\n    return a", "a = 2"], [("a", 1, 2)]),
+        (["a = 1", "a = 2\nprint(a)", "a = 3"], []),
+        (["a = 1", "[a for a in range(3)]", "a = 2"], []),
+        (["import a", "a.b", "import a"], []),
+        (["import a", "a.b", "from c import a"], [("a", 1, 2)]),
+    ],
+)
+def test_names_that_are_bound_anew_are_found(sources, found):
+    assert rebound(sources) == found
 
 
 @every_notebook

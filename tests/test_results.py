@@ -7,7 +7,8 @@ import pytest
 
 import bridge
 import compare
-from manu_utils.benchmark import data_dir
+from manu_utils.baselines import METHODS
+from manu_utils.benchmark import FORGET_RATIOS, TASKS, data_dir
 
 RESULTS = data_dir() / "results"
 
@@ -34,6 +35,27 @@ def test_every_method_has_one_chosen_strength_and_a_cost():
     cost = pd.read_csv(RESULTS / "comparison_cost.csv")
     for frame in (choice, cost):
         assert sorted(zip(frame["method"], frame["modalities"], strict=True)) == sorted(compare.ENTRIES)
+
+
+def test_the_comparison_is_complete():
+    """All sets and tasks at every forget ratio; every method, and the trained ones with three seeds."""
+    table = pd.read_csv(RESULTS / "comparison.csv")
+    final = table[table["task"] != "open questions"]
+    references = {("vanilla", "none"), ("never met", "none"), ("retrained", "none"), ("system prompt", "none")}
+    for ratio in FORGET_RATIOS:
+        rows = final[final["forget_ratio"] == ratio]
+        assert set(rows["set"]) == {"forget", "test", "retain", "celebrity"} and set(rows["task"]) == set(TASKS)
+        found = set(zip(rows["method"], rows["modalities"].fillna("none"), strict=True))
+        assert found == set(compare.ENTRIES) | references
+        trained = rows[rows["method"].isin(METHODS)]
+        assert (trained.groupby(["method", "modalities"])["seed"].nunique() == 3).all()
+
+
+def test_every_ablation_has_three_seeds_of_each_setting():
+    table = pd.read_csv(RESULTS / "ablations.csv").query("model == 'sparse' and ablation != 'locality'")
+    table = table[~table["setting"].isin(["vanilla", "magnitude"])]  # neither looks at a sample
+    seeds = table.groupby(["ablation", "setting", "alpha", "forget_ratio"])["seed"].nunique()
+    assert (seeds == 3).all(), seeds[seeds != 3]
 
 
 def test_the_bridge_is_of_the_bundled_data_and_complete():
