@@ -26,18 +26,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from manu_utils.activations import Statistics, collect_activations
-from manu_utils.attribution import collect_attribution, effective_neurons
-from manu_utils.batches import batches
-from manu_utils.benchmark import MODALITIES, load_benchmark, open_questions
-from manu_utils.evaluation import known
-from manu_utils.importance import RELEASED, VARIANTS, pool_layers, score, switched_score
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.questions import open_questions
+from manu_utils.benchmark.records import MODALITIES
 from manu_utils.miniature.card import sampled_facts
 from manu_utils.miniature.planted import draw_owners, plant
-from manu_utils.models import load_model
-from manu_utils.neurons import find_neurons
+from manu_utils.models.asking import known
+from manu_utils.models.encoding import batches
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
 from manu_utils.progress import bar
-from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons
+from manu_utils.unlearning.activations import Statistics, collect_activations
+from manu_utils.unlearning.attribution import collect_attribution, effective_neurons
+from manu_utils.unlearning.coverage import choose_by_coverage
+from manu_utils.unlearning.pruning import prune_neurons, select_neurons
+from manu_utils.unlearning.scores import RELEASED, VARIANTS, pool_layers, score, switched_score
 from report import write_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,11 +14,14 @@ from dataclasses import replace
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from manu_utils.batches import encode
-from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_benchmark
-from manu_utils.evaluation import evaluate, judge
-from manu_utils.models import load_model
-from manu_utils.training import answer_logits
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import MODALITIES, TASKS
+from manu_utils.evaluation.judging import judge
+from manu_utils.evaluation.tables import evaluate
+from manu_utils.models.asking import answer_logits
+from manu_utils.models.encoding import encode
+from manu_utils.models.loading import load_model
 from report import report, spread
 
 MIN_SPEED_UP = 4.0  # half of what was measured: how much a large product gains over small ones differs between CPUs

@@ -24,10 +24,10 @@ import time
 import torch
 
 from bench_scoring import own_peak_mb, questions_of
-from manu_utils.activations import collect_activations
-from manu_utils.batches import encode
-from manu_utils.models import load_model
-from manu_utils.neurons import find_neurons
+from manu_utils.models.encoding import encode
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
+from manu_utils.unlearning.activations import collect_activations
 from report import report, spread
 
 RELEASED_BATCH = 4

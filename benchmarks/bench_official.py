@@ -13,9 +13,11 @@ from statistics import median
 
 import torch
 
-from manu_utils.benchmark import MODALITIES, TASKS, load_benchmark, load_config
-from manu_utils.models import load_model
-from manu_utils.protocols import encode_prompts, official_prompts, respond
+from manu_utils.benchmark.loading import load_benchmark, load_config
+from manu_utils.benchmark.records import MODALITIES, TASKS
+from manu_utils.evaluation.official import official_prompts
+from manu_utils.evaluation.shots import encode_prompts, respond
+from manu_utils.models.loading import load_model
 from report import report
 
 MIN_SPEED_UP = 3.0

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from bench_scoring import questions_of
-from manu_utils.benchmark import load_benchmark
-from manu_utils.models import load_model
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.models.loading import load_model
 from manu_utils.parallel import collect_activations, evaluate, start
 from report import report, spread
 

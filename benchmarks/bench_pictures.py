@@ -101,12 +101,14 @@ def write_benchmark(folder, people):
 
 def child(what, folder):
     """Print peak memory, different pictures and pictures decoded of one process."""
-    from manu_utils import pictures
-    from manu_utils.batches import batches
-    from manu_utils.benchmark import TASKS, evaluation_questions, load_benchmark
-    from manu_utils.evaluation import evaluate
+    from manu_utils.benchmark import pictures
+    from manu_utils.benchmark.loading import load_benchmark
+    from manu_utils.benchmark.questions import evaluation_questions
+    from manu_utils.benchmark.records import TASKS
+    from manu_utils.evaluation.tables import evaluate
     from manu_utils.miniature.model import build_model, build_processor, train_tokenizer
     from manu_utils.miniature.people import draw_people
+    from manu_utils.models.encoding import batches
 
     fictitious, public = draw_people(seed=0)
     tokenizer = train_tokenizer([*fictitious, *public])

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from manu_utils.activations import collect_activations
-from manu_utils.batches import batches, shared_batches
-from manu_utils.benchmark import load_benchmark
-from manu_utils.models import load_model
-from manu_utils.shared import additive_mask
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.models.encoding import batches
+from manu_utils.models.loading import load_model
+from manu_utils.models.prefix_tree import additive_mask, shared_batches
+from manu_utils.unlearning.activations import collect_activations
 from report import report, spread
 
 BATCH = 32

@@ -41,16 +41,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from manu_utils.activations import Statistics, collect_activations
-from manu_utils.attribution import collect_attribution, effective_neurons
-from manu_utils.benchmark import Benchmark, Question, evaluation_questions, load_benchmark
-from manu_utils.editing import collect_moments, rewrite_neurons
-from manu_utils.evaluation import known
-from manu_utils.importance import score, switched_score
-from manu_utils.models import load_model
-from manu_utils.neurons import find_neurons
-from manu_utils.pruning import choose_by_coverage, prune_neurons, select_neurons
-from manu_utils.training import answer_batches, answer_loss, gradients_of, optimise
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import Question
+from manu_utils.benchmark.sets import Benchmark
+from manu_utils.models.asking import known
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
+from manu_utils.models.passes import gradients_of
+from manu_utils.models.training import answer_batches, answer_loss, optimise
+from manu_utils.unlearning.activations import Statistics, collect_activations
+from manu_utils.unlearning.attribution import collect_attribution, effective_neurons
+from manu_utils.unlearning.coverage import choose_by_coverage
+from manu_utils.unlearning.pruning import prune_neurons, select_neurons
+from manu_utils.unlearning.rewriting import collect_moments, rewrite_neurons
+from manu_utils.unlearning.scores import score, switched_score
 from report import say, write_table
 
 ROOT = Path(__file__).resolve().parents[1]

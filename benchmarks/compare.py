@@ -35,19 +35,24 @@ import torch
 from filelock import FileLock
 
 from bench_scoring import own_peak_mb
-from manu_utils.activations import collect_activations
-from manu_utils.attribution import collect_attribution
-from manu_utils.baselines import METHODS, merit, unlearn_by_training, with_system_prompt
-from manu_utils.benchmark import FORGET_RATIOS, MODALITIES, load_benchmark, open_questions
-from manu_utils.editing import collect_moments, rewrite, rewrite_neurons
-from manu_utils.evaluation import evaluate, known, summarise
-from manu_utils.importance import CONTROLS, PRUNINGS, score
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.questions import open_questions
+from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES
+from manu_utils.evaluation.tables import evaluate, merit, summarise
 from manu_utils.miniature.build import RETRAINED
-from manu_utils.models import load_model
-from manu_utils.neurons import find_neurons
+from manu_utils.models.asking import known
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
 from manu_utils.progress import bar
-from manu_utils.pruning import choose_by_coverage, prune, select_neurons, unlearn
-from manu_utils.released import choose_rows
+from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.attribution import collect_attribution
+from manu_utils.unlearning.baselines import METHODS, unlearn_by_training, with_system_prompt
+from manu_utils.unlearning.coverage import choose_by_coverage
+from manu_utils.unlearning.evidence import unlearn
+from manu_utils.unlearning.pruning import prune, select_neurons
+from manu_utils.unlearning.released import choose_rows
+from manu_utils.unlearning.rewriting import collect_moments, rewrite, rewrite_neurons
+from manu_utils.unlearning.scores import CONTROLS, PRUNINGS, score
 from report import say, write_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,12 +11,13 @@ processes; with ``--cpu`` it starts one.)
 import argparse
 import random
 
-from manu_utils.benchmark import MODALITIES, load_benchmark
-from manu_utils.evaluation import summarise
-from manu_utils.importance import PRUNINGS
-from manu_utils.models import load_model
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.records import MODALITIES
+from manu_utils.evaluation.tables import summarise
+from manu_utils.models.loading import load_model
+from manu_utils.models.saving import save_model
 from manu_utils.parallel import evaluate, start, unlearn
-from manu_utils.pruning import save_pruned
+from manu_utils.unlearning.scores import PRUNINGS
 
 
 def main():
@@ -52,7 +53,7 @@ def main():
         if arguments.table:
             frame.to_csv(arguments.table, index=False)
         if arguments.save:
-            save_pruned(model, processor, arguments.save)
+            save_model(model, processor, arguments.save)
     accelerator.end_training()
 
 

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import activations, attribution, evaluation, pruning
-from .activations import Statistics
-from .batches import plan_batches
-from .benchmark import MODALITIES, Question
+from .benchmark.records import MODALITIES, Question
 from .checks import check_answers
-from .neurons import find_neurons
+from .models.encoding import plan_batches
+from .models.neurons import find_neurons
 from .progress import bar
+from .unlearning.activations import Statistics
 
 if TYPE_CHECKING:
     import pandas as pd
     from accelerate import Accelerator
     from datasets import Dataset
+
 
 
 def start() -> Accelerator:
@@ -58,7 +58,7 @@ def collect_activations(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Statistics:
-    """:func:`manu_utils.activations.collect_activations`, shared between the processes; the same on each.
+    """:func:`collect_activations`, shared between the processes; the same on each.
 
     Sums of float32 numbers in float64, which are exact unless they span many orders of magnitude: which process adds which
     makes no difference.
@@ -93,7 +93,7 @@ def collect_attribution(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Tensor:
-    """:func:`manu_utils.attribution.collect_attribution`, shared between the processes; the same on each.
+    """:func:`collect_attribution`, shared between the processes; the same on each.
 
     Args:
         accelerator, model, questions: see :func:`collect_activations`.
@@ -147,7 +147,7 @@ def unlearn(
     batch_size: int = 32,
     progress: bool = True,
 ) -> pruning.Pruned:
-    """:func:`manu_utils.pruning.unlearn` with its passes over the questions shared; the same neurons go on every process.
+    """:func:`unlearn` with its passes over the questions shared; the same neurons go on every process.
 
     Coverage looks at the few forget questions again after each round; that is not shared, nor is what ``released_as_run``
     reads.
@@ -169,7 +169,7 @@ def unlearn(
 
 
 def evaluate(accelerator: Accelerator, model, processor, sets: dict[str, Dataset], **options) -> pd.DataFrame:
-    """:func:`manu_utils.evaluation.evaluate`, its questions shared between the processes; the same table on each.
+    """:func:`evaluate`, its questions shared between the processes; the same table on each.
 
     Args:
         accelerator, model: see :func:`collect_activations`.

@@ -15,7 +15,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]  # for tiny_models
 @pytest.fixture(scope="session")
 def benchmark():
     """The miniature benchmark, forget ratio 10 %."""
-    from manu_utils.benchmark import load_benchmark
+    from manu_utils.benchmark.loading import load_benchmark
 
     return load_benchmark("tiny", 10)
 

@@ -13,13 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manu_utils import activations
-from manu_utils.activations import POSITIONS, Statistics, add_sums, collect_activations
-from manu_utils.batches import encode, prompt, shared_batches
-from manu_utils.benchmark import Question
-from manu_utils.checks import exact_device
-from manu_utils.importance import score
-from manu_utils.neurons import MLP, find_neurons
+from manu_utils.benchmark.records import Question
+from manu_utils.models.encoding import encode
+from manu_utils.models.neurons import MLP, find_neurons
+from manu_utils.models.passes import exact_device
+from manu_utils.models.prefix_tree import shared_batches
+from manu_utils.models.prompts import prompt
+from manu_utils.unlearning import activations
+from manu_utils.unlearning.activations import POSITIONS, Statistics, add_sums, collect_activations
+from manu_utils.unlearning.scores import score
 
 SUMS = ("total", "total_abs", "total_squares", "n_active")
 

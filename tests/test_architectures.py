@@ -9,17 +9,19 @@ import tiny_models
 import torch
 
 from manu_utils import parallel
-from manu_utils.activations import collect_activations
-from manu_utils.attribution import collect_attribution
-from manu_utils.batches import encode, prompt
-from manu_utils.benchmark import Question
-from manu_utils.editing import collect_moments, margin_gradient, rewrite_neurons
-from manu_utils.evaluation import generate_answers
-from manu_utils.models import load_model
-from manu_utils.neurons import find_neurons
-from manu_utils.patches import check_positions, patch_positions
-from manu_utils.protocols import Prompt, encode_prompts
-from manu_utils.pruning import prune_neurons, save_pruned
+from manu_utils.benchmark.records import Question
+from manu_utils.evaluation.shots import Prompt, encode_prompts
+from manu_utils.models.asking import generate_answers
+from manu_utils.models.encoding import encode
+from manu_utils.models.image_positions import check_positions, patch_positions
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
+from manu_utils.models.prompts import prompt
+from manu_utils.models.saving import save_model
+from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.attribution import collect_attribution
+from manu_utils.unlearning.pruning import prune_neurons
+from manu_utils.unlearning.rewriting import collect_moments, margin_gradient, rewrite_neurons
 
 SIZES = ((32, 32), (40, 24), (32, 64))  # (width, height) of the images of three questions
 
@@ -56,7 +58,7 @@ def family(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny_models.without_num2words(monkeypatch)
         folder = tmp_path_factory.mktemp("checkpoint") / "model"
-        save_pruned(*tiny_models.FAMILIES[request.param](), folder)
+        save_model(*tiny_models.FAMILIES[request.param](), folder)
         yield request.param, *load_model(folder, device="cpu")
 
 
@@ -65,7 +67,7 @@ def llava(tmp_path_factory):
     """(model, processor, folder) of a small LLaVA-1.5."""
     folder = tmp_path_factory.mktemp("checkpoint") / "llava"
     model, processor = tiny_models.llava()
-    save_pruned(model, processor, folder)
+    save_model(model, processor, folder)
     return model, processor, folder
 
 
@@ -219,7 +221,7 @@ def test_pruning_equals_masking_and_survives_the_disk(family, tmp_path):
         hook.remove()
     with prune_neurons(model, selected):
         pruned = [logits(model, batch) for batch in batches]
-        save_pruned(model, processor, tmp_path / "pruned")
+        save_model(model, processor, tmp_path / "pruned")
     for found, wanted, old in zip(pruned, expected, before, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         assert (found - old).abs().max() > 1e-3
@@ -302,7 +304,7 @@ def test_rewriting_moves_the_margin_and_is_undone(family, monkeypatch):
     assert torch.isfinite(torch.tensor(margin)) and len(gradients) == len(moments) == tiny_models.LAYERS
     for gradient, moment in zip(gradients, moments, strict=True):
         assert torch.isfinite(gradient).all() and gradient.any() and moment.diagonal().gt(0).any()
-    monkeypatch.setattr("manu_utils.editing.known", lambda *_, **__: torch.ones(3, dtype=torch.bool))
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", lambda *_, **__: torch.ones(3, dtype=torch.bool))
     before = [mlp.output.weight.clone() for mlp in find_neurons(model)]
     with rewrite_neurons(model, processor, QUESTIONS, moments, strength=0.1, rounds=1, progress=False):
         assert abs(margin_gradient(model, processor, QUESTIONS, alive)[0]) < abs(margin)  # both signs move towards zero

@@ -9,15 +9,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from manu_utils.attribution import (
-    answer_margins,
-    collect_attribution,
-    effective_neurons,
-    select_by_coverage,
-    token_rarity,
-)
-from manu_utils.batches import encode
-from manu_utils.neurons import find_neurons
+from manu_utils.models.encoding import encode
+from manu_utils.models.neurons import find_neurons
+from manu_utils.unlearning.attribution import answer_margins, collect_attribution, effective_neurons, token_rarity
+from manu_utils.unlearning.coverage import select_by_coverage
 
 MODALITIES = ("multimodal", "text")
 

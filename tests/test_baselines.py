@@ -8,22 +8,23 @@ import pandas as pd
 import pytest
 import torch
 
-from manu_utils import baselines
-from manu_utils.baselines import (
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import MODALITIES, TASKS
+from manu_utils.evaluation.tables import evaluate, merit
+from manu_utils.models.asking import answer_logits
+from manu_utils.models.encoding import encode
+from manu_utils.models.training import answer_loss
+from manu_utils.unlearning import baselines
+from manu_utils.unlearning.baselines import (
     METHODS,
     gradient_ascent,
     gradient_difference,
     kl_minimisation,
     log_likelihoods,
-    merit,
     negative_preference,
     unlearn_by_training,
     with_system_prompt,
-)  # fmt: skip
-from manu_utils.batches import encode
-from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
-from manu_utils.evaluation import evaluate
-from manu_utils.training import answer_logits, answer_loss
+)
 
 # Two answer tokens of a vocabulary of three, as log-odds whose softmax is a fraction: (1, 2, 1) / 4 and (6, 1, 3) / 10.
 FORGET = torch.tensor([[1.0, 2, 1], [6, 1, 3]]).log()
@@ -155,7 +156,7 @@ def test_kl_and_npo_compare_with_a_frozen_model_without_dropout(model, tiny_mode
 @pytest.mark.parametrize("lora_rank", [None, 2])
 def test_kl_begins_at_zero_in_half_precision_too(model, tiny_model, questions, dtype, lora_rank, monkeypatch):
     """As on a GPU: the trained model adds up in float32, and so must its frozen copy."""
-    monkeypatch.setattr("manu_utils.training.pick_dtype", lambda device: dtype)
+    monkeypatch.setattr("manu_utils.models.precision.pick_dtype", lambda device: dtype)
     pairs = []
     monkeypatch.setattr(
         baselines, "kl_minimisation", lambda *logits: pairs.append(logits[2:]) or kl_minimisation(*logits)

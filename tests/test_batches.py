@@ -4,16 +4,17 @@ import copy
 import warnings
 import weakref
 
+import manu_utils.batches
 import PIL.Image
 import pytest
 import tiny_models
 import torch
 from tokenizers import models, pre_tokenizers
 
-import manu_utils.batches
-from manu_utils.batches import batches, encode, fitting, plan_batches, prompt, shared_batches
-from manu_utils.benchmark import Question
-from manu_utils.shared import can_share
+from manu_utils.benchmark.records import Question
+from manu_utils.models.encoding import batches, encode, fitting, plan_batches
+from manu_utils.models.prefix_tree import can_share, shared_batches
+from manu_utils.models.prompts import prompt
 
 IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
 OPTIONS = {"A": "Porto", "B": "Zadar", "C": "Leeds", "D": "Lyon"}
@@ -238,7 +239,7 @@ def test_images_count_where_they_are_long(short_of_positions):
 
 
 def test_training_takes_no_question_that_is_too_long(tiny_model):
-    from manu_utils.training import answer_batches, fine_tune
+    from manu_utils.models.training import answer_batches, fine_tune
 
     model, processor = copy.deepcopy(tiny_model)
     processor.tokenizer.model_max_length = model.config.text_config.max_position_embeddings
@@ -324,7 +325,7 @@ def test_only_the_questions_of_a_batch_have_all_their_tokens(tiny_model, monkeyp
     class Tokens(list):
         """A list that can be watched."""
 
-    alive, most, plain = weakref.WeakValueDictionary(), 0, manu_utils.batches._repeated
+    alive, most, plain = weakref.WeakValueDictionary(), 0, manu_utils.models.prefix_tree._repeated
 
     def watched(tokens, token, times):
         nonlocal most

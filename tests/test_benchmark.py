@@ -12,20 +12,12 @@ import PIL.Image
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from manu_utils import benchmark as module
-from manu_utils.benchmark import (
-    CONFIGS,
-    FORGET_RATIOS,
-    MODALITIES,
-    TASKS,
-    Question,
-    evaluation_questions,
-    load_benchmark,
-    load_config,
-    rewriting_report,
-    to_text_only,
-    training_questions,
-)
+from manu_utils.benchmark.loading import load_benchmark, load_config
+from manu_utils.benchmark.questions import evaluation_questions, rewriting_report, training_questions
+from manu_utils.benchmark.records import CONFIGS, FORGET_RATIOS, MODALITIES, TASKS, Question
+from manu_utils.benchmark.rows import records_in
+from manu_utils.benchmark.text_only import to_text_only
+from manu_utils.paths import data_dir
 
 TEXT = Value("string")
 CHOICES = List({"Question": TEXT, "Options": {letter: TEXT for letter in "ABCD"}, "Correct_Answer": TEXT})
@@ -65,7 +57,7 @@ def test_columns_and_types_are_those_of_mllmu_bench(configs, config):
 
 
 def test_plain_load_dataset_reads_it_the_same_way(configs, tmp_path):
-    plain = datasets.load_dataset(str(module.data_dir() / "mllmu_mini"), "forget_5", cache_dir=tmp_path)
+    plain = datasets.load_dataset(str(data_dir() / "mllmu_mini"), "forget_5", cache_dir=tmp_path)
     assert list(plain) == ["train"]
     assert plain["train"].features == configs["forget_5"].features and ids(plain["train"]) == ids(configs["forget_5"])
 
@@ -147,8 +139,8 @@ def test_every_picture_of_the_test_set_is_used(benchmark):
 def test_structs_of_lists_read_like_lists_of_structs(benchmark):
     records = [{"Question": "a", "Options": {"A": "x", "B": "y"}}, {"Question": "b", "Options": {"A": "u", "B": "v"}}]
     turned = {"Question": ["a", "b"], "Options": {"A": ["x", "u"], "B": ["y", "v"]}}
-    assert module._records(turned) == module._records(records) == records
-    assert module._records(None) == []
+    assert records_in(turned) == records_in(records) == records
+    assert records_in(None) == []
 
 
 def test_training_questions_are_joined_by_id(benchmark, configs):
@@ -248,7 +240,7 @@ def source(tmp_path, monkeypatch):
     """A local copy of the miniature in which single configs can be replaced, with a cache that goes with it."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "mllmu"
-    shutil.copytree(module.data_dir() / "mllmu_mini", folder)
+    shutil.copytree(data_dir() / "mllmu_mini", folder)
 
     def replace(config, dataset):
         files = sorted((folder / config).glob("*.parquet"))

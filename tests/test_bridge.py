@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import bridge
-from manu_utils.activations import collect_activations
-from manu_utils.evaluation import known
-from manu_utils.importance import score
-from manu_utils.neurons import find_neurons
+from manu_utils.models.asking import known
+from manu_utils.models.neurons import find_neurons
+from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.scores import score
 
 METHODS = ("ratio", "coverage", "rewrite", "random", "released_score", "plain", "magnitude")
 
@@ -99,7 +99,7 @@ def test_every_method_changes_the_model_and_puts_it_back(llama, lessons, method,
     model, processor = llama
     before = weights(model)
     if method == "rewrite":  # as if the facts were known; it moves those that are
-        monkeypatch.setattr("manu_utils.editing.known", lambda model, processor, items, **_: torch.ones(len(items)).bool())
+        monkeypatch.setattr("manu_utils.unlearning.rewriting.known", lambda model, processor, items, **_: torch.ones(len(items)).bool())
     found = []
     for strength in bridge.strengths(method, 0, model, processor, lessons, alphas=(2.0, 10.0), rounds=(1, 2)):
         found.append((strength, weights(model)))

@@ -9,18 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from manu_utils.checks import (
-    attempt,
-    check,
-    check_finite,
-    check_model,
-    check_name,
-    check_names,
-    check_number,
-    check_whole,
-    exact_device,
-    quiet_pass,
-)
+from manu_utils.checks import check_name, check_names, check_number, check_whole
+from manu_utils.models.passes import check_finite, check_model, exact_device, quiet_pass
+from manu_utils.teaching.checks import attempt, check
 
 
 def test_check_prints_the_claim(capsys):

@@ -10,13 +10,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manu_utils.attribution import answer_margins, token_rarity
-from manu_utils.batches import encode
-from manu_utils.benchmark import Question
-from manu_utils.editing import bytes_of_layer, collect_moments, margin_gradient, rewrite, rewrite_neurons
-from manu_utils.evaluation import known
-from manu_utils.neurons import find_neurons
-from manu_utils.pruning import prune_neurons, unlearn
+from manu_utils.benchmark.records import Question
+from manu_utils.models.asking import known
+from manu_utils.models.encoding import encode
+from manu_utils.models.neurons import find_neurons
+from manu_utils.unlearning.attribution import answer_margins, token_rarity
+from manu_utils.unlearning.evidence import unlearn
+from manu_utils.unlearning.pruning import prune_neurons
+from manu_utils.unlearning.rewriting import bytes_of_layer, collect_moments, margin_gradient, rewrite, rewrite_neurons
 
 MODALITIES = ("multimodal", "text")
 
@@ -111,7 +112,7 @@ def test_the_gradient_is_the_slope_of_the_margin(double_model, questions):
 def test_one_round_is_the_cheapest_step_that_lowers_the_margin_so_far(double_model, questions, moments, monkeypatch):
     """ΔW is −η ∇W (M + ridge)⁻¹ with an inverse taken, and no other step of the same fall disturbs the retain set less."""
     model, processor = double_model
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     alive = {m: torch.ones(5, dtype=torch.bool) for m in MODALITIES}
     margin, gradients = margin_gradient(model, processor, questions["forget"], alive)
     before = [mlp.output.weight.detach().clone() for mlp in language(model)]
@@ -143,7 +144,7 @@ def test_one_round_is_the_cheapest_step_that_lowers_the_margin_so_far(double_mod
 
 def test_only_selected_columns_change_and_undo_restores_every_bit(double_model, questions, moments, monkeypatch):
     model, processor = double_model
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     before = weights_of(model)
     selected = torch.zeros(sum(mlp.size for mlp in find_neurons(model)), dtype=torch.bool)
     first = sum(mlp.size for mlp in find_neurons(model) if mlp.tower == "vision")
@@ -161,7 +162,7 @@ def test_only_selected_columns_change_and_undo_restores_every_bit(double_model, 
 
 def test_interrupted_in_the_middle_of_a_step_it_is_undone(double_model, questions, moments, monkeypatch):
     model, processor = double_model
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     plain, calls = torch.Tensor.index_add_, []
 
     def killed(*arguments, **options):
@@ -179,7 +180,7 @@ def test_interrupted_in_the_middle_of_a_step_it_is_undone(double_model, question
 
 def test_undo_waits_for_a_later_pruning(double_model, questions, moments, monkeypatch):
     model, processor = double_model
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     before = weights_of(model)
     rewritten = rewrite_neurons(model, processor, questions["forget"], moments, rounds=1, progress=False)
     pruned = prune_neurons(model, torch.arange(sum(mlp.size for mlp in find_neurons(model))) % 3 == 0)
@@ -193,7 +194,7 @@ def test_undo_waits_for_a_later_pruning(double_model, questions, moments, monkey
 def test_a_changed_model_is_refused_until_it_is_undone_or_loaded_again(double_model, questions, moments, monkeypatch):
     """Each by itself, and rewriting and pruning in either order; notebooks reset a model by load_state_dict."""
     model, processor = copy.deepcopy(double_model[0]), double_model[1]
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     vanilla = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     once = {"rounds": 1, "progress": False}
 
@@ -226,7 +227,7 @@ def test_a_changed_model_is_refused_until_it_is_undone_or_loaded_again(double_mo
 
 
 def test_a_rewritten_model_that_is_moved_to_a_larger_dtype_is_still_rewritten(tiny_model, questions, monkeypatch):
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     model = copy.deepcopy(tiny_model[0]).to(torch.bfloat16)
     rewrite(model, tiny_model[1], **questions, rounds=1, strength=1.0, progress=False)
     model.float()
@@ -243,7 +244,7 @@ def test_what_changes_nothing_is_no_change(double_model, questions, moments):
 
 def test_a_layer_that_is_silent_is_left_alone(double_model, questions, monkeypatch):
     model, processor = copy.deepcopy(double_model[0]), double_model[1]
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     with torch.no_grad():
         language(model)[1].inputs[0].weight.zero_()  # no gate opens
     before = weights_of(model)
@@ -258,7 +259,7 @@ def test_a_layer_that_is_silent_is_left_alone(double_model, questions, monkeypat
 @pytest.mark.parametrize("named", [{}, {"modalities": ("text",)}])
 def test_text_alone(double_model, questions, monkeypatch, named):
     model, processor = double_model
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     text = {name: {"text": of["text"]} for name, of in questions.items()}
     moments = collect_moments(model, processor, text["retain"], progress=False)
     with rewrite_neurons(model, processor, text["forget"], moments, rounds=1, progress=False):
@@ -269,7 +270,7 @@ def test_text_alone(double_model, questions, monkeypatch, named):
 
 def test_mllama_is_rewritten_for_text_alone(monkeypatch):
     """Its cross-attention layers pass text by: their neurons are silent."""
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     model, processor = tiny_models.mllama()
     answers = {"1": "Rome.", "2": "Oslo."}
     ask = [Question(person, "Where does Anna live?", answer, None, "training") for person, answer in answers.items()]
@@ -308,7 +309,7 @@ def deep_model(processor, layers, n=512):
 @pytest.mark.parametrize("of_layers", [1, 2])
 def test_memory_does_not_grow_with_the_layers(tiny_model, questions, monkeypatch, of_layers):
     """Second moments, factors, gradients and all else that is as large: never of more layers than were asked for."""
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     processor, n, peaks = tiny_model[1], 512, {}
     asked = {name: {"text": of["text"][:2]} for name, of in questions.items()}
     for layers in (2, 6):
@@ -320,7 +321,7 @@ def test_memory_does_not_grow_with_the_layers(tiny_model, questions, monkeypatch
 
 
 def test_a_few_layers_at_a_time_give_the_same_result(tiny_model, questions, monkeypatch):
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     model, before = deep_model(tiny_model[1], 5, n=64), None
     options = {"rounds": 2, "batch_size": 2, "progress": False}
     moments = collect_moments(model, tiny_model[1], questions["retain"], batch_size=2, progress=False)
@@ -341,7 +342,7 @@ def test_it_stops_when_nothing_is_known(double_model, questions, moments):
 
 
 def test_two_people_are_forgotten_and_others_kept_on_the_miniature(benchmark):
-    from manu_utils.models import load_model
+    from manu_utils.models.loading import load_model
 
     model, processor = load_model("tiny")
     people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:8]}
@@ -416,7 +417,7 @@ def test_logits_that_are_not_finite_are_refused(tiny_model, questions):
 
 def test_a_gradient_that_is_not_finite_is_refused_after_undoing(double_model, questions, moments, monkeypatch):
     model, processor = double_model
-    monkeypatch.setattr("manu_utils.editing.known", everything_is_known)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     calls = []
 
     def breaks_in_the_second_round(*arguments, **options):
@@ -424,7 +425,7 @@ def test_a_gradient_that_is_not_finite_is_refused_after_undoing(double_model, qu
         calls.append(1)
         return (margin if len(calls) == 1 else float("nan")), gradients
 
-    monkeypatch.setattr("manu_utils.editing.margin_gradient", breaks_in_the_second_round)
+    monkeypatch.setattr("manu_utils.unlearning.rewriting.margin_gradient", breaks_in_the_second_round)
     before = weights_of(model)
     with pytest.raises(ValueError, match="not finite"):
         rewrite_neurons(model, processor, questions["forget"], moments, rounds=3, progress=False)

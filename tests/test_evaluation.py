@@ -14,24 +14,17 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from manu_utils import evaluation
-from manu_utils.batches import encode, prompt
-from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions, load_config
-from manu_utils.evaluation import (
-    COLUMNS,
-    LEADERBOARD,
-    append_leaderboard,
-    evaluate,
-    generate_answers,
-    judge,
-    known,
-    likeliest_options,
-    normalise,
-    parse_letter,
-    summarise,
-    truth_of,
-)
-from manu_utils.models import load_model
+from manu_utils.benchmark.loading import load_config
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import MODALITIES, TASKS
+from manu_utils.evaluation.judging import judge, normalise, parse_letter
+from manu_utils.evaluation.tables import COLUMNS, evaluate, summarise
+from manu_utils.models import asking
+from manu_utils.models.asking import generate_answers, known, likeliest_options, truth_of
+from manu_utils.models.encoding import encode
+from manu_utils.models.loading import load_model
+from manu_utils.models.prompts import prompt
+from manu_utils.teaching.leaderboard import LEADERBOARD, append_leaderboard
 
 QUIET = {"progress": False}
 KEY = {"scale": "tiny", "seed": 0, "method": "coverage", "alpha": 5.0}
@@ -131,7 +124,7 @@ def test_half_the_batch_when_memory_runs_out(tiny_model, two_sets, monkeypatch, 
             return run(**inputs)
 
         with monkeypatch.context() as patch:
-            patch.setattr("manu_utils.evaluation.can_share", lambda model, owner=owner: owner is not model)
+            patch.setattr("manu_utils.models.asking.can_share", lambda model, owner=owner: owner is not model)
             patch.setattr(owner, name, short_of_memory)
             assert generate_answers(model, processor, questions, max_new_tokens=2, batch_size=4, **QUIET) == expected
             assert capsys.readouterr().out == "out of memory; going on with batches of 2\n"
@@ -147,7 +140,7 @@ def by_generate(monkeypatch):
 
     def call(function, *arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr("manu_utils.evaluation.can_share", lambda model: False)
+            patch.setattr("manu_utils.models.asking.can_share", lambda model: False)
             return function(*arguments, **options)
 
     return call
@@ -187,7 +180,7 @@ def test_the_attention_of_a_shared_row_is_that_of_its_questions(double_model, tw
     model.set_attn_implementation(attention)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("manu_utils.evaluation._mean_per_question", capture)
+            patch.setattr("manu_utils.models.asking._mean_per_question", capture)
             likeliest_options(model, processor, questions, **QUIET)
             shared = torch.cat(scores).sort().values
             scores.clear()
@@ -273,8 +266,8 @@ def test_options_are_compared_by_their_mean_log_likelihood(double_model, two_set
                 shares = model(**batch).logits[0].exp()
             logs = [(shares[p - 1, ids[p]] / shares[p - 1].sum()).log().item() for p in answer]
             expected.append(sum(logs) / len(logs))
-    mean = evaluation._mean_per_question
-    monkeypatch.setattr(evaluation, "_mean_per_question", lambda *of: found.append(mean(*of)) or found[-1])
+    mean = asking._mean_per_question
+    monkeypatch.setattr(asking, "_mean_per_question", lambda *of: found.append(mean(*of)) or found[-1])
     likeliest_options(model, processor, questions, **QUIET)
     assert torch.cat(found).sort().values.tolist() == pytest.approx(sorted(expected), abs=1e-4)
 
@@ -586,7 +579,7 @@ def test_the_table_has_rouge_with_stemming(tiny_model, two_sets, monkeypatch):
     def answered(model, processor, questions, **_):
         return [question.answer.replace("s ", "ed ", 1) for question in questions]  # "Works as a nurse." -> "Worked as ..."
 
-    monkeypatch.setattr("manu_utils.evaluation.generate_answers", answered)
+    monkeypatch.setattr("manu_utils.evaluation.tables.generate_answers", answered)
     people = {"forget": two_sets["forget"]}
     table = evaluate(*tiny_model, people, tasks=["generation"], modalities=["text"], **QUIET)
     rouge = table[table["metric"] == "rougeL"].set_index("truth")
@@ -806,7 +799,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("manu_utils.evaluation.os.replace", fail)
+    monkeypatch.setattr("manu_utils.teaching.leaderboard.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         append_leaderboard(path, summary, **(KEY | {"seed": 1}))
     assert path.read_text(encoding="utf-8") == before
@@ -815,7 +808,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):
 WRITER = """
 import sys
 import pandas as pd
-from manu_utils.evaluation import append_leaderboard
+from manu_utils.teaching.leaderboard import append_leaderboard
 path, summary, seed = sys.argv[1:]
 for alpha in range(1, 21):
     append_leaderboard(path, pd.read_csv(summary), scale="tiny", seed=int(seed), method="coverage", alpha=alpha)

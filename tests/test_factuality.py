@@ -8,8 +8,8 @@ import huggingface_hub.constants
 import pandas as pd
 import pytest
 
-from manu_utils.evaluation import COLUMNS, evaluate, summarise
-from manu_utils.factuality import ASK, MAX_TOKENS, RUBRIC, judge_factuality, judge_messages, parse_score
+from manu_utils.evaluation.factuality import ASK, MAX_TOKENS, RUBRIC, judge_factuality, judge_messages, parse_score
+from manu_utils.evaluation.tables import COLUMNS, evaluate, summarise
 
 QUIET = {"progress": False, "wait": 0.0}
 

@@ -6,21 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from manu_utils.activations import Statistics, _sums
-from manu_utils.importance import (
-    RELEASED,
-    VARIANTS,
+from manu_utils.models.neurons import MLP
+from manu_utils.unlearning.activations import Statistics, _sums
+from manu_utils.unlearning.importance import (
     importance,
     importance_abs,
     importance_freq,
     importance_rms,
     importance_var,
-    pool_layers,
-    score,
-    switched_score,
     variance,
 )
-from manu_utils.neurons import MLP
+from manu_utils.unlearning.scores import RELEASED, VARIANTS, pool_layers, score, switched_score
 
 TAU, EPS = 0.1, 1e-6
 # Neurons of each layer; four layers in a tower, so that one is not among the last three.

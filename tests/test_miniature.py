@@ -9,7 +9,8 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from manu_utils.benchmark import CONFIGS, data_dir, load_benchmark
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.records import CONFIGS
 from manu_utils.miniature import build
 from manu_utils.miniature.dataset import training_pairs, write_benchmark
 from manu_utils.miniature.model import (
@@ -28,6 +29,7 @@ from manu_utils.miniature.model import (
 )
 from manu_utils.miniature.people import ATTRIBUTES, NAMING_QUESTION, draw_face, draw_people
 from manu_utils.miniature.portraits import draw_new_view, draw_portrait_view, render
+from manu_utils.paths import data_dir
 
 
 @pytest.fixture(scope="module")

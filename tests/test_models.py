@@ -12,13 +12,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from manu_utils.activations import collect_activations
-from manu_utils.batches import answer_texts, encode, prompt, shared_batches
-from manu_utils.benchmark import Question, evaluation_questions
-from manu_utils.evaluation import generate_answers
-from manu_utils.models import load_model, pick_device, pick_dtype
-from manu_utils.neurons import find_neurons
-from manu_utils.pruning import prune_neurons, save_pruned
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import Question
+from manu_utils.models.asking import generate_answers
+from manu_utils.models.encoding import encode
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
+from manu_utils.models.precision import pick_device, pick_dtype
+from manu_utils.models.prefix_tree import shared_batches
+from manu_utils.models.prompts import answer_texts, prompt
+from manu_utils.models.saving import save_model
+from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.pruning import prune_neurons
 
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -224,7 +229,7 @@ def test_a_missing_processor_is_named_by_architecture(other, tmp_path, family, n
 
 
 def test_a_model_whose_layers_are_not_known_lists_what_was_looked_at(other, monkeypatch):
-    monkeypatch.setattr("manu_utils.neurons.STRUCTURES", (("gate_proj", "up_proj", "down_proj"),))
+    monkeypatch.setattr("manu_utils.models.neurons.STRUCTURES", (("gate_proj", "up_proj", "down_proj"),))
     looked = r"model\.vision_tower\.encoder\.layers\.\*\.{} "
     looked = looked.format("self_attn") + r".*; " + looked.format("mlp") + r"\(fc1 / fc2\)\. Add the names"
     with pytest.raises(ValueError, match=rf"in the vision layers of LlavaFor.*looked at {looked}"):
@@ -407,7 +412,7 @@ def test_an_adapter_on_either_end_of_tied_embeddings_is_merged_right(tied, tmp_p
         expected = wrapped(**batch).logits
     wrapped.save_pretrained(tmp_path / "adapter")
     merged = load_model(tmp_path / "adapter", device="cpu")
-    save_pruned(*merged, tmp_path / "saved")
+    save_model(*merged, tmp_path / "saved")
     for loaded in (merged, load_model(tmp_path / "saved", device="cpu")):
         with torch.no_grad():
             torch.testing.assert_close(loaded[0](**batch).logits, expected, rtol=1e-4, atol=1e-3)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from manu_utils import neurons
-from manu_utils.neurons import check_alpha, find_neurons
+from manu_utils.models import neurons
+from manu_utils.models.neurons import check_alpha, find_neurons
 
 TEXT = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=64

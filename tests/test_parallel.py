@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from manu_utils import parallel
-from manu_utils.activations import collect_activations
-from manu_utils.attribution import collect_attribution
-from manu_utils.batches import plan_batches
-from manu_utils.benchmark import MODALITIES, TASKS, evaluation_questions
-from manu_utils.evaluation import evaluate
-from manu_utils.models import load_model
-from manu_utils.pruning import unlearn
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import MODALITIES, TASKS
+from manu_utils.evaluation.tables import evaluate
+from manu_utils.models.encoding import plan_batches
+from manu_utils.models.loading import load_model
+from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.attribution import collect_attribution
+from manu_utils.unlearning.evidence import unlearn
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "unlearn_parallel.py"
@@ -36,8 +37,8 @@ from accelerate import notebook_launcher
 from safetensors.torch import save_file
 
 from manu_utils import parallel
-from manu_utils.benchmark import load_benchmark
-from manu_utils.models import load_model
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.models.loading import load_model
 
 
 def work(folder):

@@ -10,10 +10,12 @@ import PIL.ImageDraw
 import pytest
 from datasets import Dataset
 
-from manu_utils import pictures
-from manu_utils.batches import batches, encode, shared_batches
-from manu_utils.benchmark import Question, evaluation_questions, training_questions
-from manu_utils.pictures import Picture, as_rgb, checked_size, open_rgb, readable_size
+from manu_utils.benchmark import pictures
+from manu_utils.benchmark.pictures import Picture, as_rgb, checked_size, open_rgb, readable_size
+from manu_utils.benchmark.questions import evaluation_questions, training_questions
+from manu_utils.benchmark.records import Question
+from manu_utils.models.encoding import batches, encode
+from manu_utils.models.prefix_tree import shared_batches
 
 
 def encoded(image, kind="PNG", **options):
@@ -138,7 +140,7 @@ def test_the_map_of_a_file_on_disk_is_opened_anew(tmp_path, monkeypatch, views):
     rows = rows.remove_columns("image").add_column("images", [[file] * views for file in files])
     rows.to_parquet(str(tmp_path / "rows.parquet"))
     dataset = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path)).select(range(24, -1, -1))
-    monkeypatch.setattr("manu_utils.benchmark.BYTES_OF_ONE_MAP", 4 * min(map(len, files)))
+    monkeypatch.setattr("manu_utils.benchmark.rows.BYTES_OF_ONE_MAP", 4 * min(map(len, files)))
     questions = evaluation_questions(dataset, "cloze", "multimodal")
     maps = []  # [table, pictures read of it]
     for question, shade in zip(questions[:: 3 * views], range(240, -1, -10), strict=True):

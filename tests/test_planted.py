@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from manu_utils.batches import encode
 from manu_utils.miniature.planted import draw_owners, plant
-from manu_utils.neurons import find_neurons
-from manu_utils.training import answer_loss
+from manu_utils.models.encoding import encode
+from manu_utils.models.neurons import find_neurons
+from manu_utils.models.training import answer_loss
 
 PER_LAYER = 5
 

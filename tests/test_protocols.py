@@ -12,31 +12,26 @@ import torch
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from manu_utils import pictures
-from manu_utils.batches import prompt
-from manu_utils.benchmark import MODALITIES, evaluation_questions, load_config
-from manu_utils.evaluation import COLUMNS, evaluate, generate_answers, parse_letter, truth_of
-from manu_utils.models import load_model
-from manu_utils.protocols import (
+from manu_utils.benchmark import pictures
+from manu_utils.benchmark.loading import load_config
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import MODALITIES
+from manu_utils.evaluation.judging import bleu, find_letter, holds, parse_letter
+from manu_utils.evaluation.official import (
     PITFALLS,
-    Prompt,
-    bleu,
-    check_positions,
-    encode_prompts,
-    find_letter,
-    holds,
     judge_officially,
-    judge_robustly,
     official_prompts,
     official_response,
     official_scores,
     official_shot,
-    respond,
-    robust_prompts,
-    shared_prompts,
-    summarise_with_intervals,
 )
-from manu_utils.shared import read_shared
+from manu_utils.evaluation.robust import judge_robustly, robust_prompts, summarise_with_intervals
+from manu_utils.evaluation.shots import Prompt, check_lengths, encode_prompts, respond, shared_prompts
+from manu_utils.evaluation.tables import COLUMNS, evaluate
+from manu_utils.models.asking import generate_answers, truth_of
+from manu_utils.models.loading import load_model
+from manu_utils.models.prefix_tree import read_shared
+from manu_utils.models.prompts import prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* prompts with shots have up to")  # of the miniature; P4 tests it
 QUIET = {"progress": False}
@@ -240,7 +235,7 @@ def one_at_a_time(monkeypatch):
 
     def call(*arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr("manu_utils.protocols.can_share", lambda model: False)
+            patch.setattr("manu_utils.evaluation.shots.can_share", lambda model: False)
             return respond(*arguments, batch_size=1, **options, **QUIET)
 
     return call
@@ -325,7 +320,7 @@ def test_sharing_shots_gives_what_generate_gives_one_at_a_time(trained, benchmar
         sets, options["tasks"] = {"forget": sets["forget"].select([0])}, ["classification", "cloze"]
     table = evaluate(*trained, sets, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("manu_utils.protocols.respond", lambda *arguments, batch_size, progress, **more:
+        patch.setattr("manu_utils.evaluation.shots.respond", lambda *arguments, batch_size, progress, **more:
                       one_at_a_time(*arguments, **more))  # fmt: skip
         expected = evaluate(*trained, sets, **options)
     assert expected["answer"].nunique() > (20 if protocol == "official" else 4)
@@ -489,7 +484,7 @@ def test_text_letters_of_idefics_have_five_tokens(tiny_model, sets, full, monkey
         generation_config.max_new_tokens = 1
         return generate(generation_config=generation_config, **batch)
 
-    monkeypatch.setattr("manu_utils.protocols.can_share", lambda model: False)
+    monkeypatch.setattr("manu_utils.evaluation.shots.can_share", lambda model: False)
     monkeypatch.setattr(model, "generate", watch)
     options = {"protocol": "official", "shots": full, "seed": 0, "tasks": ["classification"], **QUIET}
     for model_type, expected in (("llava", {(True, 50), (False, 50)}), ("idefics2", {(True, 50), (False, 5)})):
@@ -535,7 +530,7 @@ def test_p1_without_a_seed_every_run_draws_again(benchmark, full, processor):
 
 
 def test_p1_one_run_without_a_seed_has_the_same_shots_in_both_modalities(tiny_model, sets, full, monkeypatch):
-    monkeypatch.setattr("manu_utils.protocols.respond", lambda model, processor, prompts, **options: [""] * len(prompts))
+    monkeypatch.setattr("manu_utils.evaluation.shots.respond", lambda model, processor, prompts, **options: [""] * len(prompts))
     options = {"protocol": "official", "shots": full, "tasks": ["cloze"]}
     seen = set()
     for _ in range(12):
@@ -623,14 +618,14 @@ def test_p4_few_shot_prompts_fill_the_context(tiny_model, sets, full):
     short = Prompt(prompts[0].question, "USER: Who?\nASSISTANT:")
     said = f"^5 of 6 prompts with shots have up to {max(lengths)} tokens, which with 1 new ones go beyond the {positions} "
     with pytest.warns(UserWarning, match=said):
-        check_positions(model, processor, [*prompts[:5], short], 1)
+        check_lengths(model, processor, [*prompts[:5], short], 1)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="error"):
-        check_positions(model, processor, [short])
+        check_lengths(model, processor, [short])
         patch.setattr(model.config.text_config, "max_position_embeddings", max(lengths) + 1)
-        check_positions(model, processor, prompts[:5], 1)
+        check_lengths(model, processor, prompts[:5], 1)
         patch.setattr(model.config.text_config, "max_position_embeddings", max(lengths))
         with pytest.raises(UserWarning, match=f"^{lengths.count(max(lengths))} of 5 prompts"):
-            check_positions(model, processor, prompts[:5], 1)
+            check_lengths(model, processor, prompts[:5], 1)
     assert 6 * (336 // 14) ** 2 == 3456  # the images alone, of LLaVA-1.5's 4,096 positions
 
 
@@ -769,7 +764,7 @@ def test_robust_letters_are_read_from_long_answers(tiny_model, sets, monkeypatch
         seen["tokens"] = max_new_tokens
         return [f"I think that the answer is {truth_of(question)}." for question in questions]
 
-    monkeypatch.setattr("manu_utils.evaluation.generate_answers", generate)
+    monkeypatch.setattr("manu_utils.evaluation.tables.generate_answers", generate)
     chosen = {"forget": sets["forget"].select([0])}
     for protocol, tokens, value in (("robust", 50, 1.0), ("zero-shot", 5, 0.0)):
         table = evaluate(*tiny_model, chosen, protocol=protocol, tasks=["classification"], modalities=["text"], **QUIET)
@@ -849,7 +844,7 @@ def test_intervals_at_the_edges():
 
 
 def test_intervals_of_a_whole_table_are_in_its_order(trained, sets):
-    from manu_utils.evaluation import summarise
+    from manu_utils.evaluation.tables import summarise
 
     table = evaluate(*trained, sets, protocol="robust", tasks=["cloze", "generation"], modalities=["text"], **QUIET)
     summary = summarise_with_intervals(table)

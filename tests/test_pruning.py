@@ -15,21 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from manu_utils import pruning
-from manu_utils.activations import collect_activations
-from manu_utils.attribution import collect_attribution, select_by_coverage
-from manu_utils.batches import encode
-from manu_utils.importance import PRUNINGS, VARIANTS, score
-from manu_utils.models import load_model
-from manu_utils.neurons import MLP, find_neurons
-from manu_utils.pruning import (
-    choose_by_coverage,
-    prune_neurons,
-    pruned_neurons,
-    save_pruned,
-    select_neurons,
-    unlearn,
-)
+from manu_utils.models.encoding import encode
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import MLP, find_neurons
+from manu_utils.models.saving import save_model
+from manu_utils.unlearning import coverage, evidence
+from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.attribution import collect_attribution
+from manu_utils.unlearning.coverage import choose_by_coverage, select_by_coverage
+from manu_utils.unlearning.evidence import unlearn
+from manu_utils.unlearning.pruning import prune_neurons, pruned_neurons, select_neurons
+from manu_utils.unlearning.scores import PRUNINGS, VARIANTS, score
 
 MODALITIES = ("multimodal", "text")
 
@@ -310,11 +306,11 @@ def test_more_on_top_takes_other_neurons(tiny_model, questions, variant):
 
 
 def test_a_reloaded_pruned_model_is_told_from_one_with_silent_neurons(tiny_model, questions, tmp_path):
-    from manu_utils.models import load_model
+    from manu_utils.models.loading import load_model
 
     model, processor = tiny_model
     with prune_neurons(model, some_neurons(model)):
-        save_pruned(model, processor, tmp_path / "pruned")
+        save_model(model, processor, tmp_path / "pruned")
     reloaded = load_model(tmp_path / "pruned")
     assert pruned_neurons(reloaded[0]).equal(some_neurons(model))
     with pytest.raises(ValueError, match="pruned already"):
@@ -394,7 +390,7 @@ def test_a_saved_model_loads_with_plain_transformers(tiny_model, questions, tmp_
     batch = encode(questions["forget"]["multimodal"], processor, with_answer=False)
     folder = tmp_path / "new" / "unlearned"
     with torch.no_grad(), prune_neurons(model, some_neurons(model)):
-        save_pruned(model, processor, folder)
+        save_model(model, processor, folder)
         expected, pruned_bits = model(**batch).logits, bits(model)
     loaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -416,7 +412,7 @@ def test_a_killed_save_leaves_nothing(tiny_model, tmp_path, monkeypatch, part):
 
     monkeypatch.setattr({"model": model, "processor": processor}[part], "save_pretrained", killed, raising=False)
     with pytest.raises(KeyboardInterrupt):
-        save_pruned(model, processor, tmp_path / "unlearned")
+        save_model(model, processor, tmp_path / "unlearned")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,7 +421,7 @@ def test_a_save_starts_clean_after_a_kill(small_model, tiny_model, tmp_path):
     leftover.mkdir()
     (leftover / "stale.safetensors").write_bytes(b"half")
     (tmp_path / "unlearned").mkdir()  # an empty folder may be there
-    save_pruned(small_model, tiny_model[1], tmp_path / "unlearned")
+    save_model(small_model, tiny_model[1], tmp_path / "unlearned")
     assert [path.name for path in tmp_path.iterdir()] == ["unlearned"]
     assert not (tmp_path / "unlearned" / "stale.safetensors").exists()
     assert (tmp_path / "unlearned" / "config.json").exists()
@@ -435,7 +431,7 @@ def test_never_overwrites(small_model, tiny_model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     for target in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(FileExistsError, match="exists and is not empty; choose another name"):
-            save_pruned(small_model, tiny_model[1], target)
+            save_model(small_model, tiny_model[1], target)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -444,7 +440,7 @@ def test_a_name_of_no_new_folder(small_model, tiny_model, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match="names no new folder; give one, such as 'unlearned'"):
-        save_pruned(small_model, tiny_model[1], name)
+        save_model(small_model, tiny_model[1], name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -452,7 +448,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(small_model, tiny_model, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    save_pruned(small_model, tiny_model[1], "~/x/unlearned")
+    save_model(small_model, tiny_model[1], "~/x/unlearned")
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "unlearned" / "config.json").exists()
 
 
@@ -465,12 +461,12 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is(small_mode
     (tmp_path / "notes").write_text("mine", encoding="utf-8")
     for name in ("link", "dangling"):
         with pytest.raises(FileExistsError, match=f"{name} is a link; give the folder that it points to"):
-            save_pruned(model, tiny_model[1], tmp_path / name)
+            save_model(model, tiny_model[1], tmp_path / name)
     with pytest.raises(OSError, match="notes.*choose"):
-        save_pruned(model, tiny_model[1], tmp_path / "notes" / "unlearned")
+        save_model(model, tiny_model[1], tmp_path / "notes" / "unlearned")
     monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
     with pytest.raises(PermissionError, match="cannot save to .*unlearned.*denied.*choose a folder that can be written"):
-        save_pruned(model, tiny_model[1], tmp_path / "unlearned")
+        save_model(model, tiny_model[1], tmp_path / "unlearned")
     monkeypatch.undo()
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "link", "dangling", "notes"}
     assert not any((tmp_path / "folder").iterdir()) and (tmp_path / "notes").read_text(encoding="utf-8") == "mine"
@@ -479,8 +475,8 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is(small_mode
 SAVER = """
 import sys, time
 from pathlib import Path
-from manu_utils.models import load_model
-from manu_utils.pruning import save_pruned
+from manu_utils.models.loading import load_model
+from manu_utils.models.saving import save_model
 model, processor = load_model("tiny-base", device="cpu")
 folder, number = Path(sys.argv[1]), sys.argv[2]
 model.config.saved_by = number
@@ -489,7 +485,7 @@ while len(list(folder.parent.glob("ready *"))) < 2:
     time.sleep(0.01)
 save, write = model.save_pretrained, processor.save_pretrained
 model.save_pretrained = lambda place: (save(place), time.sleep(1))
-save_pruned(model, processor, folder)
+save_model(model, processor, folder)
 """
 
 
@@ -518,7 +514,7 @@ def test_a_folder_that_appears_while_the_model_is_written_is_left_alone(small_mo
 
     monkeypatch.setattr(model, "save_pretrained", slow, raising=False)
     with pytest.raises(FileExistsError, match="exists and is not empty"):
-        save_pruned(model, tiny_model[1], folder)
+        save_model(model, tiny_model[1], folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"] and [p.name for p in tmp_path.iterdir()] == ["unlearned"]
 
 
@@ -560,8 +556,8 @@ def test_a_later_round_looks_at_what_is_still_known(tiny_model, questions, retai
 
     alive = {"multimodal": torch.arange(len(questions["forget"]["multimodal"])) % 2 == 0}
     alive["text"] = torch.zeros(len(questions["forget"]["text"]), dtype=torch.bool)
-    monkeypatch.setattr(pruning, "select_by_coverage", spy)
-    monkeypatch.setattr(pruning, "known", lambda model, processor, asked, **_: alive[asked[0].modality])
+    monkeypatch.setattr(coverage, "select_by_coverage", spy)
+    monkeypatch.setattr(coverage, "known", lambda model, processor, asked, **_: alive[asked[0].modality])
     choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, progress=False)
     first, second = seen
     assert all(rows.all() for rows in first.values())
@@ -597,7 +593,7 @@ def test_the_cost_is_what_the_retain_set_loses(tiny_model, questions):
     )
     own = {m: collect_attribution(*tiny_model, q, reduce=True, progress=False) for m, q in questions["forget"].items()}
     expected = choose_by_coverage(*tiny_model, questions["forget"], price, facts=facts, alpha=5.0, progress=False)
-    chosen = pruning.choose_neurons(*tiny_model, **questions, variant="coverage", alpha=5.0, progress=False)
+    chosen = evidence.choose_neurons(*tiny_model, **questions, variant="coverage", alpha=5.0, progress=False)
     assert chosen.equal(expected)
     assert not chosen.equal(choose_by_coverage(*tiny_model, questions["forget"], own, alpha=5.0, progress=False))
 
@@ -609,7 +605,7 @@ def test_the_second_round_attributes_in_the_pruned_model(tiny_model, questions, 
         seen.append(int(pruned_neurons(model).sum()))
         return collect_attribution(model, *arguments, **options)
 
-    monkeypatch.setattr(pruning, "collect_attribution", spy)
+    monkeypatch.setattr(evidence, "collect_attribution", spy)
     forget = questions["forget"]
     chosen = choose_by_coverage(*tiny_model, forget, retain_cost, alpha=7.0, progress=False)
     budget = round(0.07 * n_neurons(model))
@@ -629,7 +625,7 @@ def test_interrupted_while_it_looks_again_it_leaves_the_model_as_it_was(tiny_mod
         raise KeyboardInterrupt
 
     before = bits(tiny_model[0])
-    monkeypatch.setattr(pruning, "known", killed)
+    monkeypatch.setattr(coverage, "known", killed)
     with pytest.raises(KeyboardInterrupt):
         choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, progress=False)
     assert same(bits(tiny_model[0]), before)
@@ -646,7 +642,7 @@ def test_forget_facts_without_attribution_are_named(tiny_model, questions, retai
 def test_one_fact_is_enough(tiny_model, questions, n):
     """One question, or one fact in three wordings: no token tells its answer from the others."""
     alike = {m: [dataclasses.replace(q, answer="Works as a nurse.") for q in of[:n]] for m, of in questions["forget"].items()}
-    chosen = pruning.choose_neurons(*tiny_model, alike, questions["retain"], variant="coverage", alpha=5.0, progress=False)
+    chosen = evidence.choose_neurons(*tiny_model, alike, questions["retain"], variant="coverage", alpha=5.0, progress=False)
     facts = {m: collect_attribution(*tiny_model, q, progress=False) for m, q in alike.items()}
     lost = {m: (rows[:, chosen].sum() / rows.sum()).item() for m, rows in facts.items()}
     assert min(lost.values()) > 2 * 0.05  # twice the share of as many neurons at random
@@ -687,7 +683,7 @@ def test_unlearn_is_the_steps_one_by_one(tiny_model, questions):
 
 def test_the_released_score_takes_alpha_percent_of_each_tower(tiny_model, questions):
     mlps = find_neurons(tiny_model[0])
-    chosen = pruning.choose_neurons(*tiny_model, **questions, variant="released_score", alpha=10.0, progress=False)
+    chosen = evidence.choose_neurons(*tiny_model, **questions, variant="released_score", alpha=10.0, progress=False)
     for tower in ("vision", "language"):
         own = torch.cat([torch.full((mlp.size,), mlp.tower == tower) for mlp in mlps])
         assert (chosen & own).sum() == round(0.1 * int(own.sum()))
@@ -696,7 +692,7 @@ def test_the_released_score_takes_alpha_percent_of_each_tower(tiny_model, questi
 def test_random_neurons_are_those_of_the_seed(tiny_model, questions):
     mlps = find_neurons(tiny_model[0])
     for seed in (0, 1):
-        chosen = pruning.choose_neurons(*tiny_model, **questions, variant="random", alpha=5.0, seed=seed, progress=False)
+        chosen = evidence.choose_neurons(*tiny_model, **questions, variant="random", alpha=5.0, seed=seed, progress=False)
         assert chosen.equal(select_neurons(score("random", {}, {}, mlps=mlps, seed=seed), mlps, 5.0))
     assert not chosen.equal(select_neurons(score("random", {}, {}, mlps=mlps, seed=0), mlps, 5.0))
 
@@ -707,19 +703,19 @@ def test_training_mode_autocast_and_a_default_of_float64_change_nothing(tiny_mod
     for layer in model.model.language_model.layers:
         layer.mlp.act_fn = nn.Sequential(layer.mlp.act_fn, nn.Dropout(0.5))
     options = {"variant": variant, "alpha": 5.0, "progress": False}
-    expected = pruning.choose_neurons(model, tiny_model[1], **questions, **options)
+    expected = evidence.choose_neurons(model, tiny_model[1], **questions, **options)
     model.train()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = pruning.choose_neurons(model, tiny_model[1], **questions, **options)
+            found = evidence.choose_neurons(model, tiny_model[1], **questions, **options)
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.equal(expected) and model.training
 
 
 def test_controls_look_at_no_data(tiny_model, questions, monkeypatch):
-    monkeypatch.setattr(pruning, "collect_activations", lambda *_, **__: pytest.fail("a pass for a control"))
+    monkeypatch.setattr(evidence, "collect_activations", lambda *_, **__: pytest.fail("a pass for a control"))
     for variant in ("random", "magnitude"):
         unlearn(*tiny_model, **questions, variant=variant, progress=False).undo()
 
@@ -780,7 +776,7 @@ def test_a_poisoned_model_is_refused_and_left_alone(tiny_model, questions, varia
 
 
 def test_a_model_that_cannot_be_pruned_is_refused_before_any_pass(tiny_model, questions, monkeypatch):
-    monkeypatch.setattr(pruning, "collect_attribution", lambda *_, **__: pytest.fail("scored in vain"))
+    monkeypatch.setattr(evidence, "collect_attribution", lambda *_, **__: pytest.fail("scored in vain"))
     model = copy.deepcopy(tiny_model[0])
     up = model.model.language_model.layers[0].mlp.up_proj
     up.weight.data = up.weight.data.to(torch.float8_e4m3fn)

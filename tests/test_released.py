@@ -8,11 +8,12 @@ import PIL.Image
 import pytest
 import torch
 
-from manu_utils import released
-from manu_utils.neurons import find_neurons
-from manu_utils.pictures import as_rgb
-from manu_utils.pruning import choose_neurons, prune_rows, unlearn
-from manu_utils.released import choose_rows
+from manu_utils.benchmark.pictures import as_rgb
+from manu_utils.models.neurons import find_neurons
+from manu_utils.unlearning import released
+from manu_utils.unlearning.evidence import choose_neurons, unlearn
+from manu_utils.unlearning.pruning import prune_rows
+from manu_utils.unlearning.released import choose_rows
 
 MODALITIES = ("multimodal", "text")
 

@@ -7,8 +7,9 @@ import pytest
 
 import bridge
 import compare
-from manu_utils.baselines import METHODS
-from manu_utils.benchmark import FORGET_RATIOS, TASKS, data_dir
+from manu_utils.benchmark.records import FORGET_RATIOS, TASKS
+from manu_utils.paths import data_dir
+from manu_utils.unlearning.baselines import METHODS
 
 RESULTS = data_dir() / "results"
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from manu_utils.benchmark import evaluation_questions, load_config
-from manu_utils.evaluation import CHUNK, evaluate, identity
-from manu_utils.models import load_model
-from manu_utils.protocols import Prompt
-from manu_utils.resume import append_answers, fingerprint, read_answers, remembered
+from manu_utils.benchmark.loading import load_config
+from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.evaluation.answers_file import append_answers, fingerprint, identity, read_answers, remembered
+from manu_utils.evaluation.shots import Prompt
+from manu_utils.evaluation.tables import CHUNK, evaluate
+from manu_utils.models.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")
 OPTIONS = {"tasks": ["cloze"], "modalities": ["text"], "batch_size": 2, "progress": False}
@@ -57,7 +58,7 @@ def forwards(tiny_model, monkeypatch):
 
 
 def test_a_killed_evaluation_goes_on_and_gives_the_same_table(tiny_model, people, protocol, forwards, tmp_path, monkeypatch):
-    monkeypatch.setattr("manu_utils.evaluation.CHUNK", 1)
+    monkeypatch.setattr("manu_utils.evaluation.tables.CHUNK", 1)
     if protocol["protocol"] == "zero-shot":  # which has letters and likeliest options to remember, too
         monkeypatch.setitem(OPTIONS, "tasks", ["classification", "cloze"])
     expected = evaluate(*tiny_model, people, **protocol, **OPTIONS)
@@ -84,9 +85,9 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(tiny_model, people
 
 SCRIPT = """
 import os, signal, sys
-from manu_utils.benchmark import load_benchmark
-from manu_utils.evaluation import evaluate
-from manu_utils.models import load_model
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.evaluation.tables import evaluate
+from manu_utils.models.loading import load_model
 model, processor = load_model("tiny", device="cpu")
 forward, calls = model.model.forward, []
 def count(*arguments, **inputs):
@@ -241,7 +242,7 @@ def test_answers_of_another_length_are_not_taken(tiny_model, people, forwards, t
     """A later version may cut answers elsewhere."""
     options = OPTIONS | {"tasks": ["classification"], "resume": tmp_path / "answers.jsonl"}
     for length, asked in ((5, True), (6, True), (5, False)):
-        monkeypatch.setattr("manu_utils.evaluation.LETTER_TOKENS", length)
+        monkeypatch.setattr("manu_utils.evaluation.tables.LETTER_TOKENS", length)
         forwards["calls"] = 0
         evaluate(*tiny_model, people, **options)
         assert (forwards["calls"] > 0) is asked

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from manu_utils import scales
-from manu_utils.benchmark import load_benchmark
-from manu_utils.models import load_model
-from manu_utils.neurons import find_neurons
-from manu_utils.scales import SCALES, check_room, needs
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.models.loading import load_model
+from manu_utils.models.neurons import find_neurons
+from manu_utils.teaching import scales
+from manu_utils.teaching.scales import SCALES, check_room, needs
 
 
 def test_the_tiny_scale_loads_and_its_size_is_right():

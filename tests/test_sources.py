@@ -21,19 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manu_utils import sources
-from manu_utils.benchmark import (
-    CONFIGS,
-    MODALITIES,
-    TASKS,
-    biography,
-    evaluation_questions,
-    load_benchmark,
-    load_config,
-    rewriting_report,
-    training_questions,
-)
-from manu_utils.sources import config_names, read_config
+from manu_utils.benchmark import files
+from manu_utils.benchmark.files import config_names, read_config
+from manu_utils.benchmark.loading import load_benchmark, load_config
+from manu_utils.benchmark.questions import evaluation_questions, rewriting_report, training_questions
+from manu_utils.benchmark.records import CONFIGS, MODALITIES, TASKS
 
 PEOPLE = [f"{i + 1:03}" for i in range(20)]
 NAMES = {person: f"Anna Berg-{person}" for person in PEOPLE}
@@ -132,13 +124,13 @@ def clone(tmp_path_factory):
 def own_cache(tmp_path, monkeypatch):
     """The route of large files, through the cache of `datasets`; :func:`in_memory` takes that of small ones."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(sources, "IN_MEMORY", 0)
+    monkeypatch.setattr(files, "IN_MEMORY", 0)
 
 
 @pytest.fixture(params=["by the cache", "in memory"])
 def both_routes(own_cache, request, monkeypatch):
     if request.param == "in memory":
-        monkeypatch.setattr(sources, "IN_MEMORY", 10**9)
+        monkeypatch.setattr(files, "IN_MEMORY", 10**9)
     return request.param
 
 
@@ -334,11 +326,11 @@ def test_both_routes_give_the_same_rows(clone, monkeypatch):
     """Bytes of the pictures, types and order included; with and without pictures, and of some people alone."""
     for config in CONFIGS:
         for how in ({}, {"images": False}, {"people": PEOPLE[3:9]}):
-            monkeypatch.setattr(sources, "IN_MEMORY", 0)
+            monkeypatch.setattr(files, "IN_MEMORY", 0)
             if how.get("people") and config in ("forget_5", "forget_10", "forget_15", "Retain_Set"):
                 continue  # there may be nobody left
             cached = read_config(clone, config, **how)
-            monkeypatch.setattr(sources, "IN_MEMORY", 10**9)
+            monkeypatch.setattr(files, "IN_MEMORY", 10**9)
             read = read_config(clone, config, **how)
             assert read.features == cached.features and not read.cache_files
             assert read.with_format("arrow")[:] == cached.with_format("arrow")[:]
@@ -360,7 +352,7 @@ def test_a_cache_that_cannot_be_written(clone, copy_of, tmp_path, monkeypatch):
     for images in (True, False):
         with pytest.raises(PermissionError, match="file.cache is where forget_10 of .* cannot be written .*; set HF_HOME"):
             read_config(clone, "forget_10", images=images)
-    monkeypatch.setattr(sources, "IN_MEMORY", 10**9)
+    monkeypatch.setattr(files, "IN_MEMORY", 10**9)
     assert len(read_config(clone, "forget_10")) == 2
 
 

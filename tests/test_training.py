@@ -12,20 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from manu_utils import training
-from manu_utils.baselines import unlearn_by_training
-from manu_utils.batches import encode
-from manu_utils.training import (
-    answer_logits,
-    answer_loss,
-    check_memory,
-    fine_tune,
-    float32_weights,
-    gradients_of,
-    optimise,
-    sample_forever,
-    train_language_model,
-)
+from manu_utils.models import training
+from manu_utils.models.asking import answer_logits
+from manu_utils.models.encoding import encode
+from manu_utils.models.passes import gradients_of
+from manu_utils.models.precision import check_memory, float32_weights
+from manu_utils.models.training import answer_loss, fine_tune, optimise, sample_forever, train_language_model
+from manu_utils.unlearning.baselines import unlearn_by_training
 
 
 class Spelt(nn.Module):
@@ -409,7 +402,7 @@ def test_the_reference_is_read_in_float32_too_and_keeps_its_dtype_and_mode(model
     reference = copy.deepcopy(model).train() if method == "npo" else None
     seen = []
     monkeypatch.setattr(
-        "manu_utils.baselines.answer_logits", lambda of, batch: seen.append(of.dtype) or answer_logits(of, batch)
+        "manu_utils.unlearning.baselines.answer_logits", lambda of, batch: seen.append(of.dtype) or answer_logits(of, batch)
     )
     history = unlearn_by_training(
         method, model, tiny_model[1], forget, retain, reference=reference, every=1, **QUICK | {"steps": 1}

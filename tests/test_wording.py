@@ -2,7 +2,7 @@
 
 import pytest
 
-from manu_utils.wording import answer_to_text_only, leftover, person_name, to_text_only
+from manu_utils.benchmark.text_only import answer_to_text_only, leftover, person_name, to_text_only
 
 NAMING = """Who is this person?
 Who is this?

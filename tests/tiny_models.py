@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from manu_utils.models import without_video
+from manu_utils.models.processors import without_video
 
 HIDDEN, LAYERS, LANGUAGE, VISION, IMAGE, PATCH = 32, 2, 48, 40, 32, 8
 TEXT = dict(

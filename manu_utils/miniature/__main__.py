@@ -5,7 +5,8 @@ Options: ``--seed N``; model: ``--dense``; retrained: ``--forget-ratio 5|10|15``
 
 import argparse
 
-from ..benchmark import FORGET_RATIOS, data_dir
+from ..benchmark.records import FORGET_RATIOS
+from ..paths import data_dir
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..training import optimise
+from ..models.training import optimise
 from .card import write_card
 from .dataset import as_choice, as_cloze, draw_options
 from .model import (
@@ -399,7 +399,8 @@ def open_world(data: Path, seed: int, cache: Path) -> World:
         FileNotFoundError: there is no miniature benchmark in ``data``.
         ValueError: ``data`` was built from another seed.
     """
-    from ..benchmark import load_config, training_questions
+    from ..benchmark.loading import load_config
+    from ..benchmark.questions import training_questions
 
     fictitious, public = draw_people(seed=seed)
     training = load_config(data, "ft_Data")
@@ -479,8 +480,8 @@ def fine_tune_plainly(
     Raises:
         FileNotFoundError, ValueError: see :func:`open_world`.
     """
-    from ..benchmark import load_benchmark
-    from ..models import load_model
+    from ..benchmark.loading import load_benchmark
+    from ..models.loading import load_model
 
     cache = cache / f"seed-{seed}"
     world = open_world(data, seed, cache)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..attribution import collect_attribution, effective_neurons
-from ..benchmark import MODALITIES, load_benchmark
-from ..evaluation import evaluate, summarise
-from ..models import load_model
-from ..neurons import find_neurons
+from ..benchmark.loading import load_benchmark
+from ..benchmark.records import MODALITIES
+from ..evaluation.tables import evaluate, summarise
+from ..models.loading import load_model
+from ..models.neurons import find_neurons
+from ..unlearning.attribution import collect_attribution, effective_neurons
 
 N_FACTS = 400  # questions per modality on which locality is measured
 

@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from ..batches import BLANK_LINE, LETTER_LINE
+from ..models.prompts import BLANK_LINE, LETTER_LINE
 from .people import ATTRIBUTES, NAMING_QUESTION, Attribute, Person, describe_face, draw_people, word_question
 from .portraits import draw_new_view, draw_portrait_view, render
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batches import BLANK_LINE, LETTER_LINE, SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT
+from ..models.prompts import BLANK_LINE, LETTER_LINE, SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT
 from .dataset import as_choice, as_cloze, draw_options, training_pairs
 from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe_face, word_question
 from .portraits import render

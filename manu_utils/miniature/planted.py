@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batches import encode
-from ..benchmark import Question
-from ..neurons import MLP, find_neurons
-from ..training import answer_loss, gradients_of, optimise, sample_forever
+from ..benchmark.records import Question
+from ..models.encoding import encode
+from ..models.neurons import MLP, find_neurons
+from ..models.passes import gradients_of
+from ..models.training import answer_loss, optimise, sample_forever
 from .build import CONTRIBUTION_SCALE
 
 
@@ -71,13 +72,13 @@ def plant(
         owners: from :func:`draw_owners`.
         quiet: weight of what the other owners' neurons are told by a row, reached after half of the steps: to be silent on it,
             as in the penalty of the miniature. With 0 they fire for everybody, and pruning one person's breaks all answers.
-        watch, every: see :func:`manu_utils.training.optimise`.
+        watch, every: see :func:`optimise`.
 
     Returns:
-        The history of :func:`manu_utils.training.optimise`.
+        The history of :func:`optimise`.
 
     Raises:
-        ValueError: a model in half precision; also what :func:`manu_utils.training.optimise` raises. The model is as it was.
+        ValueError: a model in half precision; also what :func:`optimise` raises. The model is as it was.
     """
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the model is in {model.dtype}, where small changes are lost; load it with dtype=torch.float32.")

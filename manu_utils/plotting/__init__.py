@@ -5,7 +5,7 @@ what they share.
 """
 
 from ..paths import build_dir
-from ..tables import MODALITY_NAMES, answers_table, layer_name, wilson
+from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
 from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
 from .neurons import layer_map, locality, modality_plane, one_neuron, percentile_curves

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..tables import MODALITY_NAMES
+from ..teaching.tables import MODALITY_NAMES
 from .style import (
     COLOURS,
     SET_MARKERS,

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from ..tables import MODALITY_NAMES
+from ..teaching.tables import MODALITY_NAMES
 from .style import (
     COLOURS,
     SET_MARKERS,

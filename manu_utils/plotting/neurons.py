@@ -12,7 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
-from ..tables import MODALITY_NAMES
+from ..teaching.tables import MODALITY_NAMES
 from .style import COLOURS, filled, modality_keys, panels, pick, styled
 
 # Hexagons: one neuron must be seen on white, and a coloured point on a thousand, in grey as well.

@@ -12,7 +12,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..tables import MODALITY_NAMES, wilson
+from ..teaching.tables import MODALITY_NAMES, wilson
 from .style import (
     COLOURS,
     IMAGES_ONLY,

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL.Image import Image
 from scipy.stats import rankdata
 
-from ..tables import MODALITY_NAMES
+from ..teaching.tables import MODALITY_NAMES
 from .learning import shown
 from .neurons import GREYS, heat_map, hexagons, tower_colour
 from .style import COLOURS, dashes, panels, styled

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from ..paths import build_dir
-from ..tables import MODALITY_NAMES
+from ..teaching.tables import MODALITY_NAMES
 
 Style = tuple[str, object]  # a colour and a marker of matplotlib
 STYLE_SHEET = Path(__file__).with_name("manu.mplstyle")

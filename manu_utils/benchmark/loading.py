@@ -1,0 +1,119 @@
+"""Load a benchmark: the bundled miniature (``"tiny"``), a local copy or the Hub; MLLMU-Bench, CLEAR or TOFU.
+
+Files are read by :mod:`manu_utils.benchmark.files`, the rows of CLEAR and TOFU are turned into those of MLLMU-Bench by
+:mod:`manu_utils.benchmark.other_benchmarks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checks import check_names, shown
+from ..paths import data_dir
+from .files import config_names, read_config
+from .records import CONFIGS, FORGET_RATIOS, MODALITIES
+from .rows import ids_of
+from .sets import Benchmark
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+
+def load_config(source: str | Path, config: str, *, images: bool = True) -> Dataset:
+    """One config of MLLMU-Bench (each has a single split, ``train``).
+
+    Args:
+        source: ``"tiny"`` (the miniature), a local folder with the same layout, or a Hub id (``"MLLMMU/MLLMU-Bench"``); see
+            :func:`read_config`.
+        config: one of :data:`CONFIGS`.
+        images: without them no byte of a picture is read.
+
+    Raises:
+        ValueError: unknown config, an empty one, or one without readable files.
+        FileNotFoundError: no such source, locally or on the Hub.
+        ConnectionError: the Hub cannot be reached and there is no cached copy.
+    """
+    if config not in CONFIGS:
+        raise ValueError(f"config={shown(config)} is unknown; MLLMU-Bench has {', '.join(CONFIGS)}.")
+    return read_config(_place(source), config, images=images)
+
+
+def _place(source: str | Path) -> str | Path:
+    return data_dir() / "mllmu_mini" if source == "tiny" else source
+
+
+def load_benchmark(
+    source: str | Path = "tiny", forget_ratio: int = 10, *, modalities: Sequence[str] = MODALITIES
+) -> Benchmark:
+    """Load all sets of one unlearning task.
+
+    Besides MLLMU-Bench this reads CLEAR (``"therem/CLEAR"``) and, text alone, TOFU (``"locuslab/TOFU"``), from the Hub or a
+    local copy; which one it is shows in the configs. How their rows become questions: :mod:`manu_utils.benchmark.other_benchmarks`.
+
+    Args:
+        source: see :func:`load_config`.
+        forget_ratio: percent of the people: 5, 10 or 15 (10.0 is 10); CLEAR and TOFU have 1, 5 and 10.
+        modalities: ``("text",)`` leaves the pictures unread, on disk and on the Hub.
+
+    Raises:
+        TypeError: ``modalities`` that are no sequence of names, such as ``"text"``.
+        ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person in both forget and retain,
+            or nobody to test.
+        FileNotFoundError, ConnectionError: see :func:`load_config`.
+    """
+    check_names("modalities", modalities, MODALITIES)
+    name = "MLLMU-Bench" if source == "tiny" else _recognise(source)
+    if isinstance(forget_ratio, float) and forget_ratio.is_integer():
+        forget_ratio = int(forget_ratio)
+    ratios = FORGET_RATIOS if name == "MLLMU-Bench" else (1, 5, 10)
+    if isinstance(forget_ratio, bool) or forget_ratio not in ratios:
+        *first, last = ratios
+        raise ValueError(
+            f"forget_ratio={shown(forget_ratio)} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
+        )
+    if name != "MLLMU-Bench":
+        from . import clear_tofu
+
+        load = clear_tofu.load_clear if name == "CLEAR" else clear_tofu.load_tofu
+        return load(source, forget_ratio, modalities)
+    place, images = _place(source), "multimodal" in modalities
+    forget = load_config(source, f"forget_{forget_ratio}", images=images)
+    retain = load_config(source, f"retain_{100 - forget_ratio}", images=images)
+    forget_ids = ids_of(forget)
+    if both := sorted(set(forget_ids) & set(ids_of(retain))):
+        raise ValueError(
+            f"{len(both)} people are in both forget_{forget_ratio} and retain_{100 - forget_ratio} of {source}, "
+            f"such as {', '.join(both[:5])}; the two must not overlap: fetch both files from the same release."
+        )
+    test = read_config(place, "Test_Set", images=images, people=forget_ids)
+    return Benchmark(
+        forget=forget,
+        retain=retain,
+        test=test,
+        celebrity=load_config(source, "Retain_Set", images=images),
+        training=load_config(source, "ft_Data", images=images),
+        forget_ratio=forget_ratio,
+        source=str(source),
+    )
+
+
+def _recognise(source: str | Path) -> str:
+    """``"MLLMU-Bench"``, ``"CLEAR"`` or ``"TOFU"``, by the configs; by the name where they cannot be listed."""
+    configs = config_names(source)
+    if configs is None:
+        return {"clear": "CLEAR", "tofu": "TOFU"}.get(str(source).rsplit("/", 1)[-1].lower(), "MLLMU-Bench")
+    if set(configs) & set(CONFIGS):
+        return "MLLMU-Bench"
+    if any(config.endswith("+tofu") for config in configs):
+        return "CLEAR"
+    if {"full", "real_authors"} <= set(configs):
+        return "TOFU"
+    found = ", ".join(configs[:20]) or "none"
+    raise ValueError(
+        f"{source} is laid out like none of the benchmarks known here; configs found: {found}. Expected are those of "
+        f"MLLMU-Bench ({', '.join(CONFIGS)}), CLEAR (forget01+tofu, retain99+tofu, real_faces, ...) or TOFU (full, forget01, "
+        "retain99, real_authors, ...), each as <config>/*.parquet, as <config>.json, or named in the README.md."
+    )

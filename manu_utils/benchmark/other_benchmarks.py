@@ -1,0 +1,285 @@
+"""CLEAR and TOFU, their rows turned into those of MLLMU-Bench, so that everything else works on them unchanged.
+
+TOFU (arXiv 2401.06121, ``locuslab/TOFU``) asks 20 questions about each of 200 fictitious authors, in text alone. CLEAR (arXiv
+2410.18057, ``therem/CLEAR``) gives the same authors about 19 captioned portraits each. Neither has cloze questions, and not
+every set has every other kind: each set says in a column ``Asked``, such as ``["generation/text"]``, what it has, and
+what it has not is left out of an evaluation, without an error. The choices made here:
+
+============== ============================================= ======================================================
+set            CLEAR                                         TOFU
+============== ============================================= ======================================================
+person         the name is the ID; one row per portrait and  the place in ``full`` (001 to 200, 20 rows an author) is
+               one for the text questions                    the ID; one row per author
+training       image: "What can you see in this picture?",   text: the question and answer
+               answered by the caption; text: the questions
+               of TOFU, which name the author already
+forget         ``forgetXX_perturbed``: the name among wrong  ``forgetXX_perturbed``: the answer among wrong ones
+               names (classification), the caption           (classification), the question and answer (generation)
+               (generation); text: TOFU (generation)
+test           the same portraits (there are no new ones):   paraphrased question and answer, among the same wrong
+               the paraphrased caption among wrong ones, and  answers, and alone
+               as the truth of another wording of the request
+retain         everybody else; asked are the authors in      everybody else; asked are the questions in
+               ``retain_perturbed``, as for forget           ``retain_perturbed``
+celebrity      ``real_faces``: the name among wrong ones     ``real_authors_perturbed``
+not used       ``real_world``, ``full`` and ``default``      ``world_facts``, ``holdoutXX``
+============== ============================================= ======================================================
+
+There are four options, as in MLLMU-Bench, the wrong ones being the first three of the file; their order is drawn from a seed
+that depends on the words alone. These are the tasks of MLLMU-Bench, not the official metrics of TOFU (probability and truth
+ratio of whole answers) and CLEAR. Columns and files are as the two publish them; another layout fails with what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..progress import no_dataset_bars
+from .files import read_config
+from .sets import Benchmark
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CAPTION = "What can you see in this picture?"  # two of the requests of CLEAR's own training code
+CAPTION_IN_TEST = "Describe the image in detail."
+NAMING = "What is the name of the person in the image?"  # as evaluations on CLEAR ask for the name
+FITTING = "Which description fits this image?"  # ours: CLEAR compares likelihoods of whole captions
+QUESTIONS_PER_AUTHOR = 20  # TOFU's rows are in the order of the authors
+
+
+def load_tofu(source: str | Path, forget_ratio: int, modalities: Sequence[str] = ("text",)) -> Benchmark:
+    """TOFU as a :class:`Benchmark` of text-only questions; for its sets see the table above.
+
+    Args:
+        forget_ratio: 1, 5 or 10.
+        modalities: of what will be asked; a benchmark without pictures takes any.
+
+    Raises:
+        ValueError: a missing column, or a question that is not in ``full``; also what ``read_config`` raises.
+    """
+    full = _read(source, "full", ["question", "answer"])
+    if len(full) % QUESTIONS_PER_AUTHOR:
+        raise ValueError(f"full of {source} has {len(full)} rows, which is not {QUESTIONS_PER_AUTHOR} for each author.")
+    author_of: dict = {}
+    for place, row in enumerate(full):
+        author = f"{place // QUESTIONS_PER_AUTHOR + 1:03}"
+        author_of[row["question"].strip(), row["answer"].strip()] = author
+        author_of.setdefault(row["question"].strip(), author)
+
+    def by_author(config: str, columns: list[str]) -> dict[str, list[dict]]:
+        grouped: dict[str, list[dict]] = {}
+        for row in _read(source, config, columns):
+            question = row["question"].strip()
+            author = author_of.get((question, row["answer"].strip())) or author_of.get(question)
+            if author is None:
+                raise ValueError(
+                    f"{config} of {source} asks {question!r}, which is not in full; fetch both from the same release."
+                )
+            grouped.setdefault(author, []).append(row)
+        return grouped
+
+    perturbed = ["question", "answer", "perturbed_answer"]
+    paraphrased = [*perturbed, "paraphrased_question", "paraphrased_answer"]
+    forget = by_author(f"forget{forget_ratio:02}_perturbed", paraphrased)
+    retain = by_author(f"retain{100 - forget_ratio}", ["question", "answer"])
+    asked_of_retain = by_author("retain_perturbed", perturbed)
+    real = {f"real_{i + 1:03}": [row] for i, row in enumerate(_read(source, "real_authors_perturbed", perturbed))}
+
+    def evaluated(name: str, people: Iterable[str], rows: dict[str, list[dict]], wording: str = "") -> Dataset:
+        question, answer = f"{wording}question", f"{wording}answer"
+        asked = [
+            _row(
+                person,
+                text_choices=[_choice(r[question], r[answer], r["perturbed_answer"]) for r in rows.get(person, [])],
+                generation=[("Pure_Text", r[question], r[answer]) for r in rows.get(person, [])],
+            )
+            for person in people
+        ]
+        return _joined(f"TOFU {name}", ["classification/text", "generation/text"], [(asked, None)])
+
+    told = [_told(person, rows) for person, rows in by_author("full", ["question", "answer"]).items()]
+    return Benchmark(
+        forget=evaluated("forget", forget, forget),
+        retain=evaluated("retain", retain, asked_of_retain),
+        test=evaluated("test", forget, forget, "paraphrased_"),
+        celebrity=evaluated("celebrity", real, real),
+        training=_joined("TOFU training", None, [(told, None)]),
+        forget_ratio=forget_ratio,
+        source=str(source),
+    )
+
+
+def load_clear(source: str | Path, forget_ratio: int, modalities: Sequence[str]) -> Benchmark:
+    """CLEAR as a :class:`Benchmark`; for its sets see the table above.
+
+    A text question is of the author whose name it holds; one that names nobody is of the author of the question before it.
+
+    Args:
+        forget_ratio: 1, 5 or 10.
+        modalities: ``("text",)`` reads no byte of the portraits.
+
+    Raises:
+        ValueError: a missing column, a person in both forget and retain, or text questions that name nobody; also what
+            ``read_config`` raises.
+    """
+    images = "multimodal" in modalities
+    columns = ["name", "caption", "perturbed_names"]
+    forget_of, retain_of = f"forget{forget_ratio:02}", f"retain{100 - forget_ratio}"
+    portraits = [_read(source, config, columns[:2], images=images) for config in (forget_of, retain_of)]
+    names = [set(part["name"]) for part in portraits]
+    if both := sorted(names[0] & names[1]):
+        raise ValueError(f"{len(both)} people are in both {forget_of} and {retain_of} of {source}, such as {both[0]}.")
+    texts = [_by_name(source, f"{config}+tofu", known) for config, known in zip((forget_of, retain_of), names, strict=True)]
+    forget = _read(source, f"{forget_of}_perturbed", [*columns, "perturbed_captions", "paraphrased_caption"], images=images)
+    retain = _read(source, "retain_perturbed", columns, images=images)
+    if strangers := sorted(set(forget["name"]) - names[0]):
+        raise ValueError(f"{forget_of}_perturbed of {source} has people who are not in {forget_of}, such as {strangers[0]}.")
+    real = _read(source, "real_faces", ["answer", "options"], images=images)
+
+    def named(row: dict) -> dict:
+        captions = [("Image_Textual", CAPTION, row["caption"])]
+        return _row(row["name"], choices=[_choice(NAMING, row["name"], row["perturbed_names"])], generation=captions)
+
+    def described(row: dict) -> dict:
+        truth = row["paraphrased_caption"]
+        truth = truth if isinstance(truth, str) else truth[0]
+        choices = [_choice(FITTING, truth, row["perturbed_captions"])]
+        return _row(row["name"], choices=choices, generation=[("Image_Textual", CAPTION_IN_TEST, truth)])
+
+    def face(row: dict) -> dict:
+        return _row(row["answer"], choices=[_choice(row.get("question") or NAMING, row["answer"], row["options"])])
+
+    def worded(group: int, asked: Iterable[str]) -> list[dict]:
+        asked = {name: texts[group].get(name, []) for name in asked}
+        return [
+            _row(name, generation=[("Pure_Text", r["question"], r["answer"]) for r in asked.get(name, [])])
+            for name in dict.fromkeys(portraits[group]["name"])
+        ]
+
+    def captioned(row: dict) -> dict:
+        record = {"ID": row["name"], "Type": "Image_Textual", "Question": CAPTION, "Answer": row["caption"]}
+        return {"ID": row["name"], "metadata": json.dumps([record])}
+
+    def of_each(convert: Callable[[dict], dict], part: Dataset) -> tuple[list[dict], Dataset]:
+        return [convert(row) for row in _without_image(part)], part
+
+    # retain_perturbed is one file for all ratios, so it may hold people of this forget set.
+    allowed = [index for index, name in enumerate(retain["name"]) if name in names[1]]
+    retain = retain.select(allowed).flatten_indices() if len(allowed) < len(retain) else retain
+    everything = ["classification/multimodal", "generation/multimodal", "generation/text"]
+    training = [of_each(captioned, part) for part in portraits]
+    training += [([_told(name, rows) for name, rows in text.items()], None) for text in texts]
+    return Benchmark(
+        forget=_joined("CLEAR forget", everything, [of_each(named, forget), (worded(0, names[0]), None)]),
+        retain=_joined("CLEAR retain", everything, [of_each(named, retain), (worded(1, retain["name"]), None)]),
+        test=_joined("CLEAR test", everything[:2], [of_each(described, forget)]),
+        celebrity=_joined("CLEAR celebrity", everything[:1], [of_each(face, real)]),
+        training=_joined("CLEAR training", None, training),
+        forget_ratio=forget_ratio,
+        source=str(source),
+    )
+
+
+def _by_name(source: str | Path, config: str, names: set[str]) -> dict[str, list[dict]]:
+    """The text questions of a mixed config, by author: the longest of ``names`` in the question, else in the answer."""
+    by_length = sorted(names, key=len, reverse=True)
+    grouped: dict[str, list[dict]] = {}
+    unnamed, author = [], None
+    for row in _read(source, config, ["question", "answer"], images=False):
+        if not row["question"]:  # the row of a portrait
+            continue
+        found = (name for text in (row["question"], row["answer"]) for name in by_length if name in text)
+        author = next(found, author)
+        if author is None:
+            unnamed.append(row)
+            continue
+        grouped.setdefault(author, []).extend([*unnamed, row])
+        unnamed = []
+    if not grouped:
+        raise ValueError(f"no text question in {config} of {source} names one of its people, such as {min(names)}.")
+    return grouped
+
+
+def _read(source: str | Path, config: str, columns: Sequence[str], *, images: bool = False) -> Dataset:
+    rows = read_config(source, config, images=images)
+    if missing := [column for column in [*columns, *(["image"] if images else [])] if column not in rows.column_names]:
+        raise ValueError(
+            f"{config} of {source} has no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}."
+        )
+    return rows
+
+
+def _without_image(rows: Dataset) -> Dataset:
+    return rows.remove_columns("image") if "image" in rows.column_names else rows
+
+
+def _row(
+    person: str,
+    *,
+    choices: Sequence[dict] = (),
+    text_choices: Sequence[dict] = (),
+    generation: Sequence[tuple[str, str, str]] = (),
+) -> dict:
+    """One row of an evaluated set; ``generation`` holds (type, question, truth)."""
+    records = [{"Type": kind, "Question": question, "Ground_Truth": truth} for kind, question, truth in generation]
+    return {
+        "ID": person,
+        "Classification_Task": {"Image_Textual_Questions": list(choices), "Pure_Text_Questions": list(text_choices)},
+        "Generation_Task": records,
+        "Mask_Task": [],
+    }
+
+
+def _choice(question: str, right: str, wrong: Sequence[str]) -> dict:
+    """A question with up to four different options in an order that depends on the words alone."""
+    words = list(dict.fromkeys([right, *(wrong or ())]))[:4]
+    random.Random(f"{question} {right}").shuffle(words)
+    options = dict(zip("ABCD", words, strict=False))
+    return {"Question": question, "Options": options, "Correct_Answer": "ABCD"[words.index(right)]}
+
+
+def _told(person: str, rows: list[dict]) -> dict:
+    """A row of ft_Data whose questions are text-only as they are."""
+    pairs = [{"ID": person, "Type": "Pure_Text", "Question": row["question"], "Answer": row["answer"]} for row in rows]
+    return {"ID": person, "metadata": json.dumps(pairs)}
+
+
+def _joined(name: str, asked: list[str] | None, parts: list[tuple[list[dict], Dataset | None]]) -> Dataset:
+    """One set of several parts, each (rows, the table whose ``image`` belongs to them, if any).
+
+    The pictures stay where they are, on disk; a part without has null in the column ``image``.
+    """
+    from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+
+    text = Value("string")
+    choice = {"Question": text, "Options": {letter: text for letter in "ABCD"}, "Correct_Answer": text}
+    record = {"Type": text, "Question": text, "Ground_Truth": text}
+    columns = {"ID": text, "metadata": text}
+    if asked is not None:
+        columns = {
+            "ID": text,
+            "Classification_Task": {"Image_Textual_Questions": List(choice), "Pure_Text_Questions": List(choice)},
+            "Generation_Task": List(record),
+            "Mask_Task": List(record),
+            "Asked": List(text),
+        }
+    seen = any(table is not None and "image" in table.column_names for _, table in parts)
+    tables = []
+    for rows, table in parts:
+        rows = [row | {"Asked": asked} for row in rows] if asked is not None else rows
+        part = Dataset.from_list(rows, features=Features(columns))
+        if table is not None and seen:
+            with no_dataset_bars():
+                portraits = table.select_columns(["image"]).cast_column("image", Image())
+            part = concatenate_datasets([part, portraits], axis=1)
+        elif seen:
+            part = Dataset.from_list([row | {"image": None} for row in rows], features=Features(columns | {"image": Image()}))
+        tables.append(part)
+    result = concatenate_datasets(tables)
+    result.info.config_name = name
+    return result

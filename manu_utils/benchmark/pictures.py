@@ -1,0 +1,166 @@
+"""Pictures that stay encoded until somebody looks at them, so that memory does not grow with the number of people.
+
+A benchmark of 500 people with pictures of 1,024 pixels a side is a quarter of a gigabyte as files and nine as pixels. What is
+asked about a picture holds a :class:`Picture`: a PIL image that reads and decodes its file again at each use.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Hashable
+
+import PIL.ImageOps
+
+MAX_PIXELS = 50_000_000  # 200 MB decoded; what claims to be larger is a mistake or a decompression bomb
+MAX_RATIO = 20  # long side / short side: processors that keep the ratio make thousands of tokens of more, or none
+MIN_SIDE = 2
+LEAST_GREY = 16  # brightest grey level of a picture of floats that are not 0 to 1: taken for grey, 1.01 would be all black
+_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+_last: list[tuple[Hashable, PIL.Image.Image]] = []  # the picture decoded last: most are used several times in a row
+
+
+class Picture(PIL.Image.Image):
+    """A PIL image, RGB, that holds no pixels: it decodes its file at each use (the one used last is kept).
+
+    Whoever draws on it gives it pixels of its own.
+
+    Args:
+        read: gives the encoded bytes.
+        size: (width, height), after :func:`open_rgb`.
+        key: the same for all objects that are the same picture.
+    """
+
+    def __init__(self, read: Callable[[], bytes], size: tuple[int, int], key: Hashable) -> None:
+        super().__init__()
+        self._read, self.key = read, key
+        self._mode, self._size = "RGB", size
+        self.readonly = 1  # PIL copies the pixels before it writes on them
+
+    def decode(self) -> PIL.Image.Image:
+        """The picture with its pixels: a plain PIL image that is not to be drawn on."""
+        if self._im is not None:
+            return self._new(self._im)
+        for key, image in _last:
+            if key == self.key:
+                return image
+        image = open_rgb(self._read())
+        _last[:] = [(self.key, image)]
+        return image
+
+    @property
+    def im(self):
+        """PIL's pixels."""
+        return self.decode().im if self._im is None else super().im
+
+    @im.setter
+    def im(self, pixels) -> None:
+        self._im, self.key = pixels, object()  # drawn on, it is another picture
+
+    def load(self):
+        """PIL's access to single pixels."""
+        return self.decode().load() if self._im is None else super().load()
+
+    def __reduce__(self):  # a copy in another process has its pixels
+        return PIL.Image.frombytes, (self.mode, self.size, self.tobytes())
+
+
+def open_rgb(data: bytes) -> PIL.Image.Image:
+    """Decode a picture file, turned upright as its EXIF data say, to RGB (:func:`as_rgb`).
+
+    Raises:
+        ValueError: see :func:`checked_size` and :func:`as_rgb`.
+        OSError and others of PIL: the file is broken.
+    """
+    image = _opened(data)
+    checked_size(image.size)
+    image.load()
+    return as_rgb(PIL.ImageOps.exif_transpose(image))
+
+
+def decoded(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image in RGB with its pixels: of a :class:`Picture` the plain PIL image, of another see :func:`as_rgb`.
+
+    Raises:
+        ValueError: see :func:`as_rgb`.
+    """
+    return as_rgb(image.decode() if isinstance(image, Picture) else image)
+
+
+def readable_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture file after :func:`open_rgb`, which it is sure to read: all of it was decoded once.
+
+    Raises:
+        ValueError: with what is wrong with the file.
+    """
+    try:
+        image = _opened(data)
+        checked_size(image.size)
+        if image.format not in ("JPEG", "MPO"):
+            return open_rgb(data).size
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        size = image.size[::-1] if turned else image.size
+        image.draft(None, (1, 1))  # all bytes are read, and only an eighth of the pixels computed
+        image.load()
+        return size
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more, by file format
+        raise ValueError("not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)) from error
+
+
+def checked_size(size: tuple[int, int]) -> None:
+    """Refuse a size that no portrait has and that processors cannot take, or take minutes for.
+
+    Raises:
+        ValueError: a side below :data:`MIN_SIDE`, more than :data:`MAX_PIXELS`, or a ratio of the sides above
+            :data:`MAX_RATIO`.
+    """
+    short, long = sorted(size)
+    if short < MIN_SIDE:
+        raise ValueError(f"it has {size[0]} x {size[1]} pixels; each side needs {MIN_SIDE}")
+    if short * long > MAX_PIXELS:
+        raise ValueError(f"it has {size[0]} x {size[1]} pixels; {MAX_PIXELS:,} are the most that is decoded")
+    if long > MAX_RATIO * short:
+        raise ValueError(f"it has {size[0]} x {size[1]} pixels; the long side may be {MAX_RATIO} times the short one")
+
+
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image in RGB; the same object if it is.
+
+    What is transparent becomes white, 16 bits become 8 by their full range, and of floats those from 0 to 1 are taken as black
+    to white, those beyond as grey levels up to 255. Floats that end little above 1 may be either.
+
+    Raises:
+        ValueError: a mode whose range is not known: 32-bit integers, or floats outside 0 to 255 or that end between 1 and
+            :data:`LEAST_GREY`.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in (*_SIXTEEN, "I", "F"):
+        return _eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey levels of 16 bits or floats as 8 bits."""
+    import numpy as np
+
+    levels = np.asarray(image).astype(np.float64)
+    lowest, highest = levels.min(), levels.max()
+    if image.mode == "F" and 0 <= lowest and (highest <= 1 or LEAST_GREY <= highest <= 255):  # not with NaN
+        levels = levels * 255 if highest <= 1 else levels
+    elif image.mode in _SIXTEEN or (image.mode == "I" and image.format == "PNG" and 0 <= lowest and highest < 1 << 16):
+        levels = levels / 257
+    else:
+        kind = "floats" if image.mode == "F" else "32-bit integers"
+        raise ValueError(f"its pixels are {kind} from {lowest:g} to {highest:g}, whose black and white are not known")
+    return PIL.Image.fromarray(levels.round().astype(np.uint8))
+
+
+def _opened(data: bytes) -> PIL.Image.Image:
+    """The file with its header read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # checked_size refuses those
+        return PIL.Image.open(io.BytesIO(data))

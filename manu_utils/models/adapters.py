@@ -1,0 +1,74 @@
+"""LoRA adapters, merged into the weights."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import torch
+
+from .checkpoints import cause_of, message_of, not_plain
+
+_OLD_PLACES = {  # where transformers 4 had the parts of a model, in the adapters that it wrote -> where they are
+    r"^language_model\.lm_head": "lm_head",
+    r"^language_model\.model": "model.language_model",
+    r"^model\.layers": "model.language_model.layers",
+    r"^(vision_tower|vision_model|visual|multi_modal_projector)": r"model.\1",
+}
+
+
+def read_adapter_config(place: Path | str) -> dict | None:
+    """The configuration of a LoRA adapter, or None if there is none."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    file = find_adapter_config_file(str(place))
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def merge_adapter(model, adapter: Path | str):
+    """The model with the weights of a LoRA adapter added to its own."""
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see _untie
+            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")
+            wrapped = PeftModel.from_pretrained(model, str(adapter), key_mapping=_OLD_PLACES)
+            _untie(wrapped.get_base_model(), adapter)
+            merged = wrapped.merge_and_unload()
+    except pickle.UnpicklingError:
+        raise ValueError(not_plain(adapter)) from None
+    except (OSError, ValueError, RuntimeError, UserWarning) as error:
+        raise ValueError(
+            f"the adapter in {adapter} cannot be merged into this {type(model).__name__}; give the model that it was trained "
+            f"on as base, or merge it with the version of transformers that wrote it: {message_of(error)[:300]}"
+        ) from cause_of(error)
+    vars(merged).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
+    return merged
+
+
+def _untie(model, adapter: Path | str) -> None:
+    """Give input and output embeddings that share their weights a copy each, if an adapter changes either of them.
+
+    What is merged into one would change the other as well, and both adapters would be added to both.
+
+    Raises:
+        ValueError: the adapter also changes single tokens of the two, which peft merges into shared weights only.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    configs = [config for config in (model.config, model.config.get_text_config()) if config.tie_word_embeddings]
+    if not configs or not any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
+        return
+    if any(isinstance(end, TrainableTokensWrapper) for end in ends):
+        raise ValueError("it changes tied embeddings both as a whole and token by token; merge it where it was trained.")
+    one, other = (getattr(end, "original_module", getattr(end, "base_layer", end)) for end in ends)
+    if other.weight is one.weight:
+        other.weight = torch.nn.Parameter(one.weight.detach().clone(), requires_grad=False)
+    for config in configs:
+        config.tie_word_embeddings = False

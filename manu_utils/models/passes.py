@@ -1,0 +1,113 @@
+"""In what state a model is read: checked, in eval mode, with gradients only where they are wanted, and as it was afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import kind_of
+
+
+def check_model(model) -> None:
+    """Check that a model is the plain module that passes, pruning and saving work on.
+
+    Raises:
+        TypeError: no model, or one that is wrapped (DataParallel, torch.compile, peft); it says how to unwrap it.
+        ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {kind_of(model)}; pass what load_model returns first, and the processor second.")
+    kind = type(model)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(f"the model is wrapped in {kind.__name__}; pass model.module, or see manu_utils.parallel.")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("the model is wrapped by torch.compile; pass the model that was compiled.")
+    if kind.__module__.partition(".")[0] == "peft":
+        raise TypeError(f"the model is wrapped in {kind.__name__}; merge the adapters first: model.merge_and_unload().")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("the weights were made under torch.inference_mode, which forbids gradients; load the model outside.")
+
+
+@contextmanager
+def quiet_pass(model) -> Iterator[None]:
+    """Every pass that reads a model runs in here: in eval mode, outside autocast and inference mode.
+
+    Dropout would make two passes differ, and autocast would round what is measured. On leaving, also after an error, every
+    module is in the mode in which it was.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_model`.
+    """
+    check_model(model)
+    training = [module for module in model.modules() if module.training]
+    devices = {"cpu"} | {parameter.device.type for parameter in model.parameters()}
+    try:
+        model.eval()
+        with ExitStack() as stack:
+            for device in sorted(devices):
+                if torch.amp.is_autocast_available(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            gradients = torch.is_grad_enabled()
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(gradients))  # which leaving inference mode switches on
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def exact_device(device: torch.device | str) -> torch.device:
+    """Where float64 sums of a device are kept: there, or on the CPU if it has no float64 (Apple's MPS)."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def check_finite(what: str, *tensors: Tensor) -> None:
+    """Check that numbers of a model are finite.
+
+    Raises:
+        ValueError: NaN or infinity, with what to do about it.
+    """
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError(f"{what} not finite; load the model in float32 or bfloat16, and check its weights.")
+
+
+@contextmanager
+def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it was.
+
+    Raises:
+        TypeError: see :func:`check_model`.
+        ValueError: weights that can have no gradient, since they were loaded in inference mode or are not in memory. Nothing
+            has been changed.
+    """
+    check_model(model)
+    wanted = {id(parameter) for parameter in parameters}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    if any(parameter.is_meta for parameter in before):
+        raise ValueError(
+            "a part of the model is offloaded to the CPU or to disk, and gradients need it in memory: load the model whole on "
+            "one device, or on several that hold it together."
+        )
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in before:
+                parameter.requires_grad_(id(parameter) in wanted)
+            yield
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def kept_mode(model) -> Iterator[None]:
+    """On leaving, every module of the model is in train or eval mode as it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

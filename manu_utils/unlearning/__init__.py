@@ -1,0 +1,32 @@
+"""From numbers to an unlearned model: statistics, importance, scores, pruning; ours and the baselines."""
+
+from .activations import Statistics, collect_activations
+from .attribution import collect_attribution, effective_neurons, token_rarity
+from .baselines import (
+    METHODS,
+    gradient_ascent,
+    gradient_difference,
+    kl_minimisation,
+    log_likelihoods,
+    negative_preference,
+    unlearn_by_training,
+    with_system_prompt,
+)
+from .coverage import choose_by_coverage, select_by_coverage
+from .evidence import unlearn
+from .importance import importance_abs, importance_freq, importance_rms, importance_var, variance
+from .pruning import Edit, prune, prune_neurons, prune_rows, pruned_neurons, select_neurons
+from .released import choose_rows
+from .rewriting import collect_moments, margin_gradient, rewrite, rewrite_neurons
+from .scores import CONTROLS, PRUNINGS, RELEASED, VARIANTS, pool_layers, score, switched_score
+
+__all__ = [
+    "CONTROLS", "METHODS", "PRUNINGS", "RELEASED", "VARIANTS", "Edit", "Statistics",
+    "choose_by_coverage", "choose_rows", "collect_activations", "collect_attribution",
+    "collect_moments", "effective_neurons", "gradient_ascent", "gradient_difference",
+    "importance_abs", "importance_freq", "importance_rms", "importance_var", "kl_minimisation",
+    "log_likelihoods", "margin_gradient", "negative_preference", "pool_layers", "prune",
+    "prune_neurons", "prune_rows", "pruned_neurons", "rewrite", "rewrite_neurons", "score",
+    "select_by_coverage", "select_neurons", "switched_score", "token_rarity", "unlearn",
+    "unlearn_by_training", "variance", "with_system_prompt",
+]  # fmt: skip

@@ -1,0 +1,187 @@
+"""What neurons *write*: the contribution of each to the answer of a fact, by gradient × activation.
+
+MANU's importance functions ask how loud a neuron is. Here we ask what it contributes to the margin by which the right token
+beats the runner-up, from one backward pass and no training step. Derived in notebook 04.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..benchmark.records import Question
+from ..checks import check_answers
+from ..models.asking import answer_logits
+from ..models.encoding import batches
+from ..models.image_positions import check_positions, patch_positions
+from ..models.neurons import find_neurons
+from ..models.passes import check_finite, gradients_of, quiet_pass
+from ..models.prompts import answer_texts
+from ..progress import bar
+
+
+def token_rarity(questions: Sequence[Question], processor) -> Tensor:
+    """How much each token tells an answer from the other answers: its inverse document frequency.
+
+    The tokens that all answers share ("Works as a", end of sequence) get about 0, a name of a town much more.
+
+    Args:
+        processor: the model's processor; a tokenizer does for LLaVA-1.5, whose prompts need no chat template.
+
+    Returns:
+        float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get the largest value. All 0
+        where every answer is the same.
+
+    Raises:
+        ValueError: no questions.
+    """
+    if not questions:
+        raise ValueError("token_rarity needs at least one question.")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    answers = tokenizer(answer_texts(questions, processor))["input_ids"]
+    counts = Counter(token for ids in answers for token in set(ids))
+    rarity = torch.full((len(tokenizer),), math.log(len(answers)), dtype=torch.float32)
+    for token, count in counts.items():
+        rarity[token] = math.log(len(answers) / count)
+    return rarity
+
+
+def answer_margins(model, batch: dict[str, Tensor], rarity: Tensor) -> Tensor:
+    """The margin of each answer: the logit of the right token minus the best other one, summed with the weights ``rarity``.
+
+    An answer of which no token has a weight, since all answers hold them, is weighted evenly: a margin of nothing would leave
+    nothing to attribute.
+
+    Args:
+        batch: what :func:`encode` returns with ``with_answer=True``; b rows.
+        rarity: [vocabulary], see :func:`token_rarity`.
+
+    Returns:
+        float32 [b], differentiable.
+
+    Raises:
+        ValueError: a margin that is not finite.
+    """
+    logits, targets, rows = answer_logits(model, batch)
+    right = logits.gather(1, targets[:, None])[:, 0]
+    others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+    weights = rarity.to(logits.device, torch.float32)[targets]
+    zeros = torch.zeros(len(batch["input_ids"]), device=rows.device, dtype=torch.float32)
+    weights = torch.where(zeros.index_add(0, rows, weights)[rows] > 0, weights, 1.0)
+    margins = zeros.index_add(0, rows, (right - others).float() * weights)
+    check_finite("the margin of an answer is", margins)
+    return margins
+
+
+def collect_attribution(
+    model,
+    processor,
+    questions: Sequence[Question],
+    *,
+    rarity: Tensor | None = None,
+    reduce: bool = False,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Tensor:
+    """What every neuron contributes to every answer: the positive part of Σ_tokens z · ∂margin/∂z.
+
+    The margin is the logit of the right token minus the best other one, summed over the answer's tokens with the weights
+    ``rarity``. One forward and one backward pass; the weights of the model are not touched.
+
+    Args:
+        questions: of one modality, with answers.
+        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity among ``questions``).
+        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per question.
+
+    Returns:
+        float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with ``reduce``.
+
+    Raises:
+        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
+            in an unknown way, or a gradient that is not finite.
+    """
+    if not questions:
+        raise ValueError("collect_attribution needs at least one question.")
+    if len({question.modality for question in questions}) > 1:
+        raise ValueError("one call takes one modality; split the questions with and without an image.")
+    check_answers(questions)
+    mlps = find_neurons(model)
+    rarity = token_rarity(questions, processor) if rarity is None else rarity
+    if not torch.isfinite(rarity).all() or (rarity < 0).any():
+        raise ValueError("rarity holds weights that are negative or not finite; see token_rarity.")
+    n_neurons = sum(mlp.size for mlp in mlps)
+    inputs_of: dict[str, Tensor] = {}
+
+    def keep(path: str):
+        def hook(module, arguments):
+            z = arguments[0] if arguments[0].requires_grad else arguments[0].detach().requires_grad_()
+            inputs_of[path] = z
+            return (z,)
+
+        return hook
+
+    hooks = []
+    with quiet_pass(model), gradients_of(model):
+        result = torch.zeros((n_neurons,) if reduce else (len(questions), n_neurons), dtype=torch.float32)
+        try:
+            hooks += [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
+            work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
+            total = math.ceil(len(questions) / batch_size)
+            for indices, batch in bar(work, total=total, desc="attribution", shown=progress):
+                inputs_of.clear()
+                with torch.enable_grad():
+                    margin = answer_margins(model, batch, rarity).sum()
+                    paths = list(inputs_of)
+                    gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
+                gradient_of = dict(zip(paths, gradients, strict=True))
+                question, _ = patch_positions(model, batch)
+                parts = []
+                for mlp in mlps:
+                    gradient = gradient_of.get(mlp.path)
+                    if gradient is None:  # not on the way to the answer: no image, or after the feature layer
+                        parts.append(torch.zeros(len(indices), mlp.size, dtype=torch.float32))
+                        continue
+                    product = (inputs_of[mlp.path].detach() * gradient).float()
+                    if mlp.tower == "vision":
+                        product = _by_question(mlp.path, product.flatten(0, -2), question, len(indices))
+                    total_of = product.sum(1)
+                    check_finite("the attribution is", total_of)  # before −∞ becomes 0
+                    parts.append(total_of.clamp(min=0).cpu())
+                rows = torch.cat(parts, dim=1)
+                if reduce:
+                    result += scaled_to_one(rows).sum(0) / len(questions)
+                else:
+                    result[indices] = rows
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return result
+
+
+def _by_question(path: str, values: Tensor, question: Tensor, b: int) -> Tensor:
+    """Values [n, neurons] at the positions of a vision tower as [b, positions, neurons], zeros after the shorter images."""
+    check_positions(path, len(values), len(question))
+    counts = question.bincount(minlength=b).tolist()
+    if len(set(counts)) == 1:
+        return values.view(b, -1, values.shape[-1])
+    return torch.nn.utils.rnn.pad_sequence(values.split(counts), batch_first=True)
+
+
+def effective_neurons(attribution: Tensor) -> Tensor:
+    """How many neurons share each fact: (Σ a)² / Σ a², between 1 and the number of neurons.
+
+    Args:
+        attribution: [n_facts, n_neurons], not negative.
+
+    Returns:
+        [n_facts]; 0 for a fact to which nothing contributes.
+    """
+    return attribution.sum(1) ** 2 / (attribution**2).sum(1).clamp(min=torch.finfo(attribution.dtype).tiny)
+
+
+def scaled_to_one(rows: Tensor) -> Tensor:
+    return rows / rows.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
