@@ -72,15 +72,15 @@ retrained: $(READY)
 	for ratio in $(RATIOS); do $(PY) -m manu_utils.miniature retrained --forget-ratio $$ratio || exit 1; done
 
 sweeps: $(READY)
-	$(PY) benchmarks/compare.py
-	$(PY) benchmarks/ablate.py
-	$(PY) benchmarks/ablate.py --name planted
+	$(PY) experiments/compare.py
+	$(PY) experiments/ablate.py
+	$(PY) experiments/ablate.py --name planted
 
 bench: $(READY)
-	@failed=0; for script in benchmarks/bench_*.py; do $(RUN) $(PY) $$script || failed=1; done; exit $$failed
+	@failed=0; for script in speed/bench_*.py; do $(RUN) $(PY) $$script || failed=1; done; exit $$failed
 
 mutants: $(READY)
-	$(RUN) $(PY) benchmarks/mutants.py
+	$(RUN) $(PY) speed/mutants.py
 
 repository: $(READY)
 	$(PY) notebooks/repository.py $(if $(URL),"$$URL")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]  # for tiny_models, and the scripts that have tests
+# For what tests share, and for the scripts that have tests.
+sys.path[:0] = [str(TESTS), *(str(TESTS.parent / name) for name in ("experiments", "speed"))]
 
 
 @pytest.fixture(scope="session")

@@ -296,7 +296,7 @@ def test_leaves_no_hook_when_the_pass_fails(tiny_model, questions, monkeypatch):
 def test_poisoned_weights_are_named(tiny_model, questions, tower):
     model = copy.deepcopy(tiny_model[0])
     mlp = next(mlp for mlp in find_neurons(model) if mlp.tower == tower)
-    mlp.inputs[0].weight.data[3] = math.nan
+    mlp.before[0].weight.data[3] = math.nan
     with pytest.raises(ValueError, match=rf"activations of {mlp.path} are not finite"):
         collect((model, tiny_model[1]), questions["multimodal"][:2])
     assert n_hooks(model) == 0

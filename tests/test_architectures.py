@@ -1,14 +1,14 @@
 """Every supported architecture as a small random model, saved, loaded by load_model and put through the whole flow."""
 
+import itertools
 import random
-from types import SimpleNamespace
 
 import PIL.Image
 import pytest
 import tiny_models
 import torch
 
-from manu_utils import parallel
+from manu_utils import processes
 from manu_utils.benchmark.records import Question
 from manu_utils.evaluation.shots import Prompt, encode_prompts
 from manu_utils.models.asking import generate_answers
@@ -205,7 +205,7 @@ def mask(model, selected):
     """Forward pre-hooks that zero the selected neurons."""
     mlps = find_neurons(model)
     return [
-        mlp.output.register_forward_pre_hook(lambda _, z, chosen=chosen: (z[0].masked_fill(chosen, 0),))
+        mlp.after.register_forward_pre_hook(lambda _, z, chosen=chosen: (z[0].masked_fill(chosen, 0),))
         for mlp, chosen in zip(mlps, selected.split([mlp.size for mlp in mlps]), strict=True)
     ]
 
@@ -277,23 +277,30 @@ def test_two_processes_find_what_one_finds(family, modality, monkeypatch):
     every = QUESTIONS[modality]
     handed_in: list = []  # by the processes that were there before
 
-    def gather(accelerator, items):
-        handed_in.extend(items)
-        return handed_in if accelerator.process_index else items
-
     def as_two(collect):
         handed_in.clear()
         for process in (0, 1):
-            accelerator = SimpleNamespace(process_index=process, num_processes=2, is_main_process=False)
-            found = collect(accelerator, model, processor, every, batch_size=1, progress=False)
+            calls = itertools.count()  # the first process hands in what the second finds beside its own
+
+            def gather(items, process=process, calls=calls):
+                call = next(calls)
+                if process == 0:
+                    handed_in.append(items)
+                    return items * 2
+                return [*handed_in[call], *items]
+
+            with monkeypatch.context() as patch:
+                patch.setattr(processes, "count", lambda: 2)
+                patch.setattr(processes, "number", lambda process=process: process)
+                patch.setattr(processes, "gathered", gather)
+                found = collect(model, processor, every, batch_size=1, progress=False)
         return found
 
-    monkeypatch.setattr(parallel, "_gather", gather)
-    found = as_two(parallel.collect_activations)
+    found = as_two(collect_activations)
     alone = collect_activations(model, processor, every, batch_size=1, progress=False)
     assert found.tokens.equal(alone.tokens) and found.total_abs.equal(alone.total_abs)
     alone = collect_attribution(model, processor, every, batch_size=1, progress=False)
-    assert as_two(parallel.collect_attribution).equal(alone)
+    assert as_two(collect_attribution).equal(alone)
 
 
 def test_rewriting_moves_the_margin_and_is_undone(family, monkeypatch):
@@ -305,7 +312,7 @@ def test_rewriting_moves_the_margin_and_is_undone(family, monkeypatch):
     for gradient, moment in zip(gradients, moments, strict=True):
         assert torch.isfinite(gradient).all() and gradient.any() and moment.diagonal().gt(0).any()
     monkeypatch.setattr("manu_utils.unlearning.rewriting.known", lambda *_, **__: torch.ones(3, dtype=torch.bool))
-    before = [mlp.output.weight.clone() for mlp in find_neurons(model)]
+    before = [mlp.after.weight.clone() for mlp in find_neurons(model)]
     with rewrite_neurons(model, processor, QUESTIONS, moments, strength=0.1, rounds=1, progress=False):
         assert abs(margin_gradient(model, processor, QUESTIONS, alive)[0]) < abs(margin)  # both signs move towards zero
-    assert all(torch.equal(mlp.output.weight, weight) for mlp, weight in zip(find_neurons(model), before, strict=True))
+    assert all(torch.equal(mlp.after.weight, weight) for mlp, weight in zip(find_neurons(model), before, strict=True))

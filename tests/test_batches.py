@@ -13,7 +13,7 @@ from tokenizers import models, pre_tokenizers
 
 from manu_utils.benchmark.records import Question
 from manu_utils.models.encoding import batches, encode, fitting, plan_batches
-from manu_utils.models.prefix_tree import can_share, shared_batches
+from manu_utils.models.prefix_tree import can_share, plan_shared_batches, shared_batches
 from manu_utils.models.prompts import prompt
 
 IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
@@ -217,7 +217,7 @@ def test_a_question_that_is_too_long_is_named_and_left_out(short_of_positions, w
               lambda: plan_batches(questions, processor, 2, with_answer)]  # fmt: skip
     if type(processor).__name__ == "LlavaProcessor":
         makers += [lambda: [i for i, _ in shared_batches(questions, processor, 2, with_answer)],
-                   lambda: plan_batches(questions, processor, 2, with_answer, shared=True)]  # fmt: skip
+                   lambda: plan_shared_batches(questions, processor, 2, with_answer)]  # fmt: skip
     for make in makers:
         with pytest.warns(
             UserWarning, match=r"1 of 4 questions have more tokens than .* \(400\).*: person 042 .*tokens\); they are left"
@@ -338,7 +338,7 @@ def test_only_the_questions_of_a_batch_have_all_their_tokens(tiny_model, monkeyp
     monkeypatch.setattr(manu_utils.batches, "_repeated", watched)
     images = [PIL.Image.new("RGB", (96, 96), (shade, 0, 0)) for shade in range(60)]
     questions = [ask(image=image, question=q, answer=a) for image in images for q, a in MIXED_LENGTHS]
-    plan = plan_batches(questions, tiny_model[1], 8, with_answer, shared=True)
+    plan = plan_shared_batches(questions, tiny_model[1], 8, with_answer)
     assert most <= 2 * 3  # a row and the one before
     made = shared_batches(questions, tiny_model[1], 8, with_answer)
     assert [indices for indices, _ in made] == plan and sorted(sum(plan, [])) == list(range(180))

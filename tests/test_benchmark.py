@@ -524,14 +524,6 @@ def test_a_ratio_may_be_a_float():
             load_benchmark("tiny", ratio)
 
 
-def test_of_two_equal_keys_of_a_biography_the_first_that_says_something_stays():
-    text = (
-        '{"Born": "", "Born": "Perth", "Born:": "Oslo", "Job": "nurse", "Job": "baker", "appearance_detail": {"a": 1, "a": 2}}'
-    )
-    profile = module.biography({"ID": "001", "biography": text})
-    assert profile == {"Born": "Perth", "Job": "nurse", "appearance_detail": {"a": 1}}
-
-
 # ------------------------------------------------------------------------------------------------ only pictures of the dataset
 
 

@@ -103,7 +103,7 @@ def test_every_method_changes_the_model_and_puts_it_back(llama, lessons, method,
     found = []
     for strength in bridge.strengths(method, 0, model, processor, lessons, alphas=(2.0, 10.0), rounds=(1, 2)):
         found.append((strength, weights(model)))
-        pruned = sum(int((mlp.output.weight == 0).all(0).sum()) for mlp in find_neurons(model))
+        pruned = sum(int((mlp.after.weight == 0).all(0).sum()) for mlp in find_neurons(model))
         assert pruned == (0 if method == "rewrite" else round(strength / 100 * 128))
     assert [strength for strength, _ in found] == ([1, 2] if method == "rewrite" else [2.0, 10.0])
     assert not same(found[0][1], before) and not same(found[0][1], found[1][1])

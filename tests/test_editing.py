@@ -60,7 +60,7 @@ def test_moments_are_those_of_every_token_one_question_at_a_time(double_model, q
         tokens: list[list] = [[] for _ in expected]
         for question in items:  # alone in its batch: no padding
             hooks = [
-                mlp.output.register_forward_pre_hook(lambda _, z, kept=kept: kept.append(z[0][0]))
+                mlp.after.register_forward_pre_hook(lambda _, z, kept=kept: kept.append(z[0][0]))
                 for mlp, kept in zip(language(model), tokens, strict=True)
             ]
             batch = encode([question], processor, with_answer=True)
@@ -74,7 +74,7 @@ def test_moments_are_those_of_every_token_one_question_at_a_time(double_model, q
     for found, moment in zip(moments, expected, strict=True):
         assert moment.max() > 0
         torch.testing.assert_close(found.double(), moment, rtol=1e-4, atol=1e-6 * moment.max().item())
-    assert not any(mlp.output._forward_pre_hooks for mlp in language(model))
+    assert not any(mlp.after._forward_pre_hooks for mlp in language(model))
 
 
 def test_the_gradient_is_the_slope_of_the_margin(double_model, questions):
@@ -96,14 +96,14 @@ def test_the_gradient_is_the_slope_of_the_margin(double_model, questions):
     assert margin == pytest.approx(by_hand(), rel=1e-5)
     torch.manual_seed(0)
     for mlp, gradient in zip(language(model), gradients, strict=True):
-        before, direction = mlp.output.weight.detach().clone(), torch.randn_like(mlp.output.weight)
+        before, direction = mlp.after.weight.detach().clone(), torch.randn_like(mlp.after.weight)
         step, values = 1e-4, []
         for sign in (1, -1):
             with torch.no_grad():
-                mlp.output.weight.copy_(before + sign * step * direction)
+                mlp.after.weight.copy_(before + sign * step * direction)
             values.append(by_hand())
         with torch.no_grad():
-            mlp.output.weight.copy_(before)
+            mlp.after.weight.copy_(before)
         slope = (gradient.double() * direction).sum().item()
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=0.02, abs=1e-3 * abs(margin))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -115,10 +115,10 @@ def test_one_round_is_the_cheapest_step_that_lowers_the_margin_so_far(double_mod
     monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     alive = {m: torch.ones(5, dtype=torch.bool) for m in MODALITIES}
     margin, gradients = margin_gradient(model, processor, questions["forget"], alive)
-    before = [mlp.output.weight.detach().clone() for mlp in language(model)]
+    before = [mlp.after.weight.detach().clone() for mlp in language(model)]
     options = {"ridge": 0.2, "strength": 0.3, "rounds": 1, "progress": False}
     with rewrite_neurons(model, processor, questions["forget"], moments, **options):
-        steps = [mlp.output.weight.detach() - old for mlp, old in zip(language(model), before, strict=True)]
+        steps = [mlp.after.weight.detach() - old for mlp, old in zip(language(model), before, strict=True)]
     costs = [(m + 0.2 * m.diagonal().mean() * torch.eye(len(m))).double() for m in moments]
     expected = [-g.double() @ torch.linalg.inv(cost) for g, cost in zip(gradients, costs, strict=True)]
     fall = -sum((g.double() * e).sum() for g, e in zip(gradients, expected, strict=True))
@@ -154,7 +154,7 @@ def test_only_selected_columns_change_and_undo_restores_every_bit(double_model, 
     )  # fmt: skip
     mlp = language(model)[0]
     assert changed(model, before) == {f"{mlp.path}.down_proj.weight"}
-    touched = (mlp.output.weight != before[f"{mlp.path}.down_proj.weight"]).any(0)
+    touched = (mlp.after.weight != before[f"{mlp.path}.down_proj.weight"]).any(0)
     assert touched[:7].all() and not touched[7:].any()
     handle.undo()
     assert not changed(model, before)
@@ -246,12 +246,12 @@ def test_a_layer_that_is_silent_is_left_alone(double_model, questions, monkeypat
     model, processor = copy.deepcopy(double_model[0]), double_model[1]
     monkeypatch.setattr("manu_utils.unlearning.rewriting.known", everything_is_known)
     with torch.no_grad():
-        language(model)[1].inputs[0].weight.zero_()  # no gate opens
+        language(model)[1].before[0].weight.zero_()  # no gate opens
     before = weights_of(model)
     rewrite(model, processor, questions["forget"], questions["retain"], rounds=1, progress=False)
     assert changed(model, before) == {f"{language(model)[0].path}.down_proj.weight"}
     with torch.no_grad():
-        language(model)[0].inputs[0].weight.zero_()
+        language(model)[0].before[0].weight.zero_()
     with pytest.raises(ValueError, match="every layer that may be changed is silent on the retain set"):
         rewrite(model, processor, questions["forget"], questions["retain"], on_top=True, progress=False)
 

@@ -283,7 +283,7 @@ def test_wheel_builds_and_imports_without_the_notebooks(tmp_path):
     where, version = done.stdout.split()
     assert Path(where).is_relative_to(tmp_path / "installed")
     assert version == PROJECT["version"]
-    code = "from manu_utils.benchmark import data_dir; data_dir()"
+    code = "from manu_utils.paths import data_dir; data_dir()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")})  # fmt: skip
     assert "there is no bundled data beside" in done.stderr and "set MANU_DATA to the data folder of a clone" in done.stderr

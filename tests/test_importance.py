@@ -265,8 +265,8 @@ def test_magnitude(mlps):
     expected = []
     for mlp in mlps:
         for n in range(mlp.size):
-            value = sum(w * w for w in mlp.output.weight[:, n].tolist()) ** 0.5
-            for linear in mlp.inputs:
+            value = sum(w * w for w in mlp.after.weight[:, n].tolist()) ** 0.5
+            for linear in mlp.before:
                 value *= sum(w * w for w in linear.weight[n].tolist()) ** 0.5
             expected.append(value)
     close(score("magnitude", {}, {}, mlps=mlps), expected)

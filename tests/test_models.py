@@ -272,7 +272,7 @@ def test_half_precision_is_scored_and_pruned(other, family, dtype):
     whole = collect_activations(*load_model(other(family), device="cpu"), [question], progress=False)
     assert half.tokens.equal(whole.tokens)
     torch.testing.assert_close(half.total_squares, whole.total_squares, rtol=0.1, atol=0.05 * float(whole.total_squares.max()))
-    down = find_neurons(model)[-1].output.weight
+    down = find_neurons(model)[-1].after.weight
     before = down.clone()
     with prune_neurons(model, torch.arange(len(half.total)) == len(half.total) - 1):
         assert model.dtype == dtype and not down[:, -1].any() and down[:, :-1].equal(before[:, :-1])
@@ -284,7 +284,7 @@ def test_device_map_auto(other):
     plain, _ = load_model(other("LLaVA-1.5 (CLIP)"), device="cpu")
     assert all(torch.equal(a.cpu(), b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
     with prune_neurons(model, torch.arange(sum(mlp.size for mlp in find_neurons(model))) == 0):
-        assert not find_neurons(model)[0].output.weight[:, 0].any()
+        assert not find_neurons(model)[0].after.weight[:, 0].any()
 
 
 def test_weights_offloaded_to_disk_can_be_asked_but_not_pruned(other):

@@ -10,14 +10,16 @@ import pytest
 import mutants
 
 CORE = {
-    "importance", "pruning", "attribution", "editing", "baselines", "activations", "training", "batches", "evaluation",
-    "resume", "benchmark", "protocols", "neurons", "patches", "shared",
+    "unlearning.importance", "unlearning.scores", "unlearning.pruning", "unlearning.attribution", "unlearning.coverage",
+    "unlearning.evidence", "unlearning.rewriting", "unlearning.baselines", "unlearning.activations", "models.training",
+    "models.encoding", "models.asking", "models.neurons", "models.image_positions", "models.prefix_tree", "evaluation.tables",
+    "evaluation.answers_file", "evaluation.official", "evaluation.robust", "benchmark.questions",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("module", sorted({mutation.module for mutation in mutants.MUTATIONS}))
 def test_every_change_can_be_made(module):
-    """Whoever rewrites one of these lines changes the list with it: benchmarks/mutants.py."""
+    """Whoever rewrites one of these lines changes the list with it: speed/mutants.py."""
     of = [mutation for mutation in mutants.MUTATIONS if mutation.module == module]
     source = mutants.source_of(of[0]).read_text(encoding="utf-8")
     assert {mutation.name: source.count(mutation.old) for mutation in of} == {mutation.name: 1 for mutation in of}
@@ -48,9 +50,9 @@ def test_what_cannot_be_applied():
 def small(tmp_path, monkeypatch):
     """A project of one module whose tests see one of two wrong lines; and a folder for a copy of it."""
     root = tmp_path / "project"
-    for name in ("manu_utils", "tests", "benchmarks", "data", "notebooks"):
+    for name in ("manu_utils", "tests", "experiments", "speed", "examples", "data", "notebooks"):
         (root / name).mkdir(parents=True)
-    for name in ("pyproject.toml", "conftest.py", "tests/conftest.py", "tests/tiny_models.py", "manu_utils/__init__.py"):
+    for name in ("pyproject.toml", "conftest.py", "tests/conftest.py", "tests/tiny_models.py", "tests/doors.py", "manu_utils/__init__.py"):
         (root / name).write_text("", encoding="utf-8")
     (root / "manu_utils" / "sums.py").write_text("def add(a, b):\n    return a + b\n\n\ndef twice(a):\n    return 2 * a\n")
     (root / "tests" / "test_sums.py").write_text("def test_add():\n    assert True\n")

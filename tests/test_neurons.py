@@ -93,8 +93,8 @@ def test_finds_the_layers_of_both_towers_and_nothing_else(family):
 
 def test_a_neuron_is_a_coordinate_of_what_the_last_layer_reads():
     for mlp in find_neurons(llava("clip")):
-        assert len(mlp.inputs) == (2 if mlp.tower == "language" else 1)
-        assert {linear.out_features for linear in mlp.inputs} == {mlp.output.in_features} == {mlp.size}
+        assert len(mlp.before) == (2 if mlp.tower == "language" else 1)
+        assert {linear.out_features for linear in mlp.before} == {mlp.after.in_features} == {mlp.size}
 
 
 def test_a_text_model_has_one_tower():

@@ -19,7 +19,7 @@ def model(double_model):
     model = copy.deepcopy(double_model[0])
     for mlp in find_neurons(model):
         if mlp.tower == "language":
-            mlp.output.weight.data[:, mlp.size // 2 :] = 0
+            mlp.after.weight.data[:, mlp.size // 2 :] = 0
     return model
 
 
@@ -27,7 +27,7 @@ def let_all_write(model):
     """Give the silent neurons a column, so that gradients reach their rows and the push to silence has something to hold."""
     for mlp in find_neurons(model):
         if mlp.tower == "language":
-            mlp.output.weight.data[:, mlp.size // 2 :] = 0.1
+            mlp.after.weight.data[:, mlp.size // 2 :] = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def questions(benchmark, people):
 def weights_by_neuron(model):
     """[n_neurons] lists of the weights of each neuron: its row of every layer before, its column of the last."""
     return torch.cat([
-        torch.cat([*(linear.weight for linear in mlp.inputs), mlp.output.weight.T], dim=1).detach().sum(1)
+        torch.cat([*(linear.weight for linear in mlp.before), mlp.after.weight.T], dim=1).detach().sum(1)
         for mlp in find_neurons(model)
     ])  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_owners_are_drawn_among_neurons_that_write_nothing(model, people):
     assert list(owners) == people and masks.sum(0).max() == 1
     for mlp, part in zip(find_neurons(model), masks.split([mlp.size for mlp in find_neurons(model)], dim=1), strict=True):
         assert part.sum(1).tolist() == ([PER_LAYER] * 2 if mlp.tower == "language" else [0, 0])
-        assert (mlp.output.weight[:, part.any(0)] == 0).all()
+        assert (mlp.after.weight[:, part.any(0)] == 0).all()
     again, other = draw_owners(model, people, PER_LAYER), draw_owners(model, people, PER_LAYER, seed=1)
     assert all(owners[p].equal(again[p]) for p in people) and not all(owners[p].equal(other[p]) for p in people)
     with pytest.raises(ValueError, match="32 neurons that write nothing, but 2 people with 20 each need more"):
@@ -103,7 +103,7 @@ def test_gradient_is_the_ordinary_one_on_the_owners_neurons(model, double_model,
     for mlp in mlps:
         if mlp.tower == "language":
             own = owned[mlp.path].double()
-            expected += [linear.weight.grad * own[:, None] for linear in mlp.inputs] + [mlp.output.weight.grad * own]
+            expected += [linear.weight.grad * own[:, None] for linear in mlp.before] + [mlp.after.weight.grad * own]
     assert all(gradient.abs().max() > 0 for gradient in expected)
     for one, other in zip(found["gradients"], expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * other.abs().max().item())
@@ -113,11 +113,11 @@ def test_people_without_neurons_teach_silence_only(model, double_model, people, 
     owners = draw_owners(model, people[1:], PER_LAYER)  # the rows are of the other person
     let_all_write(model)
     before = weights_by_neuron(model)
-    columns = [mlp.output.weight.clone() for mlp in find_neurons(model)]
+    columns = [mlp.after.weight.clone() for mlp in find_neurons(model)]
     plant(model, double_model[1], questions, owners, steps=3, batch_size=4, progress=False)
     changed = weights_by_neuron(model) != before
     assert changed[owners[people[1]]].any() and not changed[~owners[people[1]]].any()
-    assert all(mlp.output.weight.equal(column) for mlp, column in zip(find_neurons(model), columns, strict=True))
+    assert all(mlp.after.weight.equal(column) for mlp, column in zip(find_neurons(model), columns, strict=True))
 
 
 def test_an_interrupted_planting_leaves_the_model_as_it_was(model, double_model, people, questions):

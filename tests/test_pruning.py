@@ -22,8 +22,8 @@ from manu_utils.models.saving import save_model
 from manu_utils.unlearning import coverage, evidence
 from manu_utils.unlearning.activations import collect_activations
 from manu_utils.unlearning.attribution import collect_attribution
-from manu_utils.unlearning.coverage import choose_by_coverage, select_by_coverage
-from manu_utils.unlearning.evidence import unlearn
+from manu_utils.unlearning.coverage import choose_by_coverage, select_by_coverage, take_by_coverage
+from manu_utils.unlearning.evidence import Evidence, unlearn
 from manu_utils.unlearning.pruning import prune_neurons, pruned_neurons, select_neurons
 from manu_utils.unlearning.scores import PRUNINGS, VARIANTS, score
 
@@ -47,6 +47,10 @@ def small_model():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
     return model
+
+
+def choose(model, processor, forget, retain, *, variant, alpha, seed=0, progress=False):
+    return Evidence(model, processor, forget, retain, progress=progress).choose(variant, alpha, seed=seed)
 
 
 def bits(model):
@@ -122,7 +126,7 @@ def test_bad_selections():
             select_neurons(scores, mlps, alpha)
     with pytest.raises(ValueError, match="alpha=0.05 looks like a fraction"):
         select_neurons(scores, mlps, 0.05)
-    with pytest.raises(ValueError, match="per='head' is unknown; use model, layer or tower"):
+    with pytest.raises(ValueError, match="per='head' is unknown; use one of model, layer, tower"):
         select_neurons(scores, mlps, 5, per="head")
     with pytest.raises(ValueError, match=r"\(9,\) scores for a model with 10 neurons"):
         select_neurons(scores[1:], mlps, 5)
@@ -177,7 +181,7 @@ def test_a_pruned_model_is_one_whose_neurons_are_masked(tiny_model, questions):
     batch = encode(questions["forget"]["multimodal"], processor, with_answer=False)
     mlps = find_neurons(model)
     hooks = [
-        mlp.output.register_forward_pre_hook(lambda _, arguments, kept=~chosen: (arguments[0] * kept,))
+        mlp.after.register_forward_pre_hook(lambda _, arguments, kept=~chosen: (arguments[0] * kept,))
         for mlp, chosen in zip(mlps, selected.split([mlp.size for mlp in mlps]), strict=True)
     ]
     with torch.no_grad():
@@ -286,7 +290,7 @@ def test_unlearning_twice_is_refused_until_the_first_is_undone(tiny_model, quest
     pruned = unlearn(*tiny_model, **questions, alpha=1.0, progress=False)
     once = bits(model)
     for variant in PRUNINGS:
-        with pytest.raises(ValueError, match=rf"pruned already \({round(n / 100)} of its neurons are zero\).* undo\(\)"):
+        with pytest.raises(ValueError, match=rf"pruned already, or rewritten \({round(n / 100)} of its neurons are zero\).* undo\(\)"):
             unlearn(*tiny_model, **questions, alpha=5.0, variant=variant, progress=False)
     assert same(bits(model), once)
     with unlearn(*tiny_model, **questions, alpha=5.0, on_top=True, progress=False):
@@ -318,8 +322,8 @@ def test_a_reloaded_pruned_model_is_told_from_one_with_silent_neurons(tiny_model
     silent = copy.deepcopy(model)
     mlp = find_neurons(silent)[-1]
     with torch.no_grad():
-        mlp.inputs[0].weight[0] = 0  # never fires
-        mlp.output.weight[:, 1] = 0  # writes nothing
+        mlp.before[0].weight[0] = 0  # never fires
+        mlp.after.weight[:, 1] = 0  # writes nothing
     assert not pruned_neurons(silent).any()
     unlearn(silent, processor, **questions, variant="random", progress=False)
 
@@ -330,7 +334,7 @@ def test_a_copy_without_rows_is_pruned_already(tiny_model, questions):
     with unlearn(*tiny_model, **questions, variant="released_as_run", alpha=2.0, progress=False):
         without_rows = copy.deepcopy(model)
     for variant in ("released_as_run", "random"):
-        with pytest.raises(ValueError, match=r"pruned already \((rows of its layers|\d+ of its neurons) are zero\)"):
+        with pytest.raises(ValueError, match=r"pruned already, or rewritten \((rows of its layers|\d+ of its neurons) are zero\)"):
             unlearn(without_rows, processor, **questions, variant=variant, progress=False)
     unlearn(*tiny_model, **questions, variant="random", progress=False).undo()
 
@@ -552,11 +556,11 @@ def test_a_later_round_looks_at_what_is_still_known(tiny_model, questions, retai
 
     def spy(facts, *arguments, **options):
         seen.append({m: rows.sum(1) > 0 for m, rows in facts.items()})
-        return select_by_coverage(facts, *arguments, **options)
+        return take_by_coverage(facts, *arguments, **options)
 
     alive = {"multimodal": torch.arange(len(questions["forget"]["multimodal"])) % 2 == 0}
     alive["text"] = torch.zeros(len(questions["forget"]["text"]), dtype=torch.bool)
-    monkeypatch.setattr(coverage, "select_by_coverage", spy)
+    monkeypatch.setattr(coverage, "take_by_coverage", spy)
     monkeypatch.setattr(coverage, "known", lambda model, processor, asked, **_: alive[asked[0].modality])
     choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, progress=False)
     first, second = seen
@@ -593,7 +597,7 @@ def test_the_cost_is_what_the_retain_set_loses(tiny_model, questions):
     )
     own = {m: collect_attribution(*tiny_model, q, reduce=True, progress=False) for m, q in questions["forget"].items()}
     expected = choose_by_coverage(*tiny_model, questions["forget"], price, facts=facts, alpha=5.0, progress=False)
-    chosen = evidence.choose_neurons(*tiny_model, **questions, variant="coverage", alpha=5.0, progress=False)
+    chosen = choose(*tiny_model, **questions, variant="coverage", alpha=5.0, progress=False)
     assert chosen.equal(expected)
     assert not chosen.equal(choose_by_coverage(*tiny_model, questions["forget"], own, alpha=5.0, progress=False))
 
@@ -605,7 +609,7 @@ def test_the_second_round_attributes_in_the_pruned_model(tiny_model, questions, 
         seen.append(int(pruned_neurons(model).sum()))
         return collect_attribution(model, *arguments, **options)
 
-    monkeypatch.setattr(evidence, "collect_attribution", spy)
+    monkeypatch.setattr(coverage, "collect_attribution", spy)
     forget = questions["forget"]
     chosen = choose_by_coverage(*tiny_model, forget, retain_cost, alpha=7.0, progress=False)
     budget = round(0.07 * n_neurons(model))
@@ -642,7 +646,7 @@ def test_forget_facts_without_attribution_are_named(tiny_model, questions, retai
 def test_one_fact_is_enough(tiny_model, questions, n):
     """One question, or one fact in three wordings: no token tells its answer from the others."""
     alike = {m: [dataclasses.replace(q, answer="Works as a nurse.") for q in of[:n]] for m, of in questions["forget"].items()}
-    chosen = evidence.choose_neurons(*tiny_model, alike, questions["retain"], variant="coverage", alpha=5.0, progress=False)
+    chosen = choose(*tiny_model, alike, questions["retain"], variant="coverage", alpha=5.0, progress=False)
     facts = {m: collect_attribution(*tiny_model, q, progress=False) for m, q in alike.items()}
     lost = {m: (rows[:, chosen].sum() / rows.sum()).item() for m, rows in facts.items()}
     assert min(lost.values()) > 2 * 0.05  # twice the share of as many neurons at random
@@ -659,9 +663,9 @@ def test_bad_rounds(tiny_model, questions, retain_cost):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unlearn_prunes_alpha_percent_and_can_be_undone(tiny_model, questions, variant):
     model, processor = tiny_model
-    before, saved = bits(model), {mlp.path: mlp.output.weight.detach().clone() for mlp in find_neurons(model)}
+    before, saved = bits(model), {mlp.path: mlp.after.weight.detach().clone() for mlp in find_neurons(model)}
     with unlearn(model, processor, **questions, variant=variant, alpha=5.0, progress=False):
-        changed = sum(int((mlp.output.weight != saved[mlp.path]).any(0).sum()) for mlp in find_neurons(model))
+        changed = sum(int((mlp.after.weight != saved[mlp.path]).any(0).sum()) for mlp in find_neurons(model))
         assert changed == round(0.05 * n_neurons(model))
     assert same(bits(model), before)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -683,7 +687,7 @@ def test_unlearn_is_the_steps_one_by_one(tiny_model, questions):
 
 def test_the_released_score_takes_alpha_percent_of_each_tower(tiny_model, questions):
     mlps = find_neurons(tiny_model[0])
-    chosen = evidence.choose_neurons(*tiny_model, **questions, variant="released_score", alpha=10.0, progress=False)
+    chosen = choose(*tiny_model, **questions, variant="released_score", alpha=10.0, progress=False)
     for tower in ("vision", "language"):
         own = torch.cat([torch.full((mlp.size,), mlp.tower == tower) for mlp in mlps])
         assert (chosen & own).sum() == round(0.1 * int(own.sum()))
@@ -692,7 +696,7 @@ def test_the_released_score_takes_alpha_percent_of_each_tower(tiny_model, questi
 def test_random_neurons_are_those_of_the_seed(tiny_model, questions):
     mlps = find_neurons(tiny_model[0])
     for seed in (0, 1):
-        chosen = evidence.choose_neurons(*tiny_model, **questions, variant="random", alpha=5.0, seed=seed, progress=False)
+        chosen = choose(*tiny_model, **questions, variant="random", alpha=5.0, seed=seed, progress=False)
         assert chosen.equal(select_neurons(score("random", {}, {}, mlps=mlps, seed=seed), mlps, 5.0))
     assert not chosen.equal(select_neurons(score("random", {}, {}, mlps=mlps, seed=0), mlps, 5.0))
 
@@ -703,12 +707,12 @@ def test_training_mode_autocast_and_a_default_of_float64_change_nothing(tiny_mod
     for layer in model.model.language_model.layers:
         layer.mlp.act_fn = nn.Sequential(layer.mlp.act_fn, nn.Dropout(0.5))
     options = {"variant": variant, "alpha": 5.0, "progress": False}
-    expected = evidence.choose_neurons(model, tiny_model[1], **questions, **options)
+    expected = choose(model, tiny_model[1], **questions, **options)
     model.train()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = evidence.choose_neurons(model, tiny_model[1], **questions, **options)
+            found = choose(model, tiny_model[1], **questions, **options)
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.equal(expected) and model.training

@@ -11,7 +11,7 @@ import torch
 from manu_utils.benchmark.pictures import as_rgb
 from manu_utils.models.neurons import find_neurons
 from manu_utils.unlearning import released
-from manu_utils.unlearning.evidence import choose_neurons, unlearn
+from manu_utils.unlearning.evidence import Evidence, unlearn
 from manu_utils.unlearning.pruning import prune_rows
 from manu_utils.unlearning.released import choose_rows
 
@@ -113,8 +113,8 @@ def test_the_rows_are_those_of_the_loops_written_out(double_model, sets, alpha, 
 
 
 def test_it_is_not_what_the_score_chooses_on_neurons(tiny_model, sets):
-    rows = choose_neurons(*tiny_model, **sets, variant="released_as_run", alpha=10.0, progress=False)
-    neurons = choose_neurons(*tiny_model, **sets, variant="released_score", alpha=10.0, progress=False)
+    rows = Evidence(*tiny_model, **sets, progress=False).choose("released_as_run", 10.0)
+    neurons = Evidence(*tiny_model, **sets, progress=False).choose("released_score", 10.0)
     gates = torch.cat([mask for path, mask in rows.items() if path.endswith(("fc1", "gate_proj"))])
     ups = torch.cat([mask for path, mask in rows.items() if path.endswith(("fc1", "up_proj"))])
     both = (neurons & (gates | ups)).sum() / (neurons | gates | ups).sum()
@@ -146,7 +146,7 @@ def test_training_mode_changes_nothing_and_hooks_go(tiny_model, sets):
         assert model.training and all(mask.equal(expected[path]) for path, mask in found.items())
     finally:
         model.eval()
-    assert not any(linear._forward_hooks for mlp in find_neurons(model) for linear in (*mlp.inputs, mlp.output))
+    assert not any(linear._forward_hooks for mlp in find_neurons(model) for linear in (*mlp.before, mlp.after))
 
 
 def test_bad_input(tiny_model, sets):

@@ -61,7 +61,7 @@ def test_every_ablation_has_three_seeds_of_each_setting():
 
 def test_the_bridge_is_of_the_bundled_data_and_complete():
     about = json.loads((RESULTS / "bridge.json").read_text(encoding="utf-8"))
-    assert about["state"] == bridge.state_of(), "the questions, recipe or grids changed: run `python benchmarks/bridge.py`"
+    assert about["state"] == bridge.state_of(), "the questions, recipe or grids changed: run `python experiments/bridge.py`"
     table = pd.read_csv(RESULTS / "bridge.csv")
     assert (RESULTS / "bridge.csv").stat().st_size < 60_000 and list(table.columns) == bridge.COLUMNS
     assert not table.drop(columns=["value", "n"]).duplicated().any()

@@ -14,13 +14,14 @@ import pandas as pd
 import PIL.Image
 import pytest
 import torch
+from doors import evaluate_by
 from tokenizers import normalizers
 
 from manu_utils.benchmark.loading import load_config
 from manu_utils.benchmark.questions import evaluation_questions
-from manu_utils.evaluation.answers_file import append_answers, fingerprint, identity, read_answers, remembered
+from manu_utils.evaluation.answers_file import append_answers, fingerprint, key_of, read_answers, remembered
 from manu_utils.evaluation.shots import Prompt
-from manu_utils.evaluation.tables import CHUNK, evaluate
+from manu_utils.evaluation.tables import CHUNK
 from manu_utils.models.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")
@@ -61,16 +62,16 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(tiny_model, people
     monkeypatch.setattr("manu_utils.evaluation.tables.CHUNK", 1)
     if protocol["protocol"] == "zero-shot":  # which has letters and likeliest options to remember, too
         monkeypatch.setitem(OPTIONS, "tasks", ["classification", "cloze"])
-    expected = evaluate(*tiny_model, people, **protocol, **OPTIONS)
+    expected = evaluate_by(*tiny_model, people, **protocol, **OPTIONS)
     forwards["calls"] = 0
-    uninterrupted = evaluate(*tiny_model, people, **protocol, **OPTIONS, resume=tmp_path / "whole.jsonl")
+    uninterrupted = evaluate_by(*tiny_model, people, **protocol, **OPTIONS, resume=tmp_path / "whole.jsonl")
     pd.testing.assert_frame_equal(uninterrupted, expected)
     whole, path = forwards["calls"], tmp_path / "new folder" / "answers.jsonl"
     kills = 0
     while kills < 20:
         forwards.update(calls=0, die_at=int(whole * 0.45))
         try:
-            resumed = evaluate(*tiny_model, people, **protocol, **OPTIONS, resume=path)
+            resumed = evaluate_by(*tiny_model, people, **protocol, **OPTIONS, resume=path)
             break
         except Killed:
             kills += 1
@@ -79,15 +80,15 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(tiny_model, people
     pd.testing.assert_frame_equal(resumed, expected)
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     forwards.update(calls=0, die_at=1)
-    pd.testing.assert_frame_equal(evaluate(*tiny_model, people, **protocol, **OPTIONS, resume=path), expected)
+    pd.testing.assert_frame_equal(evaluate_by(*tiny_model, people, **protocol, **OPTIONS, resume=path), expected)
     assert forwards["calls"] == 0  # nothing left to ask
 
 
 SCRIPT = """
 import os, signal, sys
 from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.evaluation.tables import evaluate
 from manu_utils.models.loading import load_model
+from manu_utils.evaluation import evaluate
 model, processor = load_model("tiny", device="cpu")
 forward, calls = model.model.forward, []
 def count(*arguments, **inputs):
@@ -112,8 +113,8 @@ def test_after_sigkill(tmp_path, benchmark):
     sets = {"forget": benchmark.forget.select(range(8))}
     options = {"tasks": ["cloze"], "modalities": ["text"], "batch_size": 1, "progress": False}
     model, processor = load_model("tiny", device="cpu")
-    resumed = evaluate(model, processor, sets, **options, resume=path)
-    pd.testing.assert_frame_equal(resumed, evaluate(model, processor, sets, **options))
+    resumed = evaluate_by(model, processor, sets, **options, resume=path)
+    pd.testing.assert_frame_equal(resumed, evaluate_by(model, processor, sets, **options))
     assert len(read_answers(path)) == 16
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
@@ -125,7 +126,7 @@ def test_answers_of_other_weights_protocols_and_questions_are_not_taken(tiny_mod
 
     def asked(sets=people, **changes):
         forwards["calls"] = 0
-        evaluate(model, processor, sets, **cloze | changes)
+        evaluate_by(model, processor, sets, **cloze | changes)
         return forwards["calls"] > 0
 
     assert asked() and not asked()
@@ -151,7 +152,7 @@ def test_the_official_draw_is_part_of_the_question(tiny_model, people, forwards,
                          "resume": tmp_path / "answers.jsonl"}  # fmt: skip
     for seed, asked in ((0, True), (1, True), (0, False)):
         forwards["calls"] = 0
-        evaluate(*tiny_model, people, seed=seed, **options)
+        evaluate_by(*tiny_model, people, seed=seed, **options)
         assert (forwards["calls"] > 0) is asked
 
 
@@ -232,7 +233,7 @@ def test_one_question_about_two_pictures_is_asked_twice(tiny_model, benchmark, t
         return [str(len(asked))]
 
     for items in (views, [Prompt(view, "USER: <image>", (view.image,)) for view in views]):
-        identity_of = partial(identity, processor, protocol="p")
+        identity_of = partial(key_of, processor, protocol="p")
         answers = remembered(tmp_path / "answers.jsonl", "model", [*items, *items], identity_of, ask, 1)
         assert len(set(answers)) == len(views) and answers[: len(views)] == answers[len(views) :]
     assert len(asked) == 2 * len(views)
@@ -244,7 +245,7 @@ def test_answers_of_another_length_are_not_taken(tiny_model, people, forwards, t
     for length, asked in ((5, True), (6, True), (5, False)):
         monkeypatch.setattr("manu_utils.evaluation.tables.LETTER_TOKENS", length)
         forwards["calls"] = 0
-        evaluate(*tiny_model, people, **options)
+        evaluate_by(*tiny_model, people, **options)
         assert (forwards["calls"] > 0) is asked
 
 
@@ -355,7 +356,7 @@ def test_another_file_is_never_touched(tmp_path, name, tiny_model, people):
     for call in (
         lambda: remembered(path, "m", ["a"], lambda item: {}, asked.append, 1),
         lambda: append_answers(path, [record("1", "x")]),
-        lambda: evaluate(*tiny_model, people, **OPTIONS, resume=path),
+        lambda: evaluate_by(*tiny_model, people, **OPTIONS, resume=path),
     ):
         with pytest.raises(ValueError, match=r"results.json is not a file of answers .*left as it is; name another"):
             call()

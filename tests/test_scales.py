@@ -17,7 +17,7 @@ def test_the_tiny_scale_loads_and_its_size_is_right():
     n = sum(parameter.numel() for parameter in model.parameters())
     assert n == pytest.approx(scale.parameters, rel=0.1)
     mlps = [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
-    assert scale.mlps == (len(mlps), mlps[0].size, mlps[0].output.out_features)
+    assert scale.mlps == (len(mlps), mlps[0].size, mlps[0].after.out_features)
     assert len(load_benchmark(scale.benchmark, 10).forget) == 12
 
 

@@ -217,21 +217,6 @@ def test_struct_of_lists_and_numpy_records(clone):
     assert [evaluation_questions(numpy, task, "text") for task in TASKS] == expected
 
 
-def test_biography_has_one_spelling(clone):
-    full = load_config(clone, "Full_Set", images=False)
-    assert biography(full[3]) == {
-        "Name": NAMES["004"], "Born": "Perth", "Height": "180 cm", "Medical Conditions": "None",
-        "appearance_detail": {"question": "Describe the person.", "answer": "Tall."}, "Shoe Size": "44",
-    }  # fmt: skip
-    assert list(biography(load_config("tiny", "Full_Set")[0]))[:3] == ["Name", "Born", "Employment"]
-    with pytest.raises(ValueError, match="the biography of person 007 is not valid JSON"):
-        biography({"ID": "007", "biography": "{'Name': 'Anna'}"})
-    with pytest.raises(ValueError, match="the biography of person 007 is a list, not an object"):
-        biography({"ID": "007", "biography": "[]"})
-    with pytest.raises(ValueError, match="the row has no biography; its columns are ID, metadata"):
-        biography({"ID": "007", "metadata": "[]"})
-
-
 # ------------------------------------------------------------------------------------------------ pictures that are not there
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from manu_utils.models import training
+from manu_utils.models import precision
 from manu_utils.models.asking import answer_logits
 from manu_utils.models.encoding import encode
 from manu_utils.models.passes import gradients_of
@@ -357,7 +357,7 @@ def dtypes_of_products(model):
 
 def gpu(monkeypatch, dtype):
     """As if the CPU were a GPU that computes in ``dtype``: CPUs know both kinds of autocast and the scaler."""
-    monkeypatch.setattr(training, "pick_dtype", lambda device: dtype)
+    monkeypatch.setattr("manu_utils.models.precision.pick_dtype", lambda device: dtype)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_bfloat16_is_picked_only_where_the_hardware_has_it(device, hardware, exp
     """A T4 emulates it, and says so only if it is asked."""
     supported = lambda including_emulation=True: including_emulation or hardware  # noqa: E731
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert training.pick_dtype(device) == expected
+    assert precision.pick_dtype(device) == expected
 
 
 @pytest.mark.parametrize("surrounding", [False, True])

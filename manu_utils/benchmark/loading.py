@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..checks import check_names, shown
 from ..paths import data_dir
 from .files import config_names, read_config
+from .other_benchmarks import load_clear, load_tofu
 from .records import CONFIGS, FORGET_RATIOS, MODALITIES
 from .rows import ids_of
 from .sets import Benchmark
@@ -75,9 +76,7 @@ def load_benchmark(
             f"forget_ratio={shown(forget_ratio)} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
         )
     if name != "MLLMU-Bench":
-        from . import clear_tofu
-
-        load = clear_tofu.load_clear if name == "CLEAR" else clear_tofu.load_tofu
+        load = load_clear if name == "CLEAR" else load_tofu
         return load(source, forget_ratio, modalities)
     place, images = _place(source), "multimodal" in modalities
     forget = load_config(source, f"forget_{forget_ratio}", images=images)

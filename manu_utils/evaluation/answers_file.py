@@ -202,8 +202,8 @@ def remembered(
     return [known[key] for key in keys]
 
 
-def identity(processor, asked: Question | Prompt, **more) -> dict:
-    """What tells a question or prompt from others in a file of answers (:func:`remembered`)."""
+def key_of(processor, asked: Question | Prompt, **more) -> dict:
+    """What tells a question or prompt from others in a file of answers."""
     question = asked if isinstance(asked, Question) else asked.question
     if isinstance(asked, Question):
         text, images = prompt(asked, processor), [image for image in (asked.image,) if image is not None]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..benchmark.questions import evaluation_questions
-from ..benchmark.records import Question
+from ..benchmark.records import MODALITIES, TASKS, Question
 from ..models.asking import truth_of
 from ..models.prompts import BLANK_LINE, image_token_of, prompt
-from .answers_file import identity
+from .answers_file import key_of
 from .judging import bleu
 from .shots import MAX_NEW_TOKENS, Prompt, check_lengths, draw_of, respond
-from .tables import as_table, summarise
+from .tables import as_table, check_request, remembering, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,20 +175,42 @@ def evaluate_official(
     model,
     processor,
     sets: dict[str, Dataset],
-    shots: Dataset,
+    full_set: Dataset,
     *,
-    seed: int | None,
-    tasks: Sequence[str],
-    modalities: Sequence[str],
-    batch_size: int,
-    progress: bool,
-    remember: Callable[..., list[str]],
+    seed: int | None = None,
+    tasks: Sequence[str] = TASKS,
+    modalities: Sequence[str] = MODALITIES,
+    resume: str | Path | None = None,
+    model_key: str | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """The table of the official protocol; called by ``evaluate(..., protocol="official")``, which explains the arguments."""
+    """MLLMU-Bench's own evaluation to the letter, for numbers to compare with published ones.
+
+    Classification and cloze follow solved questions of people of the set itself, who are not scored; one random image of each
+    test person and task; ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu`` for generation. :data:`PITFALLS` says what is wrong
+    with them. Prompts that are longer than the model has positions are asked all the same, as the official code does, after one
+    warning that counts them (:func:`check_lengths`).
+
+    Args:
+        full_set: where the shots come from, such as ``load_config("tiny", "Full_Set")``.
+        seed: of the draws of shots and test images. None draws anew each time, as the official code does.
+        sets, tasks, modalities, resume, model_key: see :func:`evaluate`, also for what is returned.
+
+    Raises:
+        TypeError, ValueError: as :func:`evaluate`; no shots, a resumed draw without a seed, or several processes.
+    """
     from rouge_score import rouge_scorer
 
+    if not hasattr(full_set, "column_names"):
+        raise TypeError("the shots are taken from Full_Set; pass load_config(source, 'Full_Set') after the sets.")
+    more = {"batch_size": batch_size, "resume": resume, "model_key": model_key, "seed": seed, "shots": full_set}
+    check_request(model, sets, tasks, modalities, **more)
+    if resume is not None and seed is None:
+        raise ValueError("a run that may go on later has to draw the same shots again; give a seed with resume.")
     if seed is None:
         seed = random.SystemRandom().getrandbits(64)  # one draw for both modalities, as in the official code
+    remember = remembering(resume, model, processor, model_key, batch_size)
     idefics = model.config.model_type.startswith("idefics")
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     rows, asked_of = [], {}
@@ -196,7 +219,7 @@ def evaluate_official(
             names, prompts = asked_of[task, modality] = [], []
             for name, dataset in sets.items():
                 try:
-                    asked = official_prompts(dataset, shots, name, task, modality, processor, seed=seed, idefics=idefics)
+                    asked = official_prompts(dataset, full_set, name, task, modality, processor, seed=seed, idefics=idefics)
                 except ValueError as error:
                     raise ValueError(f"set {name!r}: {error}") from error
                 names += [name] * len(asked)
@@ -204,7 +227,7 @@ def evaluate_official(
     check_lengths(model, processor, [one for _, prompts in asked_of.values() for one in prompts])
     for (task, modality), (names, prompts) in asked_of.items():
         length = 5 if idefics and task == "classification" and modality == "text" else MAX_NEW_TOKENS
-        what = partial(identity, processor, protocol="official", max_new_tokens=length)
+        what = partial(key_of, processor, protocol="official", max_new_tokens=length)
         options = {"echo": True, "max_new_tokens": length, "batch_size": batch_size, "progress": progress}
         decoded = remember(prompts, what, partial(respond, model, processor, **options))
         for name, one, text in zip(names, prompts, decoded, strict=True):

@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..benchmark.questions import evaluation_questions
-from ..benchmark.records import Question
+from ..benchmark.records import MODALITIES, TASKS, Question
 from ..models.asking import truth_of
 from ..models.prompts import prompt
 from .judging import bleu, find_letter, holds, judge
-from .shots import Prompt, draw_of
-from .tables import summarise
+from .shots import MAX_NEW_TOKENS, Prompt, draw_of
+from .tables import ask_and_judge, check_request, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
+
+
+def evaluate_robust(
+    model,
+    processor,
+    sets: dict[str, Dataset],
+    *,
+    shots: Dataset | None = None,
+    seed: int = 0,
+    tasks: Sequence[str] = TASKS,
+    modalities: Sequence[str] = MODALITIES,
+    resume: str | Path | None = None,
+    model_key: str | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """As :func:`evaluate`, judged by better parsers: a letter that may stand anywhere in up to 50 tokens
+    (:func:`find_letter`), cloze truths as whole words, and ``bleu``. Intervals: :func:`summarise_with_intervals`.
+
+    Args:
+        shots: people of the retain set of whom one who is in none of the scored sets is drawn; None asks zero-shot. Shots
+            cost a model context and say more about its skill with the format than about what it knows.
+        seed: of the draw of the shots.
+        sets, tasks, modalities, resume, model_key: see :func:`evaluate`, also for what is returned.
+
+    Raises:
+        TypeError, ValueError: as :func:`evaluate`; shots where there are none to take, or several processes with shots.
+    """
+    given = {"tasks": tasks, "modalities": modalities, "resume": resume, "model_key": model_key, "batch_size": batch_size}
+    check_request(model, sets, **given, seed=seed, shots=shots)
+    with_shots = None
+    if shots is not None:
+
+        def with_shots(questions: list[Question]) -> list[Prompt]:
+            return robust_prompts(questions, shots, sets, processor, seed)
+
+    return ask_and_judge(
+        model, processor, sets, protocol="robust", letter_tokens=MAX_NEW_TOKENS, judge=judge_robustly, with_shots=with_shots,
+        **given, progress=progress,
+    )  # fmt: skip
 
 
 def robust_prompts(

@@ -37,7 +37,7 @@ def draw_owners(model, people: Sequence[str], per_layer: int, seed: int = 0) -> 
     start = 0
     for mlp in mlps:
         if mlp.tower == "language":
-            free = (mlp.output.weight == 0).all(0).nonzero()[:, 0].tolist()
+            free = (mlp.after.weight == 0).all(0).nonzero()[:, 0].tolist()
             if len(free) < per_layer * len(people):
                 raise ValueError(
                     f"{mlp.path} has {len(free)} neurons that write nothing, but {len(people)} people with {per_layer} each "
@@ -124,7 +124,7 @@ def _changes_by_owner(
         module = model.get_submodule(mlp.path)
 
         def forward(x: Tensor) -> Tensor:
-            weights = [linear.weight + change for linear, change in zip((*mlp.inputs, mlp.output), own_changes, strict=True)]
+            weights = [linear.weight + change for linear, change in zip((*mlp.before, mlp.after), own_changes, strict=True)]
             fixed = [weight.detach() for weight in weights]
             z_fixed = module.act_fn(F.linear(x, fixed[0])) * F.linear(x, fixed[1])
             if not torch.is_grad_enabled():
@@ -137,12 +137,12 @@ def _changes_by_owner(
         return forward
 
     for index, mlp in enumerate(layers):
-        own_changes = [nn.Parameter(torch.zeros_like(linear.weight)) for linear in (*mlp.inputs, mlp.output)]
+        own_changes = [nn.Parameter(torch.zeros_like(linear.weight)) for linear in (*mlp.before, mlp.after)]
         model.get_submodule(mlp.path).forward = run(index, mlp, own_changes)
         changes += own_changes
     try:
         yield changes
-        linears = [linear for mlp in layers for linear in (*mlp.inputs, mlp.output)]
+        linears = [linear for mlp in layers for linear in (*mlp.before, mlp.after)]
         for linear, change in zip(linears, changes, strict=True):
             linear.weight.data += change.detach()
     finally:

@@ -6,19 +6,24 @@ In batches, in eval mode, whatever the model's own generation settings are. Deri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_whole
 from ..progress import bar
 from .encoding import batches, plan_batches
 from .passes import check_finite, quiet_pass
-from .prefix_tree import can_share, continue_shared, read_shared, shared_batches
+from .prefix_tree import can_share, continue_shared, plan_shared_batches, read_shared, shared_batches
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +52,6 @@ def generate_answers(
     max_new_tokens: int = 50,
     batch_size: int = 64,
     progress: bool = True,
-    accelerator=None,
 ) -> list[str]:
     """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
 
@@ -71,9 +75,7 @@ def generate_answers(
             return continue_shared(model, batch, greedy)
         return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
 
-    for indices, new in in_batches(
-        write, model, processor, questions, batch_size, False, progress, "answers", accelerator=accelerator
-    ):
+    for indices, new in in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
         for index, text in zip(indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[index] = text.strip()
     return answers
@@ -144,6 +146,28 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
     return right
 
 
+def exact_answers(
+    model, processor, panels: Mapping[tuple[str, str], Sequence[Question]], *, batch_size: int = 64, progress: bool = False
+) -> pd.DataFrame:
+    """The share of questions that are answered exactly (:func:`known`), of the model as it is now.
+
+    Args:
+        panels: (set, modality) -> questions, such as :func:`manu_utils.benchmark.open_questions`.
+
+    Returns:
+        Columns set, modality, value (0 to 1) and n (questions), in the order of ``panels``.
+
+    Raises:
+        TypeError, ValueError: see :func:`known`.
+    """
+    import pandas as pd
+
+    options = {"batch_size": batch_size, "progress": progress}
+    shares = [known(model, processor, asked, **options).double().mean().item() for asked in panels.values()]
+    rows = [(*key, share, len(asked)) for (key, asked), share in zip(panels.items(), shares, strict=True)]
+    return pd.DataFrame(rows, columns=["set", "modality", "value", "n"])
+
+
 def truth_of(question: Question) -> str:
     """What the model should write: the right letter for classification, else the answer.
 
@@ -160,7 +184,7 @@ def truth_of(question: Question) -> str:
 
 @torch.no_grad()
 def likeliest_options(
-    model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True, accelerator=None
+    model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True
 ) -> list[str]:
     """The letter of the option whose words the model finds likeliest, without showing it the options.
 
@@ -189,9 +213,7 @@ def likeliest_options(
         logits, targets, rows = _answer_logits(model, batch)
         return _mean_per_question(logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows)
 
-    for indices, means in in_batches(
-        mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options", accelerator=accelerator
-    ):
+    for indices, means in in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options"):
         likelihood[indices] = means.cpu()
     parts = likelihood.split([len(question.options) for question in questions])
     letters = [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
@@ -214,28 +236,25 @@ def _mean_per_question(values: Tensor, rows: Tensor) -> Tensor:
 
 def in_batches(
     work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence, batch_size: int,
-    with_answer: bool, progress: bool, name: str, make: Callable | None = None, accelerator=None,
+    with_answer: bool, progress: bool, name: str, make: Callable | None = None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
     """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on with half the batch size.
 
     Args:
         questions: what ``make`` takes: Questions, unless it is given.
-        make: gives the batches, called as :func:`batches`.
-        accelerator: its processes share the batches that one would compute, and each is given the results of all; without
-            ``make``.
+        make: gives the batches, called as :func:`batches`. Without it several processes share those that one would compute,
+            and each is given the results of all.
     """
     check_whole("batch_size", batch_size)
-    make = make or (shared_batches if can_share(model) else batches)
-    todo = list(range(len(questions)))
-    if accelerator is not None and accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        plan = plan_batches(questions, processor, batch_size, with_answer, shared=make is shared_batches)
-        todo = sorted(index for part in plan[accelerator.process_index :: accelerator.num_processes] for index in part)
-        shown = progress and accelerator.is_main_process
-        own = in_batches(work, model, processor, [questions[i] for i in todo], batch_size, with_answer, shown, name)
-        yield from gather_object([([todo[i] for i in indices], result.cpu()) for indices, result in own])
+    share = make is None and processes.count() > 1
+    make, plan = (make, None) if make else (shared_batches, plan_shared_batches) if can_share(model) else (batches, plan_batches)
+    if share:
+        mine = processes.own_indices(len(questions), lambda: plan(questions, processor, batch_size, with_answer))
+        asked, shown = [questions[index] for index in mine], progress and processes.number() == 0
+        found = in_batches(work, model, processor, asked, batch_size, with_answer, shown, name, make)
+        yield from processes.gathered([([mine[index] for index in indices], result.cpu()) for indices, result in found])
         return
+    todo = list(range(len(questions)))
     with bar(total=len(questions), desc=name, shown=progress) as shown:
         while todo:
             done: set[int] = set()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..benchmark.pictures import Picture, decoded
 from ..benchmark.records import MODALITIES, Question
-from .prefix_tree import _plan_shared
 from .prompts import answer_texts, image_token_of, needs_special_tokens, prompt, uses_chat
 
 
@@ -105,22 +104,18 @@ def batches(
 
 
 def plan_batches(
-    questions: Sequence[Question], processor, batch_size: int, with_answer: bool, shared: bool = False
+    questions: Sequence[Question], processor, batch_size: int, with_answer: bool
 ) -> list[list[int]]:
-    """The indices into ``questions`` of each batch of :func:`batches` or, if ``shared``, of :func:`shared_batches`, in order.
+    """The indices into ``questions`` of each batch of :func:`batches`, in order.
 
-    The questions of some of these batches, taken in the order of ``questions``, fall into the same batches again (with
-    ``shared``, unless more than ``batch_size`` of them share an image or a prompt). So whole batches can be handed out to
-    several processes, and each computes what one process would have computed.
+    The questions of some of these batches, taken in the order of ``questions``, fall into the same batches again. So whole
+    batches can be handed out to several processes, and each computes what one process would have computed.
 
     Raises:
         ValueError: batch_size below 1; see also :func:`encode`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
-    if shared:
-        plan, *_ = _plan_shared(questions, processor, batch_size, with_answer)
-        return [[index for row in rows for index in row] for rows in plan]
     kept, prompts = fitting(questions, processor, with_answer)
     own = [questions[index] for index in kept]
     length_of: dict[int, int] = {}

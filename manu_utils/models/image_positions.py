@@ -52,7 +52,7 @@ def patch_positions(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items() if key != "answer_mask")
         raise ValueError(
             f"it is not known which positions of the vision tower of {type(model).__name__} are padding (the batch holds "
-            f"{shapes}); add its layout to manu_utils.patches, or use text questions alone."
+            f"{shapes}); add its layout to manu_utils.models.image_positions, or use text questions alone."
         )
     question = torch.arange(b).repeat_interleave(torch.tensor([len(part) for part in parts]))
     return question.to(device), torch.cat(parts).to(device)
@@ -66,7 +66,7 @@ def check_positions(path: str, n: int, expected: int) -> None:
     """
     if n != expected:
         raise ValueError(
-            f"{path} sees {n} positions of the images where manu_utils.patches expects {expected}; this architecture lays "
+            f"{path} sees {n} positions of the images where manu_utils.models.image_positions expects {expected}; this architecture lays "
             "its images out in another way: add it there, or use text questions alone."
         )
 

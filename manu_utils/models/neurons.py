@@ -33,20 +33,20 @@ class MLP:
         path: module path within the model.
         tower: ``"vision"`` or ``"language"``.
         layer: number of the layer within its tower, from 0.
-        inputs: the layers whose row n makes neuron n (``gate_proj``, ``up_proj`` or ``fc1``).
-        output: the layer whose column n is what neuron n writes (``down_proj`` or ``fc2``).
+        before: the layers whose row n makes neuron n (``gate_proj``, ``up_proj`` or ``fc1``).
+        after: the layer whose column n is what neuron n writes (``down_proj`` or ``fc2``).
     """
 
     path: str
     tower: str
     layer: int
-    inputs: tuple[nn.Linear, ...]
-    output: nn.Linear
+    before: tuple[nn.Linear, ...]
+    after: nn.Linear
 
     @property
     def size(self) -> int:
         """The number of neurons."""
-        return self.output.in_features
+        return self.after.in_features
 
 
 def towers(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, tuple[str, ...]]]]:
@@ -157,6 +157,11 @@ def check_alpha(alpha: float, allow_small: bool = False) -> None:
             f"alpha={alpha} looks like a fraction; alpha is a percentage: pass {100 * alpha:g} for {100 * alpha:g} %, "
             f"or allow_small=True if you do mean {alpha} %."
         )
+
+
+def count_of(alpha: float, n: int) -> int:
+    """α % of n neurons as a number, at least 1."""
+    return max(1, round(alpha / 100 * n))
 
 
 def _check_weights(path: str, linear: nn.Module) -> None:

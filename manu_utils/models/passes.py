@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -22,7 +22,7 @@ def check_model(model) -> None:
         raise TypeError(f"the model is {kind_of(model)}; pass what load_model returns first, and the processor second.")
     kind = type(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(f"the model is wrapped in {kind.__name__}; pass model.module, or see manu_utils.parallel.")
+        raise TypeError(f"the model is wrapped in {kind.__name__}; pass model.module, or see manu_utils.processes.")
     if hasattr(model, "_orig_mod"):
         raise TypeError("the model is wrapped by torch.compile; pass the model that was compiled.")
     if kind.__module__.partition(".")[0] == "peft":
@@ -57,6 +57,19 @@ def quiet_pass(model) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[Callable, Callable]]) -> Iterator[None]:
+    """Hooks that are there inside and gone afterwards, also after an error.
+
+    Args:
+        hooks: pairs of a method that adds a hook, such as ``layer.register_forward_hook``, and the hook.
+    """
+    with ExitStack() as stack:
+        for register, hook in hooks:
+            stack.callback(register(hook).remove)
+        yield
 
 
 def exact_device(device: torch.device | str) -> torch.device:

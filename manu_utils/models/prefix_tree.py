@@ -94,6 +94,17 @@ def pack_rows(rows: list[list[list[int]]], pad: int) -> tuple[dict[str, Tensor],
     return batch, [(row, path) for row, (_, paths) in enumerate(trees) for path in paths]
 
 
+def plan_shared_batches(
+    questions: Sequence[Question], processor, batch_size: int, with_answer: bool
+) -> list[list[int]]:
+    """The indices into ``questions`` of each batch of :func:`shared_batches`, in order.
+
+    As :func:`plan_batches`, unless more than ``batch_size`` questions share an image or a prompt.
+    """
+    plan, *_ = _plan_shared(questions, processor, batch_size, with_answer)
+    return [[index for row in rows for index in row] for rows in plan]
+
+
 def _plan_shared(
     questions: Sequence[Question], processor, batch_size: int, with_answer: bool
 ) -> tuple[list[list[list[int]]], Callable[[int], list[int]], dict[int, int]]:
@@ -206,8 +217,7 @@ def can_share(model) -> bool:
 def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tensor, object]:
     """The last hidden states [m, hidden] where a shared batch is to be read, and the cache of keys and values.
 
-    The last MLP is computed nowhere else; in a model of three layers that is a third of a forward pass. What the rows of few
-    shots begin with alike (``beginning``, see :func:`shared_prompts`) is read once, before them.
+    What the rows of few shots begin with alike (``beginning``, see :func:`shared_prompts`) is read once, before them.
     """
     _, row, position = batch["reads"].T
     names = ("input_ids", "position_ids", "pixel_values")
@@ -215,21 +225,7 @@ def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tup
     if "beginning" in batch:
         inputs = {"position_ids": batch["position_ids"], **_begin(model, batch)}
 
-    def widen(module, _, output: Tensor) -> Tensor:
-        whole = output.new_zeros(*batch["input_ids"].shape, output.shape[-1])
-        whole[row, position] = output
-        return whole
-
-    mlp = model.get_decoder().layers[-1].mlp
-    hooks = (
-        mlp.register_forward_pre_hook(lambda module, arguments: (arguments[0][row, position],)),
-        mlp.register_forward_hook(widen),
-    )
-    try:
-        output = model.model(**inputs, attention_mask=additive_mask(batch["attention_mask"], model.dtype), use_cache=use_cache)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    output = model.model(**inputs, attention_mask=additive_mask(batch["attention_mask"], model.dtype), use_cache=use_cache)
     return output.last_hidden_state[row, position], output.past_key_values
 
 

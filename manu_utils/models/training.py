@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
 from ..progress import bar
+from . import precision
 from .asking import answer_logits
 from .encoding import encode, fitting
 from .passes import gradients_of, kept_mode
-from .precision import HALF, autocast_to, check_trainable, device_of, float32_weights, language_weights, pick_dtype
+from .precision import HALF, autocast_to, check_trainable, device_of, float32_weights, language_weights
 
 _BAD_LOSSES = 3  # in a row; one batch may overflow float16
 
@@ -237,7 +238,7 @@ def train_language_model(
     check_whole("seed", seed, least=0)
     check_trainable(model, lora_rank)
     device = device_of(model)
-    dtype = pick_dtype(device)
+    dtype = precision.pick_dtype(device)
     scaler = torch.amp.GradScaler(device.type, enabled=True) if dtype == torch.float16 else None
 
     def loss_in_its_precision(step: int) -> Tensor:

@@ -13,7 +13,7 @@ from .baselines import (
     with_system_prompt,
 )
 from .coverage import choose_by_coverage, select_by_coverage
-from .evidence import unlearn
+from .evidence import Evidence, unlearn
 from .importance import importance_abs, importance_freq, importance_rms, importance_var, variance
 from .pruning import Edit, prune, prune_neurons, prune_rows, pruned_neurons, select_neurons
 from .released import choose_rows
@@ -21,7 +21,7 @@ from .rewriting import collect_moments, margin_gradient, rewrite, rewrite_neuron
 from .scores import CONTROLS, PRUNINGS, RELEASED, VARIANTS, pool_layers, score, switched_score
 
 __all__ = [
-    "CONTROLS", "METHODS", "PRUNINGS", "RELEASED", "VARIANTS", "Edit", "Statistics",
+    "CONTROLS", "METHODS", "PRUNINGS", "RELEASED", "VARIANTS", "Edit", "Evidence", "Statistics",
     "choose_by_coverage", "choose_rows", "collect_activations", "collect_attribution",
     "collect_moments", "effective_neurons", "gradient_ascent", "gradient_difference",
     "importance_abs", "importance_freq", "importance_rms", "importance_var", "kl_minimisation",

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_name, check_real, check_whole
-from ..models.encoding import batches
+from ..models.encoding import batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
-from ..models.passes import exact_device, quiet_pass
-from ..models.prefix_tree import can_share, read_shared, shared_batches
+from ..models.passes import check_finite, exact_device, hooked, quiet_pass
+from ..models.prefix_tree import can_share, plan_shared_batches, read_shared, shared_batches
 from ..progress import bar
 
 POSITIONS = ("answer", "last", "all")
@@ -71,7 +72,8 @@ def collect_activations(
     One forward pass without logits; memory does not grow with the number of questions. Padding never counts. In the vision
     tower all patches of every image count (see :func:`patch_positions`), in a text-only pass nothing does.
     An image counts once per question, but LLaVA on a Llama sees it once for all questions about it (one and the same object;
-    not with ``positions="all"``), and computes its last MLP only where it counts: the sums are equal to rounding.
+    not with ``positions="all"``): the sums are equal to rounding. Several processes share the pass
+    (:mod:`manu_utils.processes`).
 
     Args:
         questions: all with an image or all without, with answers.
@@ -84,78 +86,94 @@ def collect_activations(
         ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
             known, or activations or hidden states that are not finite.
     """
+    _check(questions, tau, positions, batch_size)
+    modality = questions[0].modality
+    mlps = find_neurons(model)
+    # On the device of each layer, if it has float64: no copy, and no waiting for the GPU, until the end.
+    devices = [exact_device(mlp.after.weight.device) for mlp in mlps]
+    sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=device) for mlp, device in zip(mlps, devices, strict=True)]
+    tokens = torch.zeros(len(mlps), dtype=torch.int64)
+    finite = []  # of each batch, whether what the answers are read from is; the activations show in the sums
+    reading: Reading
+
+    def count(index: int, mlp: MLP):
+        def hook(module, arguments: tuple[Tensor]) -> None:
+            z = arguments[0].flatten(0, -2)  # [positions, neurons]
+            if mlp.tower == "vision":
+                check_positions(mlp.path, len(z), reading.n_positions)
+            z = z.index_select(0, (reading.patches if mlp.tower == "vision" else reading.tokens).to(z.device))
+            if mlp.tower == "language" or reading.sharing is None:
+                add_sums(sums[index], z, tau)
+                tokens[index] += len(z)
+            else:  # LLaVA's images have one size
+                z = z.unflatten(0, (len(reading.sharing), -1))
+                add_sums(sums[index], z, tau, reading.sharing)
+                tokens[index] += z.shape[1] * int(reading.sharing.sum())
+
+        return hook
+
+    shared = can_share(model) and positions != "all"
+    make, plan = (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)
+    mine = processes.own_indices(len(questions), lambda: plan(questions, processor, batch_size, with_answer=True))
+    work = make([questions[index] for index in mine], processor, batch_size, with_answer=True, device=model.device)
+    counts = ((mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps))
+    shown = progress and processes.number() == 0
+    with quiet_pass(model), hooked(counts), bar(total=len(mine), desc="statistics", shown=shown) as done:
+        for indices, batch in work:
+            reading = what_counts(model, batch, positions)
+            if shared:
+                hidden, _ = read_shared(model, batch)
+            else:
+                inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+                hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, -2)[reading.tokens]
+            finite.append(torch.isfinite(hidden).all())
+            done.update(len(indices))
+    parts, tokens = processes.total(torch.cat([part.cpu() for part in sums], dim=1)), processes.total(tokens)
+    sizes = tuple(mlp.size for mlp in mlps)
+    for mlp, part in zip(mlps, parts.split(sizes, dim=1), strict=True):
+        check_finite(f"activations of {mlp.path} are", part)
+    if not all(processes.gathered([all(finite)])):
+        check_finite("the last hidden states are", torch.tensor(torch.nan))
+    return Statistics(tokens, sizes, *parts, tau=tau, modality=modality)
+
+
+def _check(questions: Sequence[Question], tau: float, positions: str, batch_size: int) -> None:
     if not questions:
         raise ValueError("collect_activations needs at least one question.")
-    modalities = {question.modality for question in questions}
-    if len(modalities) > 1:
+    if len({question.modality for question in questions}) > 1:
         raise ValueError("statistics are of one modality; pass the questions with and without an image separately.")
     check_name("positions", positions, POSITIONS)
     check_real("tau", tau)
     if not tau >= 0:
         raise ValueError(f"tau={tau} is negative; it is compared with |z|.")
     check_whole("batch_size", batch_size)
-    mlps = find_neurons(model)
-    # On the device of each layer, if it has float64: no copy, and no waiting for the GPU, until the end.
-    devices = [exact_device(mlp.output.weight.device) for mlp in mlps]
-    sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=device) for mlp, device in zip(mlps, devices, strict=True)]
-    finite = []  # of each batch, whether what the answers are read from is; the activations show in the sums
-    tokens = torch.zeros(len(mlps), dtype=torch.int64)
-    make = shared_batches if shares_rows(model, positions) else batches
-    last_path = [mlp.path for mlp in mlps if mlp.tower == "language"][-1]
-    # Of the current batch: flat indices of the positions that count, and where questions share rows, how many share each.
-    rows, last_rows, patches, questions_of_row = torch.empty(0), torch.empty(0), torch.empty(0), None
-    n_questions = n_positions = 0  # its questions, and the positions of its images
-
-    def count(index: int, mlp: MLP):
-        def hook(module, arguments):
-            z = arguments[0].flatten(0, -2)
-            if mlp.tower == "vision":
-                check_positions(mlp.path, len(z), n_positions)
-            places = patches if mlp.tower == "vision" else last_rows if mlp.path == last_path else rows
-            z = z.index_select(0, places.to(z.device))
-            if mlp.tower == "language" or questions_of_row is None:
-                add_sums(sums[index], z, tau)
-                tokens[index] += len(z)
-            else:  # LLaVA's images have one size
-                z = z.unflatten(0, (len(questions_of_row), -1))
-                add_sums(sums[index], z, tau, questions_of_row)
-                tokens[index] += z.shape[1] * n_questions
-
-        return hook
-
-    hooks = []
-    with quiet_pass(model):
-        try:
-            hooks += [mlp.output.register_forward_pre_hook(count(index, mlp)) for index, mlp in enumerate(mlps)]
-            work = make(questions, processor, batch_size, with_answer=True, device=model.device)
-            with bar(total=len(questions), desc="statistics", shown=progress) as shown:
-                for indices, batch in work:
-                    is_patch = patch_positions(model, batch)[1]
-                    patches, n_positions, n_questions = is_patch.nonzero()[:, 0], len(is_patch), len(indices)
-                    if "reads" in batch:
-                        rows, last_rows, questions_of_row = _shared_positions(batch, positions)
-                        hidden, _ = read_shared(model, batch)
-                    else:
-                        rows = last_rows = _positions(batch, positions).flatten().nonzero()[:, 0]
-                        inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-                        hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, -2)[rows]
-                    finite.append(torch.isfinite(hidden).all())
-                    shown.update(n_questions)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    for mlp, total in zip(mlps, sums, strict=True):
-        if not torch.isfinite(total).all():
-            raise ValueError(f"activations of {mlp.path} are not finite; load the model in float32 or bfloat16.")
-    if not all(finite):
-        raise ValueError("the last hidden states are not finite; load the model in float32 or bfloat16.")
-    parts = torch.cat([total.cpu() for total in sums], dim=1)
-    return Statistics(tokens, tuple(mlp.size for mlp in mlps), *parts, tau=tau, modality=modalities.pop())
 
 
-def shares_rows(model, positions: str) -> bool:
-    """Whether :func:`collect_activations` puts questions that share an image or a prompt into one row."""
-    return can_share(model) and positions != "all"
+@dataclass(frozen=True)
+class Reading:
+    """What counts in one batch.
+
+    Attributes:
+        tokens: flat indices of the positions of the language model, int64.
+        patches: those of the vision tower, int64.
+        n_positions: all positions of the vision tower, those that do not count included.
+        sharing: how many questions share each row and its image, int64 [rows]; None where each has its own.
+    """
+
+    tokens: Tensor
+    patches: Tensor
+    n_positions: int
+    sharing: Tensor | None
+
+
+def what_counts(model, batch: dict[str, Tensor], positions: str) -> Reading:
+    """The :class:`Reading` of a batch of :func:`batches` or of :func:`shared_batches`."""
+    is_patch = patch_positions(model, batch)[1]
+    if "reads" in batch:
+        tokens, sharing = _shared_positions(batch, positions)
+    else:
+        tokens, sharing = _positions(batch, positions).flatten().nonzero()[:, 0], None
+    return Reading(tokens, is_patch.nonzero()[:, 0], len(is_patch), sharing)
 
 
 def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
@@ -169,16 +187,13 @@ def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
     return predicts
 
 
-def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a shared batch: the flat indices of the language positions that count, their places among what the last MLP sees,
-    and the number of questions of each row, int64 [r].
-    """
+def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor, Tensor]:
+    """Of a shared batch: the flat indices of the language positions that count, and the questions of each row, int64 [r]."""
     question, row, position = batch["reads"].T
     begins = torch.ones_like(question, dtype=torch.bool)  # the first of its question
     begins[1:] = question[1:] != question[:-1]
-    chosen = begins if positions == "last" else torch.ones_like(begins)
     flat = row * batch["input_ids"].shape[1] + position
-    return flat[chosen], chosen.nonzero()[:, 0], row[begins].bincount()
+    return flat[begins] if positions == "last" else flat, row[begins].bincount()
 
 
 def add_sums(sums: Tensor, z: Tensor, tau: float, times: Tensor | None = None) -> None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_answers
 from ..models.asking import answer_logits
-from ..models.encoding import batches
+from ..models.encoding import batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
-from ..models.neurons import find_neurons
-from ..models.passes import check_finite, gradients_of, quiet_pass
+from ..models.neurons import MLP, find_neurons
+from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..models.prompts import answer_texts
 from ..progress import bar
 
@@ -90,7 +92,8 @@ def collect_attribution(
     """What every neuron contributes to every answer: the positive part of Σ_tokens z · ∂margin/∂z.
 
     The margin is the logit of the right token minus the best other one, summed over the answer's tokens with the weights
-    ``rarity``. One forward and one backward pass; the weights of the model are not touched.
+    ``rarity``. One forward and one backward pass, shared by several processes (:mod:`manu_utils.processes`); the weights of
+    the model are not touched.
 
     Args:
         questions: of one modality, with answers.
@@ -114,6 +117,9 @@ def collect_attribution(
     if not torch.isfinite(rarity).all() or (rarity < 0).any():
         raise ValueError("rarity holds weights that are negative or not finite; see token_rarity.")
     n_neurons = sum(mlp.size for mlp in mlps)
+    plan = partial(plan_batches, questions, processor, batch_size, with_answer=True)
+    mine = processes.own_indices(len(questions), plan)
+    asked = [questions[index] for index in mine]
     inputs_of: dict[str, Tensor] = {}
 
     def keep(path: str):
@@ -124,42 +130,46 @@ def collect_attribution(
 
         return hook
 
-    hooks = []
-    with quiet_pass(model), gradients_of(model):
-        result = torch.zeros((n_neurons,) if reduce else (len(questions), n_neurons), dtype=torch.float32)
-        try:
-            hooks += [mlp.output.register_forward_pre_hook(keep(mlp.path)) for mlp in mlps]
-            work = batches(questions, processor, batch_size, with_answer=True, device=model.device)
-            total = math.ceil(len(questions) / batch_size)
-            for indices, batch in bar(work, total=total, desc="attribution", shown=progress):
-                inputs_of.clear()
-                with torch.enable_grad():
-                    margin = answer_margins(model, batch, rarity).sum()
-                    paths = list(inputs_of)
-                    gradients = torch.autograd.grad(margin, [inputs_of[path] for path in paths], allow_unused=True)
-                gradient_of = dict(zip(paths, gradients, strict=True))
-                question, _ = patch_positions(model, batch)
-                parts = []
-                for mlp in mlps:
-                    gradient = gradient_of.get(mlp.path)
-                    if gradient is None:  # not on the way to the answer: no image, or after the feature layer
-                        parts.append(torch.zeros(len(indices), mlp.size, dtype=torch.float32))
-                        continue
-                    product = (inputs_of[mlp.path].detach() * gradient).float()
-                    if mlp.tower == "vision":
-                        product = _by_question(mlp.path, product.flatten(0, -2), question, len(indices))
-                    total_of = product.sum(1)
-                    check_finite("the attribution is", total_of)  # before −∞ becomes 0
-                    parts.append(total_of.clamp(min=0).cpu())
-                rows = torch.cat(parts, dim=1)
-                if reduce:
-                    result += scaled_to_one(rows).sum(0) / len(questions)
-                else:
-                    result[indices] = rows
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return result
+    kept = ((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps)
+    shown = progress and processes.number() == 0
+    with quiet_pass(model), gradients_of(model), hooked(kept):
+        # One process adds up in float32, several in float64, so that their number does not show.
+        exact = torch.float64 if processes.count() > 1 else torch.float32
+        shape, exact = ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
+        result = torch.zeros(shape, dtype=exact)
+        work = batches(asked, processor, batch_size, with_answer=True, device=model.device)
+        n_batches = math.ceil(len(asked) / batch_size)
+        for indices, batch in bar(work, total=n_batches, desc="attribution", shown=shown):
+            inputs_of.clear()
+            with torch.enable_grad():
+                margin = answer_margins(model, batch, rarity).sum()
+                gradients = torch.autograd.grad(margin, list(inputs_of.values()), allow_unused=True)
+            rows = _contributions(model, mlps, batch, inputs_of, dict(zip(inputs_of, gradients, strict=True)))
+            if reduce:
+                result += scaled_to_one(rows).sum(0) / len(questions)
+            else:
+                result[[mine[index] for index in indices]] = rows
+    return processes.total(result).float()
+
+
+def _contributions(
+    model, mlps: Sequence[MLP], batch: dict[str, Tensor], inputs_of: dict[str, Tensor], gradient_of: dict[str, Tensor | None]
+) -> Tensor:
+    """The positive part of Σ_tokens z · ∂margin/∂z of one batch of b questions: float32 [b, n_neurons], on the CPU."""
+    question, _ = patch_positions(model, batch)
+    b, parts = len(batch["input_ids"]), []
+    for mlp in mlps:
+        gradient = gradient_of.get(mlp.path)
+        if gradient is None:  # not on the way to the answer: no image, or after the feature layer
+            parts.append(torch.zeros(b, mlp.size, dtype=torch.float32))
+            continue
+        product = (inputs_of[mlp.path].detach() * gradient).float()
+        if mlp.tower == "vision":
+            product = _by_question(mlp.path, product.flatten(0, -2), question, b)
+        total_of = product.sum(1)
+        check_finite("the attribution is", total_of)  # before −∞ becomes 0
+        parts.append(total_of.clamp(min=0).cpu())
+    return torch.cat(parts, dim=1)
 
 
 def _by_question(path: str, values: Tensor, question: Tensor, b: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..benchmark.records import Question
 from ..checks import check_questions, check_real, check_whole
 from ..models.asking import known
-from ..models.neurons import check_alpha, find_neurons
+from ..models.neurons import check_alpha, count_of, find_neurons
 from .attribution import collect_attribution, scaled_to_one
 from .pruning import prune_neurons
 
@@ -58,6 +58,17 @@ def select_by_coverage(
             none of the retain set in a modality.
     """
     check_alpha(alpha, allow_small)
+    if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
+        raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
+    budget = count_of(alpha, *widths) if widths else 1
+    return take_by_coverage(forget, retain, budget, share=share, floor=floor, balance=balance, exclude=exclude)
+
+
+def take_by_coverage(
+    forget: dict[str, Tensor], retain: dict[str, Tensor], budget: int, *, share: float, floor: float, balance: float,
+    exclude: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """:func:`select_by_coverage` of a number of neurons, ``budget``."""
     for name, value in (("share", share), ("floor", floor), ("balance", balance)):
         check_real(name, value)
     if not 0 < share <= 1:
@@ -68,8 +79,6 @@ def select_by_coverage(
         raise ValueError(f"balance={balance} must not be negative.")
     if set(forget) != set(retain):
         raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
-    if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
-        raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
     if not forget or not all(len(rows) for rows in forget.values()):
         raise ValueError("forget needs the attribution of at least one fact in each modality.")
     if not all(torch.isfinite(rows).all() for rows in (*forget.values(), *retain.values())):
@@ -86,7 +95,6 @@ def select_by_coverage(
     cost = sum(scaled_to_one(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget) / len(forget)
     weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
     n = facts.shape[1]
-    budget = max(1, round(alpha / 100 * n))
     modality_of = torch.arange(len(forget)).repeat_interleave(torch.tensor([len(rows) for rows in forget.values()]))
     size = facts.sum(1)
     remaining = torch.zeros(len(forget), dtype=size.dtype).index_add_(0, modality_of, size)
@@ -94,7 +102,7 @@ def select_by_coverage(
     selected = torch.zeros(n, dtype=torch.bool)
     closed = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude.clone()
     if budget > (free := n - int(closed.sum())):
-        raise ValueError(f"alpha={alpha} asks for {budget} neurons but only {free} may be chosen; lower alpha.")
+        raise ValueError(f"{budget} neurons are asked for but only {free} may be chosen; lower alpha.")
     if not facts[:, ~closed].any():
         raise ValueError(
             "no neuron that may be chosen contributes to any of the forget facts, so that there is nothing to choose by; pass "
@@ -165,13 +173,13 @@ def choose_by_coverage(
     check_whole("batch_size", batch_size)
     check_questions("forget", forget)
     n = sum(mlp.size for mlp in find_neurons(model))
-    budget = max(1, round(alpha / 100 * n))
+    budget = count_of(alpha, n)
     selected = torch.zeros(n, dtype=torch.bool)
     exclude = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude
     options = {"batch_size": batch_size, "progress": progress}
     for number in range(1, rounds + 1):
-        share_of_budget = budget * number // rounds - int(selected.sum())
-        if share_of_budget < 1:
+        part = budget * number // rounds - int(selected.sum())
+        if part < 1:
             continue
         still = {}
         with prune_neurons(model, selected) if selected.any() else nullcontext():
@@ -187,8 +195,7 @@ def choose_by_coverage(
         if any(alive.any() for alive in still.values()):
             for modality, alive in still.items():
                 facts[modality][~alive] = 0
-        part = 100 * share_of_budget / n
-        selected = selected | select_by_coverage(
-            facts, retain, alpha=part, share=share, floor=floor, balance=balance, exclude=selected | exclude, allow_small=True
+        selected = selected | take_by_coverage(
+            facts, retain, part, share=share, floor=floor, balance=balance, exclude=selected | exclude
         )
     return selected

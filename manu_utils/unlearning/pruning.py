@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_name
-from ..models.neurons import MLP, check_alpha, find_neurons, split_selected
+from ..models.neurons import MLP, check_alpha, count_of, find_neurons, split_selected
 from ..models.passes import check_model
 from .released import LAST_LAYERS
 
@@ -51,7 +51,7 @@ def select_neurons(
     selected = torch.zeros(len(scores), dtype=torch.bool)
     for group in sorted(set(groups)):
         members = (group_of == group).nonzero()[:, 0]
-        wanted = max(1, round(alpha / 100 * len(members)))
+        wanted = count_of(alpha, len(members))
         order = torch.sort(scores[members], descending=True, stable=True)
         order = order.indices[order.values > -torch.inf][:wanted]
         if per == "model" and len(order) < wanted:
@@ -152,8 +152,8 @@ def prune_neurons(model, selected: Tensor) -> Edit:
         index = chosen.nonzero()[:, 0]
         if len(index) == 0:
             continue
-        places.append((mlp.output.weight, 1, index))
-        for linear in mlp.inputs:
+        places.append((mlp.after.weight, 1, index))
+        for linear in mlp.before:
             places += [(tensor, 0, index) for tensor in (linear.weight, linear.bias) if tensor is not None]
     return _zero(model, places)
 
@@ -186,7 +186,7 @@ def prune_rows(model, rows: dict[str, Tensor]) -> Edit:
 
 
 def prune(model, chosen: Tensor | dict[str, Tensor]) -> Edit:
-    """:func:`prune_neurons` or :func:`prune_rows`, by what :func:`choose_neurons` returned."""
+    """:func:`prune_neurons` or :func:`prune_rows`, by what :meth:`Evidence.choose` returned."""
     return prune_rows(model, chosen) if isinstance(chosen, dict) else prune_neurons(model, chosen)
 
 
@@ -217,8 +217,8 @@ def pruned_neurons(model) -> Tensor:
     """
     parts = []
     for mlp in find_neurons(model):
-        used = mlp.output.weight.detach().any(0)
-        for linear in mlp.inputs:
+        used = mlp.after.weight.detach().any(0)
+        for linear in mlp.before:
             used = used | linear.weight.detach().any(1)
             if linear.bias is not None:
                 used = used | (linear.bias.detach() != 0)
@@ -235,7 +235,7 @@ def _has_zero_rows(model) -> bool:
         last = [mlp for mlp in mlps if mlp.tower == tower][-LAST_LAYERS:]
         if len(last) < 2:
             continue
-        for layers in zip(*((*mlp.inputs, mlp.output) for mlp in last), strict=False):
+        for layers in zip(*((*mlp.before, mlp.after) for mlp in last), strict=False):
             if len({linear.out_features for linear in layers}) > 1:
                 continue
             used = torch.zeros(layers[0].out_features, dtype=torch.bool)

@@ -67,7 +67,7 @@ def collect_moments(
             raise ValueError(f"layers={list(layers)} must be different numbers from 0 to {len(mlps) - 1}.")
         mlps = [mlps[layer] for layer in layers]
     with quiet_pass(model):
-        moments = [_zeros(mlp.size, mlp.size, device=mlp.output.weight.device) for mlp in mlps]
+        moments = [_zeros(mlp.size, mlp.size, device=mlp.after.weight.device) for mlp in mlps]
         sums, real = [], torch.empty(0)  # of a modality; of the current batch, the positions that are no padding
 
         def add(index: int):
@@ -79,7 +79,7 @@ def collect_moments(
 
         for items in questions.values():
             sums = [torch.zeros_like(moment) for moment in moments]
-            hooks = [mlp.output.register_forward_pre_hook(add(index)) for index, mlp in enumerate(mlps)]
+            hooks = [mlp.after.register_forward_pre_hook(add(index)) for index, mlp in enumerate(mlps)]
             n_tokens = 0
             try:
                 work = batches(items, processor, batch_size, with_answer=True, device=model.device)
@@ -124,7 +124,7 @@ def margin_gradient(
     check_questions("questions", questions)
     check_whole("batch_size", batch_size)
     mlps = _language(model)
-    weights = [mlp.output.weight for mlp in (mlps if layers is None else [mlps[layer] for layer in layers])]
+    weights = [mlp.after.weight for mlp in (mlps if layers is None else [mlps[layer] for layer in layers])]
     with quiet_pass(model), gradients_of(model, weights):
         total, gradients = 0.0, [_zeros(*weight.shape, device=weight.device) for weight in weights]
         for modality, items in questions.items():
@@ -205,7 +205,7 @@ def rewrite_neurons(
     if not on_top:
         check_unchanged(model)
     mlps, columns = _language(model), _columns(model, selected)
-    groups = _groups([bytes_of_layer(mlp.size, mlp.output.out_features) for mlp in mlps], memory)
+    groups = _groups([bytes_of_layer(mlp.size, mlp.after.out_features) for mlp in mlps], memory)
     shelf = _Shelf(in_files=len(groups) > 1)
     for layers in groups:
         found = moments(layers) if callable(moments) else [moments[layer] for layer in layers]
@@ -215,7 +215,7 @@ def rewrite_neurons(
             shelf.put("factor", layer, _factor(found.pop(0), columns[layer], ridge))
     if not any(len(index) for index in columns):
         raise ValueError("every layer that may be changed is silent on the retain set; select other neurons.")
-    weights = [mlp.output.weight for mlp in mlps]
+    weights = [mlp.after.weight for mlp in mlps]
     saved = ((w, 1, i, w.detach().index_select(1, i).cpu()) for w, i in zip(weights, columns, strict=True))
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": False}
@@ -354,7 +354,7 @@ def _columns(model, selected: Tensor | None) -> list[Tensor]:
     if selected is None:
         selected = torch.ones(sum(mlp.size for mlp in mlps), dtype=torch.bool)
     parts = zip(mlps, split_selected(selected, mlps), strict=True)
-    columns = [part.nonzero()[:, 0].to(mlp.output.weight.device) for mlp, part in parts if mlp.tower == "language"]
+    columns = [part.nonzero()[:, 0].to(mlp.after.weight.device) for mlp, part in parts if mlp.tower == "language"]
     if not any(len(index) for index in columns):
         raise ValueError("no neuron of the language model is selected; nothing would be changed.")
     return columns

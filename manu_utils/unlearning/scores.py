@@ -185,5 +185,5 @@ def _magnitude(mlp: MLP) -> Tensor:
     def norm(weight: Tensor, dim: int) -> Tensor:
         return weight.detach().to(exact_device(weight.device)).double().norm(dim=dim)
 
-    reads = torch.stack([norm(linear.weight, 1) for linear in mlp.inputs]).prod(0)
-    return (reads * norm(mlp.output.weight, 0)).cpu()
+    reads = torch.stack([norm(linear.weight, 1) for linear in mlp.before]).prod(0)
+    return (reads * norm(mlp.after.weight, 0)).cpu()

@@ -74,7 +74,7 @@ def hooked(model, keep):
     return [
         linear.register_forward_hook(hook_of(mlp.tower, number, mlp.path))
         for mlp in find_neurons(model)
-        for number, linear in enumerate((*mlp.inputs, mlp.output))
+        for number, linear in enumerate((*mlp.before, mlp.after))
     ]
 
 

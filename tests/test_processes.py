@@ -6,25 +6,25 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from manu_utils import parallel
+from manu_utils import processes
 from manu_utils.benchmark.questions import evaluation_questions
 from manu_utils.benchmark.records import MODALITIES, TASKS
 from manu_utils.evaluation.tables import evaluate
 from manu_utils.models.encoding import plan_batches
 from manu_utils.models.loading import load_model
+from manu_utils.models.prefix_tree import plan_shared_batches
 from manu_utils.unlearning.activations import collect_activations
 from manu_utils.unlearning.attribution import collect_attribution
 from manu_utils.unlearning.evidence import unlearn
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "unlearn_parallel.py"
+SCRIPT = ROOT / "examples" / "unlearn_on_several_gpus.py"
 QUIET = {"progress": False}
 SUMS = ("tokens", "total", "total_abs", "total_squares", "n_active")
 
@@ -36,28 +36,29 @@ import torch
 from accelerate import notebook_launcher
 from safetensors.torch import save_file
 
-from manu_utils import parallel
+from manu_utils import processes
 from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.models.loading import load_model
+from manu_utils.models import load_model
+from manu_utils.unlearning import collect_activations, collect_attribution
 
 
 def work(folder):
     torch.set_num_threads(1)
-    accelerator = parallel.start()
+    accelerator = processes.start()
     model, processor = load_model("tiny", device=accelerator.device)
     every = {m: load_benchmark("tiny", 10).training_questions("forget", m)[:10] for m in ("multimodal", "text")}
     options = {"batch_size": 4, "progress": False}
     found = {}
     for modality, questions in every.items():
         for name, asked in (("ten", questions), ("one", questions[:1])):
-            sums = parallel.collect_activations(accelerator, model, processor, asked, **options)
+            sums = collect_activations(model, processor, asked, **options)
             for field in ("tokens", "total", "total_abs", "total_squares", "n_active"):
                 found[f"{modality} {name} {field}"] = getattr(sums, field).clone()
-            rows = parallel.collect_attribution(accelerator, model, processor, asked, **options)
-            mean = parallel.collect_attribution(accelerator, model, processor, asked, reduce=True, **options)
+            rows = collect_attribution(model, processor, asked, **options)
+            mean = collect_attribution(model, processor, asked, reduce=True, **options)
             found |= {f"{modality} {name} rows": rows, f"{modality} {name} mean": mean}
     try:
-        parallel.collect_activations(accelerator, model, processor, every["text"] + every["multimodal"], **options)
+        collect_activations(model, processor, every["text"] + every["multimodal"], **options)
     except ValueError as error:
         print(f"process {accelerator.process_index} of {accelerator.num_processes}: {error}\\n", end="", flush=True)
     save_file(found, f"{folder}/{accelerator.process_index}.safetensors")
@@ -95,12 +96,6 @@ def trained():
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """The accelerator of a script that was not launched."""
-    return parallel.start()
-
-
-@pytest.fixture(scope="module")
 def in_a_notebook(tmp_path_factory):
     """What each of two processes of ``notebook_launcher`` found, and what they printed."""
     folder = tmp_path_factory.mktemp("notebook")
@@ -110,11 +105,6 @@ def in_a_notebook(tmp_path_factory):
         port = free.getsockname()[1]
     printed = launched(folder / "cell.py", folder, port)
     return [load_file(folder / f"{process}.safetensors") for process in (0, 1)], printed
-
-
-@pytest.fixture(scope="module")
-def two_sets(benchmark):
-    return {"forget": benchmark.forget.select([0, 1]), "celebrity": benchmark.celebrity.select([0])}
 
 
 def test_the_script_under_accelerate_launch_gives_the_same_neurons_and_table(trained, benchmark, tmp_path):
@@ -160,40 +150,23 @@ def test_an_error_is_raised_on_every_process(in_a_notebook):
     assert in_a_notebook[1].count("one modality") == 2
 
 
-def test_one_process_is_the_plain_functions(tiny_model, alone, questions, two_sets):
-    assert alone.num_processes == 1
-    for variant in ("coverage", "ratio", "released_as_run"):
-        options = {"variant": variant, "alpha": 5.0, "batch_size": 3, **QUIET}
-        with unlearn(*tiny_model, questions["forget"], questions["retain"], **options):
-            expected = {name: value.clone() for name, value in tiny_model[0].state_dict().items()}
-        with parallel.unlearn(alone, *tiny_model, questions["forget"], questions["retain"], **options):
-            assert all(value.equal(expected[name]) for name, value in tiny_model[0].state_dict().items())
-    table = evaluate(*tiny_model, two_sets, **QUIET)
-    pd.testing.assert_frame_equal(parallel.evaluate(alone, *tiny_model, two_sets, **QUIET), table)
+def test_a_script_that_was_not_launched_is_one_process():
+    assert processes.start().num_processes == processes.count() == 1 and processes.number() == 0
+    assert processes.own([[3], [1, 2]]) == [[3], [1, 2]] and processes.gathered([1]) == [1]
+    assert processes.own_indices(3, lambda: pytest.fail("planned in vain")) == [0, 1, 2]
+    assert processes.total(torch.ones(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("n_processes", [2, 3, 5])
-def test_a_part_of_the_batches_is_cut_into_the_same_batches(trained, benchmark, shared, n_processes):
+def test_a_part_of_the_batches_is_cut_into_the_same_batches(trained, benchmark, monkeypatch, shared, n_processes):
     every = [q for task in TASKS for m in MODALITIES for q in evaluation_questions(benchmark.forget, task, m)]
-    plan = plan_batches(every, trained[1], 32, True, shared)
+    make = plan_shared_batches if shared else plan_batches
+    plan = make(every, trained[1], 32, True)
     assert sorted(index for batch in plan for index in batch) == list(range(len(every)))
+    monkeypatch.setattr(processes, "count", lambda: n_processes)
     for process in range(n_processes):
-        own = parallel._own(SimpleNamespace(process_index=process, num_processes=n_processes), plan)
-        indices = sorted(index for batch in own for index in batch)
-        again = plan_batches([every[index] for index in indices], trained[1], 32, True, shared)
-        assert [[indices[index] for index in batch] for batch in again] == own
-
-
-@pytest.mark.parametrize("variant, alpha, message", [("ours", 5.0, "variant='ours'"), ("paper", 0.05, "alpha=0.05")])
-def test_bad_arguments_leave_the_model_alone(tiny_model, alone, questions, variant, alpha, message):
-    before = {name: value.clone() for name, value in tiny_model[0].state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        parallel.unlearn(alone, *tiny_model, questions["forget"], questions["retain"], variant=variant, alpha=alpha, **QUIET)
-    assert all(value.equal(before[name]) for name, value in tiny_model[0].state_dict().items())
-
-
-@pytest.mark.parametrize("collect", [parallel.collect_activations, parallel.collect_attribution])
-def test_no_questions(tiny_model, alone, collect):
-    with pytest.raises(ValueError, match="at least one question"):
-        collect(alone, *tiny_model, [])
+        monkeypatch.setattr(processes, "number", lambda process=process: process)
+        indices = processes.own_indices(len(every), lambda: plan)
+        again = make([every[index] for index in indices], trained[1], 32, True)
+        assert [[indices[index] for index in batch] for batch in again] == processes.own(plan)

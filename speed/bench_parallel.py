@@ -18,8 +18,10 @@ import torch
 
 from bench_scoring import questions_of
 from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.evaluation.tables import evaluate
 from manu_utils.models.loading import load_model
-from manu_utils.parallel import collect_activations, evaluate, start
+from manu_utils.processes import start
+from manu_utils.unlearning.activations import collect_activations
 from report import report, spread
 
 # Of the yardstick's gain: the last batches do not come out even, and each process builds the whole table.
@@ -36,11 +38,11 @@ def child(questions, people, rounds, products, path):
     asked = questions_of("multimodal", questions)
 
     def score(asked=asked):
-        sums = collect_activations(accelerator, model, processor, asked, progress=False)
+        sums = collect_activations(model, processor, asked, progress=False)
         return [sums.total.sum().item(), sums.total_squares.sum().item(), int(sums.n_active.sum())]
 
     def ask(sets=sets):
-        return evaluate(accelerator, model, processor, sets, progress=False)["answer"].tolist()
+        return evaluate(model, processor, sets, progress=False)["answer"].tolist()
 
     def multiply():
         matrix = torch.ones(256, 256) / 256

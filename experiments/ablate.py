@@ -1,8 +1,8 @@
 """Every ablation of notebook 07, as one tidy CSV: what happens to MANU if one thing is changed and all else stays as it is.
 
-    python benchmarks/ablate.py                                    # the bundled model
-    python benchmarks/ablate.py --model build/dense --name dense   # the twin without the penalty: over α, and its locality
-    python benchmarks/ablate.py --name planted                     # builds and measures the planted twin
+    python experiments/ablate.py                                    # the bundled model
+    python experiments/ablate.py --model build/dense --name dense   # the twin without the penalty: over α, and its locality
+    python experiments/ablate.py --name planted                     # builds and measures the planted twin
 
 The settings are the fixed defaults of the package with one change; nothing is chosen by looking at the results. Measured are
 exact answers to open questions (cloze and generation, as in notebook 05) on the forget, test and celebrity sets and on 40
@@ -309,7 +309,7 @@ def collect_linear(model, processor, questions, which: int, tau: float = TAU) ->
 
         return hook
 
-    hooks = [mlp.inputs[which].register_forward_hook(count(index)) for index, mlp in enumerate(mlps)]
+    hooks = [mlp.before[which].register_forward_hook(count(index)) for index, mlp in enumerate(mlps)]
     try:
         for _, batch in batches(questions, processor, 32, with_answer=True, device=model.device):
             model.model(**{key: value for key, value in batch.items() if key != "answer_mask"}, use_cache=False)

@@ -1,8 +1,8 @@
 """All methods on all sets, tasks and modalities: the long sweep behind notebook 06. Resumable; runs on the bundled miniature.
 
-    python benchmarks/compare.py                     # everything, two hours on one core
-    python benchmarks/compare.py --seeds 0           # a part of it; two processes may share the work
-    python benchmarks/compare.py --settings data/results/comparison_choice.csv --out data/results/second_world
+    python experiments/compare.py                     # everything, two hours on one core
+    python experiments/compare.py --seeds 0           # a part of it; two processes may share the work
+    python experiments/compare.py --settings data/results/comparison_choice.csv --out data/results/second_world
                                                      # in a clone with another world (make mini-data mini-model SEED=1),
                                                      # with the strengths that were chosen in this one
 
@@ -222,7 +222,7 @@ class Results:
             if not about.exists() or json.loads(about.read_text(encoding="utf-8"))["state"] != state:
                 for name in ("comparison", "comparison_cost", "comparison_choice"):
                     (folder / f"{name}.csv").unlink(missing_ok=True)
-                text = json.dumps({"command": "python benchmarks/compare.py", "state": state})
+                text = json.dumps({"command": "python experiments/compare.py", "state": state})
                 about.write_text(text + "\n", encoding="utf-8")
 
     def read(self, name, columns):

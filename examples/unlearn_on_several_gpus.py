@@ -1,8 +1,8 @@
 """Unlearning on all devices of a machine or a cluster: score, prune, evaluate, save. Copy it and change what it loads.
 
-    python benchmarks/unlearn_parallel.py                                             # one process
-    accelerate launch --num_processes 4 benchmarks/unlearn_parallel.py                # four GPUs
-    accelerate launch --multi_gpu --num_processes 2 benchmarks/unlearn_parallel.py    # two processes on a CPU
+    python examples/unlearn_on_several_gpus.py                                             # one process
+    accelerate launch --num_processes 4 examples/unlearn_on_several_gpus.py                # four GPUs
+    accelerate launch --multi_gpu --num_processes 2 examples/unlearn_on_several_gpus.py    # two processes on a CPU
 
 All three print the same table and save the same weights. (``--multi_gpu`` is how accelerate is told to start several
 processes; with ``--cpu`` it starts one.)
@@ -11,13 +11,11 @@ processes; with ``--cpu`` it starts one.)
 import argparse
 import random
 
-from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.benchmark.records import MODALITIES
-from manu_utils.evaluation.tables import summarise
-from manu_utils.models.loading import load_model
-from manu_utils.models.saving import save_model
-from manu_utils.parallel import evaluate, start, unlearn
-from manu_utils.unlearning.scores import PRUNINGS
+from manu_utils.benchmark import MODALITIES, load_benchmark
+from manu_utils.evaluation import evaluate, summarise
+from manu_utils.models import load_model, save_model
+from manu_utils.processes import start
+from manu_utils.unlearning import PRUNINGS, unlearn
 
 
 def main():
@@ -46,8 +44,8 @@ def main():
         sets = {name: dataset.select(range(min(arguments.people, len(dataset)))) for name, dataset in sets.items()}
 
     variant, alpha = arguments.variant, arguments.alpha
-    unlearn(accelerator, model, processor, questions["forget"], questions["retain"], variant=variant, alpha=alpha)
-    frame = evaluate(accelerator, model, processor, sets)
+    unlearn(model, processor, questions["forget"], questions["retain"], variant=variant, alpha=alpha)
+    frame = evaluate(model, processor, sets)
     if accelerator.is_main_process:  # every process has the same model and the same table; one writes
         print(summarise(frame).to_string(index=False))
         if arguments.table:
