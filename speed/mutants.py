@@ -47,8 +47,8 @@ def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutatio
 # What was once changed without any test noticing. Never take one of these out.
 ONCE_UNSEEN = [
     *_of("unlearning.evidence", "pruning",
-        ('"reduce": of == "retain"', '"reduce": False', 'set'),
-        ('mlps=self.mlps, seed=seed)', 'mlps=self.mlps)', 'seed'),
+        ('reduce=of == "retain"', 'reduce=False', 'set'),
+        ('mlps=self.mlps, seed=seed, **options)', 'mlps=self.mlps, **options)', 'seed'),
     ),
     *_of("unlearning.coverage", "pruning",
         ("with prune_neurons(model, selected) if selected.any() else nullcontext():", "with nullcontext():", "stale"),
@@ -156,6 +156,10 @@ OTHERS = [
         ('per = "tower" if variant == "released_score" else "model"', 'per = "model"', "tower"),
         ("        check_unchanged(model)\n", "        pass\n", "stacked"),
         ('self.statistics("forget"), self.statistics("retain"))', 'self.statistics("forget"), self.statistics("forget"))', 'set'),
+    ),
+    *_of("unlearning.evidence", "evidence",
+        ("for name, of in samples.items() if of is None}", "for name, of in samples.items()}", "stale"),
+        ("**self.seen, **self.options}", "**self.options}", "lost"),
     ),
     *_of("unlearning.evidence", "pruning clear_tofu",
         ('set(self.modalities) != set(MODALITIES)', 'False', 'unchecked'),

@@ -20,13 +20,16 @@ from .scores import CONTROLS, PRUNINGS, score
 
 
 class Evidence:
-    """What the scores look at, collected once: any variant and any α can then be chosen without another pass.
+    """What the scores look at, collected once: any variant and any α can then be chosen without
+    another pass.
 
-    Statistics and attribution of the forget and the retain set are collected when they are first asked for, and kept. Only
-    coverage looks at the forget set again, in its rounds, and what the released code does is read anew.
+    Statistics and attribution of the forget and the retain set are collected when they are first
+    asked for, and kept. Only coverage looks at the forget set again, in its rounds, and what the
+    released code does is read anew.
 
     Args:
         forget, retain, modalities: see :func:`unlearn`.
+        tau, positions: of the statistics, see :func:`collect_activations`.
 
     Raises:
         TypeError, ValueError: see :func:`unlearn`.
@@ -40,6 +43,8 @@ class Evidence:
         retain: dict[str, list[Question]],
         *,
         modalities: Sequence[str] = MODALITIES,
+        tau: float = 0.1,
+        positions: str = "answer",
         batch_size: int = 32,
         progress: bool = True,
     ):
@@ -50,70 +55,103 @@ class Evidence:
         check_questions("retain", retain)
         check_sets(forget, retain, modalities)
         self.given, self.modalities = (model, processor), tuple(modalities)
-        self.sets = {name: {m: of[m] for m in modalities} for name, of in (("forget", forget), ("retain", retain))}
+        sets = {"forget": forget, "retain": retain}
+        self.sets = {name: {m: of[m] for m in modalities} for name, of in sets.items()}
+        self.seen = {"tau": tau, "positions": positions}
         self.options = {"batch_size": batch_size, "progress": progress}
-        self._kept: dict[tuple[str, str], dict] = {}
+        self._kept: dict[str, dict[str, dict]] = {"forget": {}, "retain": {}}
 
-    def with_retain(self, retain: dict[str, list[Question]]) -> Evidence:
-        """The same forget set, not read again, beside another sample of the retain set."""
-        other = Evidence(*self.given, self.sets["forget"], retain, modalities=self.modalities, **self.options)
-        other._kept = {key: found for key, found in self._kept.items() if key[1] == "forget"}
+    def beside(
+        self,
+        *,
+        forget: dict[str, list[Question]] | None = None,
+        retain: dict[str, list[Question]] | None = None,
+    ) -> Evidence:
+        """The same with another sample of a set; the set that stays is not read again."""
+        samples = {"forget": forget, "retain": retain}
+        sets = {name: self.sets[name] if of is None else of for name, of in samples.items()}
+        options = {"modalities": self.modalities, **self.seen, **self.options}
+        other = Evidence(*self.given, **sets, **options)
+        other._kept |= {name: self._kept[name] for name, of in samples.items() if of is None}
         return other
 
     def statistics(self, of: str) -> dict[str, Statistics]:
-        """Modality -> the statistics of ``"forget"`` or ``"retain"`` (:func:`collect_activations`)."""
-        return self._once("statistics", of, lambda asked: collect_activations(*self.given, asked, **self.options))
+        """Modality -> the statistics of ``"forget"`` or ``"retain"``
+        (:func:`collect_activations`).
+        """
+        return self._once("statistics", of, collect_activations, **self.seen)
 
     def attribution(self, of: str) -> dict[str, Tensor]:
-        """Modality -> float32 [n_facts, n_neurons] of ``"forget"``, the mean [n_neurons] of ``"retain"``
-        (:func:`collect_attribution`).
+        """Modality -> float32 [n_facts, n_neurons] of ``"forget"``, the mean [n_neurons] of
+        ``"retain"`` (:func:`collect_attribution`).
         """
-        options = {"reduce": of == "retain", **self.options}
-        return self._once("attribution", of, lambda asked: collect_attribution(*self.given, asked, **options))
+        return self._once("attribution", of, collect_attribution, reduce=of == "retain")
 
-    def _once(self, what: str, of: str, collect: Callable) -> dict:
-        if (what, of) not in self._kept:
-            self._kept[what, of] = {m: collect(asked) for m, asked in self.sets[of].items()}
-        return self._kept[what, of]
+    def _once(self, what: str, of: str, collect: Callable, **options) -> dict:
+        kept, asked = self._kept[of], self.sets[of]
+        if what not in kept:
+            options |= self.options
+            kept[what] = {m: collect(*self.given, asked[m], **options) for m in asked}
+        return kept[what]
 
-    def scores(self, variant: str, seed: int = 0) -> Tensor:
-        """:func:`score` of every neuron, float64 [n_neurons]."""
-        sums = ({}, {}) if variant in CONTROLS else (self.statistics("forget"), self.statistics("retain"))
-        return score(variant, *sums, mlps=self.mlps, seed=seed)
+    def scores(self, variant: str, seed: int = 0, **options) -> Tensor:
+        """:func:`score`, which explains the options, of every neuron: float64 [n_neurons]."""
+        sums = ({}, {})
+        if variant not in CONTROLS:
+            sums = (self.statistics("forget"), self.statistics("retain"))
+        return score(variant, *sums, mlps=self.mlps, seed=seed, **options)
 
     def choose(
-        self, variant: str, alpha: float, *, seed: int = 0, exclude: Tensor | None = None, allow_small: bool = False
+        self,
+        variant: str,
+        alpha: float,
+        *,
+        seed: int = 0,
+        exclude: Tensor | None = None,
+        per: str | None = None,
+        allow_small: bool = False,
+        **options,
     ) -> Tensor | dict[str, Tensor]:
         """What :func:`unlearn`, which explains the arguments, would prune. The model is as it was.
 
         Args:
             exclude: bool [n_neurons], neurons that must not be chosen, such as those pruned before.
+            per: of what a score takes α %, see :func:`select_neurons`; by default as ``unlearn``.
+            options: other settings of the variant, those of :func:`score` or, for coverage, of
+                :func:`choose_by_coverage`.
 
         Returns:
-            bool [n_neurons]; for ``"released_as_run"``, which chooses no neurons, path of a linear layer -> bool
-            [out_features].
+            bool [n_neurons]; for ``"released_as_run"``, which chooses no neurons, path of a linear
+            layer -> bool [out_features].
 
         Raises:
-            TypeError, ValueError: see :func:`unlearn`.
+            TypeError, ValueError: see :func:`unlearn`; or ``per`` for what is no score.
         """
         check_alpha(alpha, allow_small)
         check_whole("seed", seed, least=0)
         check_name("variant", variant, PRUNINGS)
-        if variant in ("paper", "released_score", "released_as_run") and set(self.modalities) != set(MODALITIES):
-            raise ValueError(f"variant={variant!r} needs both modalities; use 'coverage' or 'ratio' with one.")
+        needs_both = variant in ("paper", "released_score", "released_as_run")
+        if needs_both and set(self.modalities) != set(MODALITIES):
+            hint = "use 'coverage' or 'ratio' with one."
+            raise ValueError(f"variant={variant!r} needs both modalities; {hint}")
+        if per is not None and variant in ("coverage", "released_as_run"):
+            raise ValueError(f"per={per!r} is for scores; {variant} takes no share of each group.")
+        forget = self.sets["forget"]
         if variant == "released_as_run":
-            options = {"alpha": alpha, "seed": seed, "progress": self.options["progress"]}
-            return choose_rows(*self.given, self.sets["forget"], self.sets["retain"], **options)
+            options |= {"alpha": alpha, "seed": seed, "progress": self.options["progress"]}
+            return choose_rows(*self.given, forget, self.sets["retain"], **options)
         if variant == "coverage":
-            facts, cost = self.attribution("forget"), self.attribution("retain")
-            more = {"facts": facts, "exclude": exclude, "allow_small": allow_small, **self.options}
-            return choose_by_coverage(*self.given, self.sets["forget"], cost, alpha=alpha, **more)
-        scores = self.scores(variant, seed)
+            options |= {"facts": self.attribution("forget"), "allow_small": allow_small}
+            options |= {"alpha": alpha, "exclude": exclude, **self.options}
+            return choose_by_coverage(*self.given, forget, self.attribution("retain"), **options)
+        scores = self.scores(variant, seed, **options)
         if exclude is not None:
             scores = scores.masked_fill(exclude, -torch.inf)
         if len(scores[scores > -torch.inf].unique()) < 2:
-            raise ValueError(f"{variant} gives every neuron the same score, so that there is nothing to choose by.")
-        per = "tower" if variant == "released_score" else "model"
+            same = f"{variant} gives every neuron the same score"
+            raise ValueError(f"{same}, so that there is nothing to choose by.")
+        if per is None:
+            per = "tower" if variant == "released_score" else "model"
         return select_neurons(scores, self.mlps, alpha, per, allow_small=allow_small)
 
 
