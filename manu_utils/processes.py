@@ -12,7 +12,9 @@ function of a notebook with ``accelerate.notebook_launcher``. A model that does 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,3 +77,21 @@ def total(tensor: Tensor) -> Tensor:
     if count() == 1:
         return tensor
     return torch.stack(gathered([tensor.cpu()])).sum(0)
+
+
+def own_peak_mb() -> float:
+    """Peak resident memory of this process, in MB. On Linux ``ru_maxrss`` would start at the peak
+    of the parent.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1024**2
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**2 if sys.platform == "darwin" else 1024)

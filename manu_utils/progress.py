@@ -1,8 +1,9 @@
-"""Progress bars that can be switched off from outside."""
+"""Progress bars that can be switched off from outside, and output that no terminal refuses."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,3 +28,9 @@ def no_dataset_bars() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+def print_what_can_be() -> None:
+    """Have stdout write `?` for what its encoding lacks (cp1252, ASCII) instead of failing."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")

@@ -23,10 +23,11 @@ import time
 
 import torch
 
-from bench_scoring import own_peak_mb, questions_of
+from bench_scoring import questions_of
 from manu_utils.models.encoding import encode
 from manu_utils.models.loading import load_model
 from manu_utils.models.neurons import find_neurons
+from manu_utils.processes import own_peak_mb
 from manu_utils.unlearning.activations import collect_activations
 from report import report, spread
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from bench_scoring import own_peak_mb
+from manu_utils.processes import own_peak_mb
 from report import report
 
 SIDE, VIEWS, DIFFERENT = 1024, 3, 24

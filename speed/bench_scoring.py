@@ -11,7 +11,6 @@ import argparse
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -19,6 +18,7 @@ from manu_utils.benchmark.loading import load_benchmark
 from manu_utils.models.encoding import batches
 from manu_utils.models.loading import load_model
 from manu_utils.models.prefix_tree import additive_mask, shared_batches
+from manu_utils.processes import own_peak_mb
 from manu_utils.unlearning.activations import collect_activations
 from report import report, spread
 
@@ -76,21 +76,6 @@ def child(number, modality):
     model, processor = load_model("tiny")
     scoring(model, processor, questions_of(modality, number))
     print(own_peak_mb())
-
-
-def own_peak_mb():
-    """Peak resident memory of this process. On Linux ``ru_maxrss`` would start at the peak of the parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 1024**2
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def main():

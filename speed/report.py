@@ -1,16 +1,16 @@
-"""What the scripts here print and write: the table of the benchmarks (kept in build/bench.csv), progress, and result files.
+"""What the scripts here print and write: the table of the benchmarks, kept in build/bench.csv.
 
 The bounds of the benchmarks are ratios within one run, so that they hold on any machine, and each is widened by
 :func:`spread`, what equal runs differ by on this machine at this time.
 """
 
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from manu_utils.progress import print_what_can_be
 
 BENCH = Path(__file__).resolve().parents[1] / "build" / "bench.csv"
 
@@ -23,12 +23,6 @@ def spread(*measured: Sequence[float]) -> float:
     """
     halves = [(min(runs[::2]), min(runs[1::2])) for runs in measured]
     return max(abs(one - other) / min(one, other) for one, other in halves)
-
-
-def print_what_can_be() -> None:
-    """Have stdout write `?` for what its encoding lacks (cp1252, ASCII) instead of failing."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
 
 
 def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str, bool]) -> int:
@@ -52,17 +46,3 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
     BENCH.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(BENCH, index=False)
     return 0 if all(checks.values()) else 1
-
-
-def say(started: float, text: str) -> None:
-    """Print what was done since ``started``, a ``time.process_time()``: a busy machine takes longer."""
-    print_what_can_be()
-    print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)
-
-
-def write_table(table: pd.DataFrame, place: Path, float_format: str | None = None) -> None:
-    """Replace a CSV as a whole, so that a killed run leaves the old one or the new one."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
-    table.to_csv(part, index=False, lineterminator="\n", float_format=float_format)
-    os.replace(part, place)
