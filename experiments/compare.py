@@ -1,26 +1,27 @@
-"""All methods on all sets, tasks and modalities: the long sweep behind notebook 06. Resumable; runs on the bundled miniature.
+"""All methods on all sets, tasks and modalities: the long sweep behind notebook 06.
 
-    python experiments/compare.py                     # everything, two hours on one core
-    python experiments/compare.py --seeds 0           # a part of it; two processes may share the work
-    python experiments/compare.py --settings data/results/comparison_choice.csv --out data/results/second_world
-                                                     # in a clone with another world (make mini-data mini-model SEED=1),
-                                                     # with the strengths that were chosen in this one
+    python experiments/compare.py             # everything, two hours on one core; resumable
+    python experiments/compare.py --seeds 0   # a part of it; two processes may share the work
+    python experiments/compare.py --settings data/results/comparison_choice.csv \\
+        --out data/results/second_world       # in a clone with another world (make mini-data
+                                              # mini-model SEED=1), at the strengths chosen in this
 
 Three stages, each kept in data/results and not run again while the weights are the same:
 
-1. choice: the learning rate and the strength (steps, rounds or α) of every method, on stand-ins. As many people as are to be
-   forgotten are drawn from the retain set and play the forget set; the people that are reported take no part. What counts
-   is the harmonic mean of how far the stand-ins are forgotten, *in the modalities that the method is given*, and what the
-   other retained people keep. A method that is given images alone is thus not chosen for what happens to names.
-2. cost: processor seconds, sequences read (questions about one image may share one), peak memory and weights changed, each
-   method in a process of its own.
-3. comparison: every method at its chosen strength by the full evaluation; for forget 10 % also the other strengths, by exact
-   answers to open questions. The training baselines take all strengths from one path, as does rewriting.
+1. choice: the learning rate and the strength (steps, rounds or α) of every method, on stand-ins. As
+   many people as are to be forgotten are drawn from the retain set and play the forget set; the
+   people that are reported take no part. What counts is the harmonic mean of how far the stand-ins
+   are forgotten, *in the modalities that the method is given*, and what the other retained people
+   keep. A method that is given images alone is thus not chosen for what happens to names.
+2. cost: processor seconds, sequences read (questions about one image may share one), peak memory
+   and weights changed, each method in a process of its own.
+3. comparison: every method at its chosen strength by the full evaluation; for forget 10 % also the
+   other strengths, by exact answers to open questions. The training baselines take all strengths
+   from one path, as does rewriting.
 """
 
 import argparse
 import copy
-import hashlib
 import itertools
 import json
 import math
@@ -28,35 +29,26 @@ import random
 import subprocess
 import sys
 import time
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock
 
-from bench_scoring import own_peak_mb
 from manu_utils.benchmark.loading import load_benchmark
 from manu_utils.benchmark.questions import open_questions
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES
 from manu_utils.evaluation.tables import evaluate, merit, summarise
 from manu_utils.miniature.build import RETRAINED
-from manu_utils.models.asking import known
+from manu_utils.models.asking import exact_answers
 from manu_utils.models.loading import load_model
-from manu_utils.models.neurons import find_neurons
-from manu_utils.progress import bar
-from manu_utils.unlearning.activations import collect_activations
-from manu_utils.unlearning.attribution import collect_attribution
+from manu_utils.processes import own_peak_mb
 from manu_utils.unlearning.baselines import METHODS, unlearn_by_training, with_system_prompt
-from manu_utils.unlearning.coverage import choose_by_coverage
-from manu_utils.unlearning.evidence import unlearn
-from manu_utils.unlearning.pruning import prune, select_neurons
-from manu_utils.unlearning.released import choose_rows
-from manu_utils.unlearning.rewriting import collect_moments, rewrite, rewrite_neurons
-from manu_utils.unlearning.scores import CONTROLS, PRUNINGS, score
-from report import say, write_table
+from manu_utils.unlearning.evidence import Evidence, unlearn
+from manu_utils.unlearning.rewriting import rewrite
+from manu_utils.unlearning.scores import PRUNINGS
+from sweep import QUIET, RESULTS, ROOT, begin, fingerprint, read_table, strengths, sweep
 
-ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ROOT / "build"
 SCALE = "tiny"
 RATES = (1e-4, 3e-4)  # learning rates to choose from
 STEPS = (6, 12, 24, 48, 96)  # one path through all of them
@@ -65,12 +57,18 @@ ALPHAS = (1.0, 2.0, 5.0, 10.0)
 ROUNDS = (1, 2, 4, 8)  # of rewriting
 BATCH = 16  # questions per modality and step
 SAMPLE = 600  # retained questions per modality that the scores see, as in notebook 05
-QUIET = {"progress": False}
 KEYS = ["scale", "seed", "forget_ratio", "method", "modalities"]
-COMPARISON = [*KEYS, "strength", "set", "task", "modality", "metric", "value", "n"]
-COST = [*KEYS, "strength", "seconds", "sequences_read", "with_gradient", "peak_mb", "weights_changed"]
-CHOICE = ["scale", "method", "modalities", "lr", "strength", "forget_quality", "utility", "balance", "merit", "chosen"]
-# What is compared: the reference points, the baselines on image + text rows as released and on both, and every pruning.
+MEASURES = ["seconds", "sequences_read", "with_gradient", "peak_mb", "weights_changed"]
+COLUMNS = {
+    "comparison": [*KEYS, "strength", "set", "task", "modality", "metric", "value", "n"],
+    "comparison_cost": [*KEYS, "strength", *MEASURES],
+    "comparison_choice": [
+        "scale", "method", "modalities", "lr", "strength", "forget_quality", "utility", "balance",
+        "merit", "chosen",
+    ],
+}  # fmt: skip
+# What is compared: the reference points, the baselines on image + text rows as released and on
+# both, and every pruning.
 REFERENCES = ("vanilla", "never met", "retrained", "system prompt")
 ENTRIES = [(method, given) for method in METHODS for given in ("multimodal", "both")]
 ENTRIES += [(method, "both") for method in ("rewrite", *PRUNINGS)]
@@ -109,142 +107,76 @@ class Bench:
             name: {m: benchmark.training_questions(ids, m) for m in MODALITIES}
             for name, ids in (("forget", forget), ("retain", retain))
         }
-        asked = random.Random(0).sample(retain, 40)  # the same in every run
-        rows = {name: [i for i, p in enumerate(benchmark.retain_ids) if p in set(ids)]
-                for name, ids in (("forget", forget), ("retain", asked))}  # fmt: skip
-        if stand_ins:
-            self.sets = {name: benchmark.retain.select(index) for name, index in rows.items()}
-        else:
-            self.sets = benchmark.sets() | {"retain": benchmark.retain.select(rows["retain"])}
+        self.everyone = Evidence(model, processor, **self.training, **QUIET)
+        self.by_seed = {}
+
+        def rows_of(people):
+            index = [i for i, person in enumerate(benchmark.retain_ids) if person in people]
+            return benchmark.retain.select(index)
+
+        self.sets = {"forget": rows_of(set(forget))} if stand_ins else benchmark.sets()
+        self.sets["retain"] = rows_of(set(random.Random(0).sample(retain, 40)))  # in every run
         if people:
-            self.sets = {name: dataset.select(range(min(people, len(dataset)))) for name, dataset in self.sets.items()}
-        self.panels = {(name, m): open_questions(self.sets[name], m) for name in ("forget", "retain") for m in MODALITIES}
+            few = {name: range(min(people, len(of))) for name, of in self.sets.items()}
+            self.sets = {name: of.select(few[name]) for name, of in self.sets.items()}
+        self.panels = {
+            (name, m): open_questions(self.sets[name], m)
+            for name in ("forget", "retain")
+            for m in MODALITIES
+        }
         self.vanilla = copy.deepcopy(model.state_dict())
-        self.statistics = {}
 
     def reset(self):
         self.model.load_state_dict(self.vanilla)
 
     def open_questions(self, model=None):
-        """Rows set, task, modality, metric, value, n: exact answers to open questions, forget and retain."""
-        right = {key: known(model or self.model, self.processor, q, **QUIET).double().mean() for key, q in self.panels.items()}
-        return [
-            {"set": name, "task": "open questions", "modality": m, "metric": "accuracy", "value": value.item(),
-             "n": len(self.panels[name, m])}
-            for (name, m), value in right.items()
-        ]  # fmt: skip
+        """Exact answers to open questions, forget and retain."""
+        frame = exact_answers(model or self.model, self.processor, self.panels)
+        return frame.assign(task="open questions", metric="accuracy").to_dict("records")
 
     def everything(self, model=None, sets=None):
         """The same for all sets and tasks."""
         frame = evaluate(model or self.model, self.processor, sets or self.sets, **QUIET)
         return summarise(frame).to_dict("records")
 
-    def path(self, method, given, lr, strengths, seed, measure):
+    def path(self, method, given, lr, steps, seed, measure):
         """step -> what ``measure`` finds there, along one path of a training baseline."""
         found, visits = {}, itertools.count()
 
         def watch():
-            if (step := EVERY * next(visits)) in strengths:
+            if (step := EVERY * next(visits)) in steps:
                 found[step] = measure(step)
             return {}
 
         self.reset()
         forget = {m: self.training["forget"][m] for m in modalities_of(given)}
         unlearn_by_training(
-            method, self.model, self.processor, forget, self.training["retain"], lr=lr, steps=max(strengths),
-            batch_size=BATCH, watch=watch, every=EVERY, seed=seed, **QUIET,
+            method, self.model, self.processor, forget, self.training["retain"], lr=lr,
+            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed, **QUIET,
         )  # fmt: skip
         self.reset()
         return found
 
     def sample(self, seed):
         """The retained questions that the scores of one seed see."""
-        return {m: random.Random(seed).sample(q, min(SAMPLE, len(q))) for m, q in self.training["retain"].items()}
+        return {
+            m: random.Random(seed).sample(asked, min(SAMPLE, len(asked)))
+            for m, asked in self.training["retain"].items()
+        }
 
-    def selections(self, variant, alphas, seed):
-        """α -> what is pruned; what several variants need is computed once."""
-        forget, retain, given = self.training["forget"], self.sample(seed), (self.model, self.processor)
-        mlps = find_neurons(self.model)
-        if variant == "released_as_run":  # it draws its own sample
-            retain = self.training["retain"]
-            return {a: choose_rows(*given, forget, retain, alpha=a, seed=seed, **QUIET) for a in alphas}
-        if variant == "coverage":
-            facts = self.once("facts", lambda: {m: collect_attribution(*given, q, **QUIET) for m, q in forget.items()})
-            cost = {m: collect_attribution(*given, q, reduce=True, **QUIET) for m, q in retain.items()}
-            return {a: choose_by_coverage(*given, forget, cost, alpha=a, facts=facts, **QUIET) for a in alphas}
-        sums = [{}, {}]
-        if variant not in CONTROLS:
-            sums = [
-                self.once(name, lambda asked=asked: {m: collect_activations(*given, q, **QUIET) for m, q in asked.items()})
-                for name, asked in (("forget", forget), (f"retain {seed}", retain))
-            ]
-        scores = score(variant, *sums, mlps=mlps, seed=seed)
-        per = "tower" if variant == "released_score" else "model"
-        return {alpha: select_neurons(scores, mlps, alpha, per) for alpha in alphas}
+    def evidence(self, seed):
+        """What the scores of one seed see; of the forget set it is the same for every seed."""
+        if seed not in self.by_seed:
+            self.by_seed[seed] = self.everyone.beside(retain=self.sample(seed))
+        return self.by_seed[seed]
 
-    def once(self, name, compute):
-        if name not in self.statistics:
-            self.statistics[name] = compute()
-        return self.statistics[name]
-
-    def results(self, method, given, lr, strengths, seed, measure):
+    def results(self, method, given, lr, values, seed, measure):
         """strength -> what ``measure(strength)`` finds."""
         if method in METHODS:
-            return self.path(method, given, lr, strengths, seed, measure)
-        found = {}
-        if method == "rewrite":
-            moments = collect_moments(self.model, self.processor, self.sample(seed), **QUIET)
-            for rounds, before in zip(strengths, (0, *strengths), strict=False):
-                more = {"rounds": rounds - before, "on_top": True, **QUIET}
-                rewrite_neurons(self.model, self.processor, self.training["forget"], moments, **more)
-                found[rounds] = measure(rounds)
-            self.reset()
-            return found
-        for alpha, selected in self.selections(method, strengths, seed).items():
-            with prune(self.model, selected):
-                found[alpha] = measure(alpha)
-        return found
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-class Results:
-    """The CSVs of one state of the model, written as a whole under a lock; rows of another state are dropped."""
-
-    def __init__(self, folder, state):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        about = folder / "comparison.json"
-        LOCKS.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(LOCKS / "comparison.lock")
-        with self.lock:
-            if not about.exists() or json.loads(about.read_text(encoding="utf-8"))["state"] != state:
-                for name in ("comparison", "comparison_cost", "comparison_choice"):
-                    (folder / f"{name}.csv").unlink(missing_ok=True)
-                text = json.dumps({"command": "python experiments/compare.py", "state": state})
-                about.write_text(text + "\n", encoding="utf-8")
-
-    def read(self, name, columns):
-        path = self.folder / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
-
-    def add(self, name, columns, rows):
-        """Write the rows of one method, in place of any that another process wrote meanwhile; the order does not depend on
-        which came first.
-        """
-        path = self.folder / f"{name}.csv"
-        new = pd.DataFrame(rows, columns=columns)
-        key = [column for column in KEYS if column in columns]
-        with self.lock:
-            old = self.read(name, columns)
-            frame = pd.concat([old[(old[key] != new[key].iloc[0]).any(axis=1)], new]).round(4)
-            frame = frame.sort_values(key, key=in_order, kind="stable")
-            write_table(frame, path, "%.5g")
-
-    def has(self, name, columns, **key):
-        frame = self.read(name, columns)
-        return bool(frame[list(key)].eq(pd.Series(key)).all(axis=1).any())
+            return self.path(method, given, lr, values, seed, measure)
+        # What the released code does draws a sample of its own.
+        evidence = self.everyone if method == "released_as_run" else self.evidence(seed)
+        return {value: measure(value) for value in strengths(evidence, method, values, seed)}
 
 
 def in_order(column):
@@ -252,61 +184,69 @@ def in_order(column):
     return column.map(METHOD_ORDER.index) if column.name == "method" else column
 
 
+def measured(folder, name, units):
+    """The table ``name`` with all of its units; its order does not depend on which came first."""
+    columns = COLUMNS[name]
+    key = [column for column in KEYS if column in columns]
+
+    def arrange(table):
+        return table.round(4).sort_values(key, key=in_order, kind="stable")
+
+    options = {"arrange": arrange, "float_format": "%.5g"}
+    return sweep(folder / f"{name}.csv", columns, units, **options)
+
+
 def state_of(people):
     """A fingerprint of everything that the results depend on: weights, questions and grids."""
-    digest = hashlib.sha256(f"{people} {RATES} {STEPS} {ALPHAS} {ROUNDS} {BATCH} {SAMPLE}".encode())
-    files = [ROOT / "data" / "tiny_llava" / name / "model.safetensors" for name in ("vanilla", "base")]
-    for file in [*files, *sorted((ROOT / "data" / "mllmu_mini").rglob("*.parquet"))]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    grids = f"{people} {RATES} {STEPS} {ALPHAS} {ROUNDS} {BATCH} {SAMPLE}"
+    folder = ROOT / "data" / "tiny_llava"
+    weights = (folder / name / "model.safetensors" for name in ("vanilla", "base"))
+    return fingerprint(grids, *weights)
 
 
-# ------------------------------------------------------------------------------------------------ stages
+# ------------------------------------------------------------------------------ stages
 
 
 def series(rows, modalities=MODALITIES):
-    return pd.Series({(row["set"], row["modality"]): row["value"] for row in rows if row["modality"] in modalities})
+    values = {(row["set"], row["modality"]): row["value"] for row in rows}
+    return pd.Series({key: value for key, value in values.items() if key[1] in modalities})
 
 
-def choose(results, model, processor, base, entries, people):
-    """Learning rate and strength of every method, on stand-ins."""
-    todo = [e for e in entries if not results.has("comparison_choice", CHOICE, method=e[0], modalities=e[1])]
-    if not todo:
-        return
-    bench = Bench(model, processor, 10, stand_ins=True, people=people)
-    vanilla, target = bench.open_questions(), bench.open_questions(base)
-    for method, given in bar(todo, desc="choice"):
-        started = time.process_time()
-        ms, rows = modalities_of(given), []
-        for lr in RATES if method in METHODS else (math.nan,):
-            found = bench.results(method, given, lr, strengths_of(method), 0, lambda strength: bench.open_questions())
-            for strength, measured in found.items():
-                parts = merit(series(measured, ms), series(vanilla, ms), series(target, ms))
-                rows.append({"scale": SCALE, "method": method, "modalities": given, "lr": lr, "strength": strength} | parts)
-        best = max(rows, key=lambda row: row["merit"])  # of equal ones the first, the weakest
-        results.add("comparison_choice", CHOICE, [row | {"chosen": row is best} for row in rows])
-        say(started, f"choice  {method}, {given}: lr {best['lr']:g}, strength {best['strength']:g}, {best['merit']:.2f}")
+@lru_cache(maxsize=1)
+def before_and_never(bench, base):
+    """What the vanilla model knows, and one that has never met the people."""
+    return bench.open_questions(), bench.open_questions(base)
+
+
+def choices(bench_of, base, method, given):
+    """Rows of every learning rate and strength of a method, on stand-ins; the best is chosen."""
+    bench, ms, rows = bench_of(10, stand_ins=True), modalities_of(given), []
+    vanilla, target = (series(answers, ms) for answers in before_and_never(bench, base))
+    for lr in RATES if method in METHODS else (math.nan,):
+        values = strengths_of(method)
+        found = bench.results(method, given, lr, values, 0, lambda _: bench.open_questions())
+        for strength, answers in found.items():
+            parts = merit(series(answers, ms), vanilla, target)
+            rows.append({"lr": lr, "strength": strength} | parts)
+    best = max(rows, key=lambda row: row["merit"])  # of equal ones the first, the weakest
+    return [row | {"chosen": row is best} for row in rows]
 
 
 def chosen(frame):
     """(method, modalities) -> (lr, strength), from the table of the choice."""
-    return {(row.method, row.modalities): (row.lr, row.strength) for row in frame[frame["chosen"]].itertuples()}
+    rows = frame[frame["chosen"]].itertuples()
+    return {(row.method, row.modalities): (row.lr, row.strength) for row in rows}
 
 
-def measure_costs(results, entries):
-    """Each method in a process of its own, forget 10 %, seed 0; memory is what it needs beyond model and questions."""
-    base = None
-    for (method, given), (lr, strength) in bar(chosen(results.read("comparison_choice", CHOICE)).items(), desc="cost"):
-        key = {"scale": SCALE, "seed": 0, "forget_ratio": 10, "method": method, "modalities": given}
-        if (method, given) not in entries or results.has("comparison_cost", COST, **key):
-            continue
-        base = base or in_a_process("nothing", given, 0, 0)["peak_mb"]
-        cost = in_a_process(method, given, lr, strength)
-        cost["peak_mb"] = round(max(0.0, cost["peak_mb"] - base))
-        results.add("comparison_cost", COST, [key | {"strength": strength} | cost])
-        print(f"{cost['seconds']:7.1f} s  cost    {method}, {given}: {cost}", flush=True)
+def cost(method, given, lr, strength):
+    """One row: forget 10 %, seed 0; memory is what it needs beyond model and questions."""
+    found = in_a_process(method, given, lr, strength)
+    nothing = in_a_process("nothing", "both", 0, 0)
+    peak = round(max(0.0, found["peak_mb"] - nothing["peak_mb"]))
+    return [{"strength": strength} | found | {"peak_mb": peak}]
 
 
+@lru_cache
 def in_a_process(*arguments):
     command = [sys.executable, __file__, "--child", *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -318,98 +258,129 @@ def child(method, given, lr, strength):
     torch.set_num_threads(1)
     model, processor = load_model(SCALE)
     bench = Bench(model, processor, 10)
-    read = {True: 0, False: 0}  # sequences, in which questions may share an image; by whether a gradient is kept
+    read = {True: 0, False: 0}  # sequences, in which questions may share an image; by gradient kept
 
     def count(module, arguments, inputs):
         read[torch.is_grad_enabled()] += len(inputs["inputs_embeds"])
 
-    model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)  # a copy of the model counts, too
+    # A copy of the model counts, too.
+    model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
     started = time.process_time()
     forget, retain = bench.training["forget"], bench.training["retain"]
+    strength = float(strength)
     if method in METHODS:
         forget = {m: forget[m] for m in modalities_of(given)}
-        options = {"lr": float(lr), "steps": round(float(strength)), "batch_size": BATCH}
+        options = {"lr": float(lr), "steps": round(strength), "batch_size": BATCH}
         unlearn_by_training(method, model, processor, forget, retain, **options, **QUIET)
     elif method == "rewrite":
-        rewrite(model, processor, forget, bench.sample(0), rounds=round(float(strength)), **QUIET)
+        rounds = round(strength)
+        rewrite(model, processor, forget, bench.sample(0), rounds=rounds, **QUIET)
     elif method != "nothing":
         sample = retain if method == "released_as_run" else bench.sample(0)
-        unlearn(model, processor, forget, sample, variant=method, alpha=float(strength), **QUIET)
+        unlearn(model, processor, forget, sample, variant=method, alpha=strength, **QUIET)
     seconds, peak = time.process_time() - started, own_peak_mb()
-    changed = sum(int((value != bench.vanilla[name]).sum()) for name, value in model.named_parameters())
-    print(json.dumps({
-        "seconds": round(seconds, 1), "sequences_read": sum(read.values()), "with_gradient": read[True],
-        "peak_mb": peak, "weights_changed": changed,
-    }))  # fmt: skip
+    values = model.named_parameters()
+    changed = sum(int((value != bench.vanilla[name]).sum()) for name, value in values)
+    found = (round(seconds, 1), sum(read.values()), read[True], peak, changed)
+    print(json.dumps(dict(zip(MEASURES, found, strict=True))))
 
 
-def compare(results, model, processor, base, entries, settings, ratios, seeds, people):
-    """Every method, at the learning rate and strength of ``settings``, on every set, task and modality."""
-    for ratio in ratios:
-        bench = None
-        units = [(name, "none", seeds[0]) for name in REFERENCES]
-        units += [(*entry, seed) for seed in seeds for entry in entries if seed == seeds[0] or has_seeds(entry[0])]
-        for method, given, seed in bar(units, desc=f"forget {ratio} %"):
-            key = {"scale": SCALE, "seed": seed, "forget_ratio": ratio, "method": method, "modalities": given}
-            if results.has("comparison", COMPARISON, **key):
-                continue
-            if method == "retrained" and not (ROOT / RETRAINED / f"forget_{ratio}").is_dir():
-                print(f"no {RETRAINED}/forget_{ratio}; the retrained model is left out (make retrained)", flush=True)
-                continue
-            bench = bench or Bench(model, processor, ratio, people=people)
-            started = time.process_time()
-            if method in REFERENCES:
-                rows = [{"strength": math.nan} | row for row in reference(bench, method, base, ratio)]
-            else:
-                lr, best = settings[method, given]
-                every = strengths_of(method) if ratio == 10 else (best,)
+def curve(bench_of, ratio, method, given, seed, lr, best):
+    """Rows of a method at its strengths, at the chosen one on every set, task and modality."""
+    bench = bench_of(ratio)
 
-                def measure(strength, bench=bench, best=best):
-                    rows = bench.open_questions()
-                    return rows + bench.everything() if strength == best else rows
+    def measure(strength):
+        rows = bench.open_questions()
+        return rows + bench.everything() if strength == best else rows
 
-                found = bench.results(method, given, lr, every, seed, measure)
-                rows = [{"strength": strength} | row for strength, part in found.items() for row in part]
-            results.add("comparison", COMPARISON, [key | row for row in rows])
-            say(started, f"compare forget {ratio} %, seed {seed}: {method}, {given}")
+    values = strengths_of(method) if ratio == 10 else (best,)
+    found = bench.results(method, given, lr, values, seed, measure)
+    return [{"strength": strength} | row for strength, rows in found.items() for row in rows]
 
 
-def reference(bench, method, base, ratio):
+def reference(bench_of, ratio, method, base):
     """Rows of a model that is a point to compare with, not a method with a strength."""
+    place = ROOT / RETRAINED / f"forget_{ratio}"
+    if method == "retrained" and not place.is_dir():
+        print(f"no {RETRAINED}/forget_{ratio}; it is left out (make retrained)", flush=True)
+        return []
+    bench = bench_of(ratio)
     model, sets = bench.model, bench.sets
-    if method == "never met":
-        model = base
-    elif method == "retrained":
-        model, _ = load_model(ROOT / RETRAINED / f"forget_{ratio}")
-    elif method == "system prompt":
-        return bench.everything(model, {name: with_system_prompt(dataset) for name, dataset in sets.items()})
-    return bench.open_questions(model) + bench.everything(model)
+    if method == "system prompt":
+        sets = {name: with_system_prompt(dataset) for name, dataset in sets.items()}
+        rows = bench.everything(model, sets)
+    else:
+        if method == "never met":
+            model = base
+        elif method == "retrained":
+            model, _ = load_model(place)
+        rows = bench.open_questions(model) + bench.everything(model)
+    return [{"strength": math.nan} | row for row in rows]
 
 
-def main():
+def comparisons(bench_of, base, entries, settings, ratios, seeds):
+    """The units of the comparison: every method, at its learning rate and strength."""
+    for ratio in ratios:
+        here = {"scale": SCALE, "seed": seeds[0], "forget_ratio": ratio}
+        for method in REFERENCES:
+            key = here | {"method": method, "modalities": "none"}
+            yield key, partial(reference, bench_of, ratio, method, base)
+        for seed in seeds:
+            for method, given in entries:
+                if seed == seeds[0] or has_seeds(method):
+                    key = here | {"seed": seed, "method": method, "modalities": given}
+                    at = settings[method, given]
+                    yield key, partial(curve, bench_of, ratio, method, given, seed, *at)
+
+
+def run(arguments):
+    """All three stages."""
+    entries, people, out = ENTRIES, arguments.people, arguments.out
+    if arguments.methods:
+        entries = [entry for entry in ENTRIES if entry[0] in arguments.methods]
+    tables, command = [out / f"{name}.csv" for name in COLUMNS], "python experiments/compare.py"
+    begin(state_of(people), out / "comparison.json", command, tables)
+    given, (base, _) = load_model(SCALE), load_model(f"{SCALE}-base")
+    bench_of = lru_cache(maxsize=1)(partial(Bench, *given, people=people))  # one ratio at a time
+    if arguments.settings:
+        settings = chosen(read_table(arguments.settings, COLUMNS["comparison_choice"]))
+    else:
+        key = {"scale": SCALE}
+        units = [
+            (key | {"method": m, "modalities": ms}, partial(choices, bench_of, base, m, ms))
+            for m, ms in entries
+        ]
+        settings = chosen(measured(out, "comparison_choice", units))
+        key |= {"seed": 0, "forget_ratio": 10}
+        units = [
+            (key | {"method": m, "modalities": ms}, partial(cost, m, ms, *at))
+            for (m, ms), at in settings.items()
+            if (m, ms) in entries
+        ]
+        measured(out, "comparison_cost", units)
+    ratios, seeds = arguments.ratios, arguments.seeds
+    units = list(comparisons(bench_of, base, entries, settings, ratios, seeds))
+    measured(out, "comparison", units)
+
+
+def main(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ratios", type=int, nargs="+", default=[10, 5, 15], choices=FORGET_RATIOS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=sorted({method for method, _ in ENTRIES}), help="default: all")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results")
-    parser.add_argument("--settings", type=Path, help="take learning rates and strengths from this file, and measure no cost")
-    parser.add_argument("--people", type=int, help="at most so many of each set, to try things out")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    add = parser.add_argument
+    add("--ratios", type=int, nargs="+", default=[10, 5, 15], choices=FORGET_RATIOS)
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    methods = sorted({method for method, _ in ENTRIES})
+    add("--methods", nargs="+", choices=methods, help="default: all")
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, default=RESULTS)
+    settings = "take learning rates and strengths from this file, and measure no cost"
+    add("--settings", type=Path, help=settings)
+    add("--people", type=int, help="at most so many of each set, to try things out")
+    add("--child", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(given)
     if arguments.child:
         return child(*arguments.child)
     torch.set_num_threads(arguments.threads)
-    entries = [entry for entry in ENTRIES if not arguments.methods or entry[0] in arguments.methods]
-    results = Results(arguments.out, state_of(arguments.people))
-    (model, processor), (base, _) = load_model(SCALE), load_model(f"{SCALE}-base")
-    if arguments.settings:
-        settings = chosen(pd.read_csv(arguments.settings))
-    else:
-        choose(results, model, processor, base, entries, arguments.people)
-        measure_costs(results, entries)
-        settings = chosen(results.read("comparison_choice", CHOICE))
-    compare(results, model, processor, base, entries, settings, arguments.ratios, arguments.seeds, arguments.people)
+    run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The bridge to a pretrained language model: its pieces, on a small Llama with random weights."""
 
 import copy
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import bridge
 from manu_utils.models.asking import known
 from manu_utils.models.neurons import find_neurons
 from manu_utils.unlearning.activations import collect_activations
+from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.scores import score
 
 METHODS = ("ratio", "coverage", "rewrite", "random", "released_score", "plain", "magnitude")
@@ -37,6 +39,12 @@ def llama(tiny_model):
 def lessons(benchmark):
     """Four facts of one person to forget and of one to keep."""
     return {name: questions[:4] for name, questions in bridge.lessons_of(benchmark, 3).items()}
+
+
+@pytest.fixture
+def evidence(llama, lessons):
+    sets = ({"text": lessons[name]} for name in ("forget", "retain"))
+    return Evidence(*llama, *sets, modalities=("text",), progress=False)
 
 
 def weights(model):
@@ -74,9 +82,10 @@ def test_teaching_changes_the_layers_alone_until_the_facts_are_known(llama, less
     changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
     assert changed and all(".layers." in name for name in changed)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    found = bridge.locality(model, processor, lessons["forget"])
-    assert {n for _, n in found.values()} == {4} and found["neurons of the model"][0] == 128
-    assert 1 <= found["neurons that hold half"][0] <= found["effective neurons"][0] < 128
+    rows = bridge.locality(model, processor, {"forget": lessons["forget"]})
+    found = {row["measure"]: row["value"] for row in rows}
+    assert {row["n"] for row in rows} == {4} and found["neurons of the model"] == 128
+    assert 1 <= found["neurons that hold half"] <= found["effective neurons"] < 128
 
 
 def test_teaching_and_asking_are_in_float32(llama, lessons, tmp_path):
@@ -91,28 +100,29 @@ def test_teaching_and_asking_are_in_float32(llama, lessons, tmp_path):
 
 
 def test_facts_that_are_not_known_have_no_place(llama, lessons):
-    assert bridge.locality(*llama, lessons["forget"]) == {}
+    assert bridge.locality(*llama, {"forget": lessons["forget"]}) == []
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_changes_the_model_and_puts_it_back(llama, lessons, method, monkeypatch):
-    model, processor = llama
+def test_every_method_changes_the_model_and_puts_it_back(evidence, method, monkeypatch):
+    model, values = evidence.given[0], [1, 2] if method == "rewrite" else [2.0, 10.0]
     before = weights(model)
     if method == "rewrite":  # as if the facts were known; it moves those that are
-        monkeypatch.setattr("manu_utils.unlearning.rewriting.known", lambda model, processor, items, **_: torch.ones(len(items)).bool())
+        known_all = "manu_utils.unlearning.rewriting.known"
+        monkeypatch.setattr(known_all, lambda _, __, items, **___: torch.ones(len(items)).bool())
     found = []
-    for strength in bridge.strengths(method, 0, model, processor, lessons, alphas=(2.0, 10.0), rounds=(1, 2)):
+    for strength in bridge.strengths(evidence, method, values, 0, bridge.choose):
         found.append((strength, weights(model)))
         pruned = sum(int((mlp.after.weight == 0).all(0).sum()) for mlp in find_neurons(model))
         assert pruned == (0 if method == "rewrite" else round(strength / 100 * 128))
-    assert [strength for strength, _ in found] == ([1, 2] if method == "rewrite" else [2.0, 10.0])
+    assert [strength for strength, _ in found] == values
     assert not same(found[0][1], before) and not same(found[0][1], found[1][1])
     assert same(weights(model), before)
 
 
-def test_only_random_depends_on_the_seed(llama, lessons):
+def test_only_random_depends_on_the_seed(evidence):
     def chosen(method, seed):
-        return dict(bridge.selections(method, seed, *llama, lessons, alphas=(10.0,)))[10.0]
+        return bridge.choose(evidence, method, 10.0, seed)
 
     assert not chosen("random", 0).equal(chosen("random", 1))
     assert all(chosen(method, 0).equal(chosen(method, 1)) for method in ("ratio", "released_score", "plain", "magnitude"))
@@ -143,6 +153,13 @@ def test_capitals_are_read_one_by_one_or_together(llama, monkeypatch):
     assert bridge.capitals_right(model, processor.tokenizer).tolist() == [True, True, False, True, True]
 
 
+def test_exact_answers_and_capitals_are_measured_together(llama, lessons, monkeypatch):
+    monkeypatch.setattr(bridge, "capitals_right", lambda *_: torch.tensor([True, False]))
+    rows = bridge.measure(*llama, lessons)
+    assert [(row["set"], row["n"]) for row in rows[:2]] == [("forget", 4), ("retain", 4)]
+    assert rows[2] == {"set": "capitals", "value": 0.5, "n": len(bridge.CAPITALS)}
+
+
 def test_a_killed_run_goes_on_and_measures_nothing_twice(llama, benchmark, tmp_path, monkeypatch):
     asked = []
 
@@ -150,10 +167,11 @@ def test_a_killed_run_goes_on_and_measures_nothing_twice(llama, benchmark, tmp_p
         asked.append(len(asked))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return {"forget": (0.123456, 7)}
+        return [{"set": "forget", "value": 0.123456, "n": 7}]
 
+    facts = {"strength": math.nan, "measure": "effective neurons", "set": "forget", "n": 7}
     monkeypatch.setattr(bridge, "measure", measure)
-    monkeypatch.setattr(bridge, "locality", lambda *_: {"effective neurons": (12.34567, 7)})
+    monkeypatch.setattr(bridge, "locality", lambda _, __, sets: [facts | {"value": 12.34567}] * bool(sets))
     monkeypatch.setattr(bridge, "pretrained", lambda: llama)
     monkeypatch.setattr(bridge, "taught", lambda name, questions: copy.deepcopy(llama))
     place, units = tmp_path / "rows.csv", (("pretrained", 0), ("vanilla", 0), ("magnitude", 0), ("retrained", 0))

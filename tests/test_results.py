@@ -1,6 +1,7 @@
 """The stored results belong to the bundled weights and hold what the notebooks read."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -17,6 +18,22 @@ RESULTS = data_dir() / "results"
 def test_the_comparison_is_of_the_bundled_weights_and_data():
     stored = json.loads((RESULTS / "comparison.json").read_text(encoding="utf-8"))["state"]
     assert stored == compare.state_of(None), "the weights, data or grids changed: run `make sweeps`"
+
+
+def test_a_rerun_finds_everything_done(tmp_path, monkeypatch):
+    """Nothing is measured again, and the stored tables are the same to the byte: files, of the seed
+    that sets the references, and of every method.
+    """
+    for file in (*RESULTS.glob("comparison*"), *RESULTS.glob("bridge*")):
+        shutil.copy(file, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(compare, "Bench", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(compare, "in_a_process", lambda *_: pytest.fail("measured again"))
+    for name in ("pretrained", "taught", "locality"):
+        monkeypatch.setattr(bridge, name, lambda *_: pytest.fail("measured again"))
+    compare.main(["--out", str(tmp_path)])
+    bridge.main(["--out", str(tmp_path)])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["comparison", "ablations"])

@@ -1,0 +1,144 @@
+"""What the long runs share: a table that grows unit by unit, a fingerprint, a line of progress.
+
+A run that was killed goes on after the last unit that it finished; two may share the work.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from manu_utils.progress import print_what_can_be
+from manu_utils.unlearning.evidence import Evidence
+from manu_utils.unlearning.pruning import prune
+from manu_utils.unlearning.rewriting import collect_moments, rewrite_neurons
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, BUILD = ROOT / "data" / "results", ROOT / "build"
+QUIET = {"progress": False}
+# Columns and values that name the rows of a unit, and what measures it: rows without these columns.
+Unit = tuple[dict, Callable[[], list[dict]]]
+
+
+def sweep(
+    place: Path,
+    columns: Sequence[str],
+    units: Sequence[Unit],
+    *,
+    arrange: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+    float_format: str | None = None,
+) -> pd.DataFrame:
+    """Measure every unit that is not yet in the table ``place``, and write the table after each.
+
+    Rows that another process wrote meanwhile under the same key are replaced. A unit without rows
+    is left to a later run.
+
+    Args:
+        arrange: gives the table as it is to be written, such as sorted.
+
+    Returns:
+        The whole table.
+    """
+    for number, (key, measure) in enumerate(units, 1):
+        if of_key(read_table(place, columns), key).any():
+            continue
+        started, rows = time.process_time(), measure()
+        if not rows:
+            continue
+        new = pd.DataFrame([key | row for row in rows], columns=columns)
+        with locked():
+            old = read_table(place, columns)
+            old = old[~of_key(old, key)]
+            table = pd.concat([old, new], ignore_index=True) if len(old) else new
+            write_table(arrange(table), place, float_format)
+        names = ", ".join(str(value) for value in key.values())
+        say(started, f"{place.stem} {number}/{len(units)}: {names}")
+    return read_table(place, columns)
+
+
+def of_key(table: pd.DataFrame, key: dict) -> pd.Series:
+    """Which rows are of the unit of this key."""
+    return (table[list(key)] == pd.Series(key)).all(axis=1)
+
+
+def read_table(place: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table; empty if there is none."""
+    if not place.exists():
+        return pd.DataFrame(columns=columns)
+    return pd.read_csv(place)
+
+
+def write_table(table: pd.DataFrame, place: Path, float_format: str | None = None) -> None:
+    with whole(place) as part:
+        table.to_csv(part, index=False, lineterminator="\n", float_format=float_format)
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """Where to write a file or folder, so that a killed run leaves the old one or the new one."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    yield part
+    os.replace(part, place)
+
+
+def locked() -> FileLock:
+    """For a moment, no other run reads or writes; the lock is no result, so it is in build."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    return FileLock(BUILD / "sweep.lock")
+
+
+def fingerprint(settings: str, *files: Path) -> str:
+    """Names what results depend on: grids and recipe as text, and the bundled questions and files
+    as they are.
+    """
+    digest = hashlib.sha256(settings.encode())
+    for file in (*files, *sorted((ROOT / "data" / "mllmu_mini").rglob("*.parquet"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def begin(state: str, about: Path, command: str, tables: Sequence[Path]) -> None:
+    """Remove tables that are of another state than ``about`` says, and write this one there."""
+    with locked():
+        if about.exists() and json.loads(about.read_text(encoding="utf-8"))["state"] == state:
+            return
+        for table in tables:
+            table.unlink(missing_ok=True)
+        with whole(about) as part:
+            text = json.dumps({"command": command, "state": state})
+            part.write_text(text + "\n", encoding="utf-8")
+
+
+def say(started: float, text: str) -> None:
+    """Print what was done since ``started``, a ``time.process_time()``: a busy machine takes
+    longer.
+    """
+    print_what_can_be()
+    print(f"{time.process_time() - started:7.1f} s  {text}", flush=True)
+
+
+def strengths(
+    evidence: Evidence, method: str, values: Sequence[float], seed: int = 0, choose=Evidence.choose
+) -> Iterator[float]:
+    """Each strength (α, or rounds of ``"rewrite"``) while the model is changed to it; at the end
+    the model is as it was.
+    """
+    (model, processor), sets = evidence.given, evidence.sets
+    if method != "rewrite":
+        for alpha in values:
+            with prune(model, choose(evidence, method, alpha, seed=seed)):
+                yield alpha
+        return
+    moments = collect_moments(model, processor, sets["retain"], **QUIET)
+    with ExitStack() as undo:
+        for before, rounds in zip((0, *values), values, strict=False):
+            more = {"rounds": rounds - before, "on_top": True, **QUIET}
+            undo.enter_context(rewrite_neurons(*evidence.given, sets["forget"], moments, **more))
+            yield rounds
