@@ -195,17 +195,19 @@ def run(wanted: list[tuple[Lab, Unit]], name: str, place: Path) -> pd.DataFrame:
     return sweep(place, COLUMNS, list(zip(keys, measures, strict=True)))
 
 
-def wanted_units(arguments) -> list[tuple[Lab, Unit]]:
+def wanted_units(arguments) -> tuple[Lab, list[tuple[Lab, Unit]]]:
+    """A lab of the model, and what is to be measured."""
     if arguments.name == "planted":
         twin = planted_twin()
-        return planted_units({draw: PlantedLab(*twin, draw) for draw in arguments.seeds})
+        labs = {draw: PlantedLab(*twin, draw) for draw in arguments.seeds}
+        return labs[arguments.seeds[0]], planted_units(labs)
     lab, found = Lab(*load_model(arguments.model)), all_units()
     found = [unit for unit in found if unit.seed in arguments.seeds]
     if arguments.name != "sparse":  # a twin is compared over α, and by where its facts are
         found = [unit for unit in found if unit.ablation in ("alpha", "locality")]
         found = [u for u in found if u.ratio == RATIO and u.alpha in (0.0, *TWIN_ALPHAS)]
     only = arguments.only
-    return [(lab, unit) for unit in found if only is None or unit.ablation in only]
+    return lab, [(lab, unit) for unit in found if only is None or unit.ablation in only]
 
 
 def main():
@@ -214,12 +216,13 @@ def main():
     add("--model", default="tiny", help="a bundled name or a folder")
     name = 'what the table calls this model; "planted": the planted twin'
     add("--name", default="sparse", help=name)
-    add("--only", nargs="*", help="ablations to run (default: all)")
-    add("--seeds", nargs="*", type=int, default=list(SEEDS))
+    names = dict.fromkeys(unit.ablation for unit in all_units())
+    add("--only", nargs="+", choices=names, help="ablations to run (default: all)")
+    add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--output", type=Path, default=RESULTS / "ablations.csv")
     arguments = parser.parse_args()
-    started, wanted, output = time.process_time(), wanted_units(arguments), arguments.output
-    lab = wanted[0][0]
+    started, output = time.process_time(), arguments.output
+    lab, wanted = wanted_units(arguments)
     state = fingerprint(answers_file.fingerprint(lab.model, lab.processor))
     place = BUILD / "ablations" / f"{arguments.name}-{state}.csv"
     table = run(wanted, arguments.name, place)

@@ -1,4 +1,4 @@
-"""What is collected once serves every variant, every α and every other sample, and is not read again."""
+"""What is collected once serves every variant, α and other sample, and is not read again."""
 
 import pytest
 import torch
@@ -64,7 +64,8 @@ def test_tau_and_positions_are_those_of_the_statistics(tiny_model, questions):
     read = {}
     for tau, positions in ((0.1, "answer"), (0.5, "answer"), (0.1, "last")):
         evidence = Evidence(*tiny_model, **questions, tau=tau, positions=positions, progress=False)
-        read[tau, positions] = evidence.beside(retain=questions["retain"]).statistics("retain")["text"]
+        evidence = evidence.beside(retain=questions["retain"])
+        read[tau, positions] = evidence.statistics("retain")["text"]
         assert read[tau, positions].tau == tau
     assert read[0.5, "answer"].n_active.sum() < read[0.1, "answer"].n_active.sum()
     assert read[0.1, "last"].tokens[-1] == 4 < read[0.1, "answer"].tokens[-1]
@@ -80,7 +81,8 @@ def test_options_and_groups_reach_the_score_and_coverage(tiny_model, questions):
     by_layer = evidence.choose("ratio", 10.0, per="layer")
     sizes = [mlp.size for mlp in evidence.mlps]
     assert [int(part.sum()) for part in by_layer.split(sizes)] == [round(n / 10) for n in sizes]
-    released = [evidence.choose("released_score", 10.0, per=per) for per in (None, "tower", "model")]
+    groups = (None, "tower", "model")
+    released = [evidence.choose("released_score", 10.0, per=per) for per in groups]
     assert released[0].equal(released[1]) and not released[0].equal(released[2])
     once = evidence.choose("coverage", 10.0, rounds=1, balance=0.0)
     assert not once.equal(evidence.choose("coverage", 10.0))

@@ -1,4 +1,4 @@
-"""What the long runs share: killed and resumed, another state, two processes, files that are whole."""
+"""What the long runs share: killed and resumed, another state, two processes, whole files."""
 
 import ast
 import json
@@ -101,8 +101,8 @@ def test_two_processes_share_a_table(tmp_path):
     )
     place = tmp_path / "table.csv"
     path = os.pathsep.join([str(ROOT / "experiments"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command, options = [sys.executable, "-c", code, str(place)], {"env": os.environ | {"PYTHONPATH": path}}
-    running = [subprocess.Popen([*command, name], **options) for name in ("paper", "ratio")]
+    command, around = [sys.executable, "-c", code, str(place)], os.environ | {"PYTHONPATH": path}
+    running = [subprocess.Popen([*command, name], env=around) for name in ("paper", "ratio")]
     assert [process.wait() for process in running] == [0, 0]
     table = pd.read_csv(place)
     assert len(table) == 40 and not table.duplicated().any()
@@ -163,8 +163,9 @@ def test_strengths_change_the_model_one_after_the_other(tiny_model, questions, m
 @pytest.mark.parametrize("folder", ["experiments", "speed"])
 def test_a_script_imports_what_lies_beside_it_or_is_installed(folder):
     """``python experiments/compare.py`` finds no module of another folder of scripts."""
-    names = {at: {file.stem for file in (ROOT / at).glob("*.py")} for at in ("experiments", "speed", "tests")}
-    elsewhere = set().union(*names.values()) - names[folder]
+    others = {"experiments", "speed", "tests"} - {folder}
+    own = {file.stem for file in (ROOT / folder).glob("*.py")}
+    elsewhere = {file.stem for at in others for file in (ROOT / at).glob("*.py")} - own
     for file in (ROOT / folder).glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
