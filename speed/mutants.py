@@ -1,11 +1,11 @@
 """Do the tests see a wrong line? Change one line of a copy of the package, run the tests, and see whether one fails.
 
-The list below is written by hand: changes that a tired author might make, each of which gives wrong numbers. A change is
-*killed* when a test fails (or does not end), and *survives* when all pass. The working tree is never touched. Needs ``fork``
-(Linux, macOS), so that torch is loaded once and not for every change.
+The list below is written by hand: changes that a tired author might make, each of which gives wrong numbers. A change
+is *killed* when a test fails (or does not end), and *survives* when all pass. The working tree is never touched. Needs
+``fork`` (Linux, macOS), so that torch is loaded once and not for every change.
 
-Results are kept in build/mutants.json, so that a run that was stopped goes on. A change that was killed is tried again when
-its module or the test that killed it changes; one that survived, when anything does.
+Results are kept in build/mutants.json, so that a run that was stopped goes on. A change that was killed is tried again
+when its module or the test that killed it changes; one that survived, when anything does.
 """
 
 import argparse
@@ -125,7 +125,8 @@ OTHERS = [
         ("        predicts &= ~batch[\"answer_mask\"]\n", "        pass\n", "all"),
         ("row[begins].bincount()", "row.bincount()", "tokens"),
         ("begins[1:] = question[1:] != question[:-1]", "begins[1:] = row[1:] != row[:-1]", "row"),
-        ('tokens[index] += z.shape[1] * int(reading.sharing.sum())', 'tokens[index] += z.shape[1] * len(reading.sharing)', 'count'),
+        ('tokens[index] += z.shape[1] * int(reading.sharing.sum())',
+         'tokens[index] += z.shape[1] * len(reading.sharing)', 'count'),
         ("z if z.dtype == torch.float64 else z.float()", "z", "overflow"),
         (".clamp(min=1).double()", ".double()", "zero"),
         ('can_share(model) and positions != "all"', "can_share(model)", "shared"),
@@ -155,7 +156,8 @@ OTHERS = [
         ('scores = scores.masked_fill(exclude, -torch.inf)', 'pass', 'again'),
         ('per = "tower" if variant == "released_score" else "model"', 'per = "model"', "tower"),
         ("        check_unchanged(model)\n", "        pass\n", "stacked"),
-        ('self.statistics("forget"), self.statistics("retain"))', 'self.statistics("forget"), self.statistics("forget"))', 'set'),
+        ('self.statistics("forget"), self.statistics("retain"))',
+         'self.statistics("forget"), self.statistics("forget"))', 'set'),
     ),
     *_of("unlearning.evidence", "evidence",
         ("for name, of in samples.items() if of is None}", "for name, of in samples.items()}", "stale"),
@@ -302,7 +304,8 @@ OTHERS = [
     ),
     *_of("benchmark.rows", "benchmark sources",
         ('if isinstance(words, (str, int, float)) and not', 'if not', "null"),
-        ('TYPES = {"multimodal": "Image_Textual", "text": "Pure_Text"}', 'TYPES = {"multimodal": "Pure_Text", "text": "Image_Textual"}', 'modality'),
+        ('TYPES = {"multimodal": "Image_Textual", "text": "Pure_Text"}',
+         'TYPES = {"multimodal": "Pure_Text", "text": "Image_Textual"}', 'modality'),
     ),
     *_of("benchmark.loading", "benchmark sources",
         ('f"retain_{100 - forget_ratio}", images', 'f"retain_{forget_ratio + 80}", images', "set"),
@@ -399,13 +402,15 @@ MUTATIONS = (*ONCE_UNSEEN, *OTHERS)
 EQUIVALENT: dict[str, str] = {
     "unlearning.coverage: (size - facts[:, selected].sum(1)).clamp(min=0) -> size.clone()":
         "no neuron that is left holds more than what is left of a fact, so either bound leaves it whole",
-    'evaluation.answers_file: own | {"options": question.options} | more -> own | more': "the prompt holds the options as well",
+    'evaluation.answers_file: own | {"options": question.options} | more -> own | more':
+        "the prompt holds the options as well",
 }
 # What is run after the tests that are named for a change. No file that starts other processes for long.
 CHEAP = tuple(
     f"test_{name}.py"
     for name in (
-        "importance neurons batches benchmark activations attribution training pruning sources clear_tofu editing resume "
+        "importance neurons batches benchmark activations attribution training pruning sources clear_tofu editing "
+        "resume "
         "baselines models evaluation protocols architectures checks wording pictures released"
     ).split()
 )
@@ -552,7 +557,9 @@ def first_failure(copy: Path) -> str:
 
 
 def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies: list[Path]):
-    """Yields (label, passed, by whom it failed, seconds of CPU) as they end; ``work`` holds (label, change, test files)."""
+    """Yields (label, passed, by whom it failed, seconds of CPU) as they end; ``work`` holds (label, change, test
+    files).
+    """
     waiting, free, running = list(work), list(copies), {}
     try:
         while waiting or running:
@@ -646,7 +653,8 @@ def main() -> int:
         for number in range(options.jobs):
             (copy := Path(folder).resolve() / str(number)).mkdir()
             copies.append(copy_project(copy))
-        for first in (True, False)[: 1 if options.quick else 2]:  # the tests that are named for a change, then the others
+        # the tests that are named for a change, then the others
+        for first in (True, False)[: 1 if options.quick else 2]:
             todo = [m for m in chosen if m not in states or (not first and states[m][0] == SURVIVED_ITS_OWN)]
             files = {m: m.tests if first else tuple(name for name in CHEAP if name not in m.tests) for m in todo}
             todo.sort(key=lambda m: [cost(name) for name in m.tests])

@@ -23,7 +23,8 @@ def test_every_change_can_be_made(module):
     of = [mutation for mutation in mutants.MUTATIONS if mutation.module == module]
     source = mutants.source_of(of[0]).read_text(encoding="utf-8")
     assert {mutation.name: source.count(mutation.old) for mutation in of} == {mutation.name: 1 for mutation in of}
-    assert [mutation.name for mutation in of if mutants.mutated(mutation, source) is None] == []  # it parses and differs
+    # it parses and differs
+    assert [mutation.name for mutation in of if mutants.mutated(mutation, source) is None] == []
 
 
 def test_the_list_covers_the_core_modules_with_tests_that_exist():
@@ -52,7 +53,8 @@ def small(tmp_path, monkeypatch):
     root = tmp_path / "project"
     for name in ("manu_utils", "tests", "experiments", "speed", "examples", "data", "notebooks"):
         (root / name).mkdir(parents=True)
-    for name in ("pyproject.toml", "conftest.py", "tests/conftest.py", "tests/tiny_models.py", "tests/doors.py", "manu_utils/__init__.py"):
+    helpers = ("tests/conftest.py", "tests/tiny_models.py", "tests/doors.py")
+    for name in ("pyproject.toml", "conftest.py", *helpers, "manu_utils/__init__.py"):
         (root / name).write_text("", encoding="utf-8")
     (root / "manu_utils" / "sums.py").write_text("def add(a, b):\n    return a + b\n\n\ndef twice(a):\n    return 2 * a\n")
     (root / "tests" / "test_sums.py").write_text("def test_add():\n    assert True\n")

@@ -321,8 +321,9 @@ def test_sharing_shots_gives_what_generate_gives_one_at_a_time(trained, benchmar
         sets, options["tasks"] = {"forget": sets["forget"].select([0])}, ["classification", "cloze"]
     table = evaluate_by(*trained, sets, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("manu_utils.evaluation.shots.respond", lambda *arguments, batch_size, progress, **more:
-                      one_at_a_time(*arguments, **more))  # fmt: skip
+        for module in ("official", "tables"):
+            patch.setattr(f"manu_utils.evaluation.{module}.respond", lambda *arguments, batch_size, progress, **more:
+                          one_at_a_time(*arguments, **more))  # fmt: skip
         expected = evaluate_by(*trained, sets, **options)
     assert expected["answer"].nunique() > (20 if protocol == "official" else 4)
     pd.testing.assert_frame_equal(table, expected)
@@ -339,7 +340,8 @@ def test_what_is_read_after_shared_shots_is_what_is_read_after_ones_own(double_m
             for indices, batch in shared_prompts(mixed, processor, 4):
                 shared, _ = read_shared(model, batch)
                 alone = [model.model(**encode_prompts([mixed[i]], processor)).last_hidden_state[0, -1] for i in indices]
-                torch.testing.assert_close(shared, torch.stack(alone), rtol=0, atol=1e-5)  # eager attention is in float32
+                # eager attention is in float32
+                torch.testing.assert_close(shared, torch.stack(alone), rtol=0, atol=1e-5)
     finally:
         model.set_attn_implementation(before)
 
@@ -355,7 +357,9 @@ def test_sharing_shots_gives_what_generate_gives_for_any_weights(double_model, m
 
 
 def test_sharing_takes_any_prompts(double_model, benchmark, one_at_a_time):
-    """The same picture in several places, one prompt that is the beginning of another, one twice, and shots of one prompt."""
+    """The same picture in several places, one prompt that is the beginning of another, one twice, and shots of one
+    prompt.
+    """
     model, processor = double_model
     first, second = (q.image for q in evaluation_questions(benchmark.forget, "generation", "multimodal")[:12:8])
     shots = "USER:<image>\nWho?\nASSISTANT: Anna.\n"
@@ -406,7 +410,8 @@ def test_each_picture_of_a_set_is_seen_once_and_its_shots_are_read_once(tiny_mod
             hook.remove()
 
 
-# ------------------------------------------------------------------------------------------------ the official judgement
+# ------------------------------------------------------------------------------------------------ the official
+# judgement
 
 
 def test_official_metrics_are_those_of_the_libraries(benchmark):
@@ -458,7 +463,8 @@ def test_the_official_table(tiny_model, sets, full):
     assert cloze["answer"].tolist() == respond(*tiny_model, prompts, batch_size=1, **QUIET)
     assert cloze["value"].tolist() == [float(t.lower() in a.lower()) for t, a in cloze[["truth", "answer"]].to_numpy()]
     # what else is asked, and in what batches, changes nothing
-    part = evaluate_by(*tiny_model, {"test": sets["test"]}, tasks=["cloze"], modalities=["multimodal"], batch_size=3, **options)
+    by_image = {"tasks": ["cloze"], "modalities": ["multimodal"]}
+    part = evaluate_by(*tiny_model, {"test": sets["test"]}, **by_image, batch_size=3, **options)
     whole = table[(table["set"] == "test") & (table["task"] == "cloze") & (table["modality"] == "multimodal")]
     pd.testing.assert_frame_equal(part, whole.reset_index(drop=True))
     scores = official_scores(table)
@@ -510,7 +516,8 @@ def test_arguments_that_do_not_fit_the_protocol(tiny_model, sets, full, options,
         evaluate_by(*tiny_model, sets, **options)
 
 
-# ------------------------------------------------------------------------------------------------ the pitfalls, one by one
+# ------------------------------------------------------------------------------------------------ the pitfalls, one by
+# one
 
 
 def test_the_list_of_pitfalls_is_whole():
@@ -529,7 +536,8 @@ def test_p1_without_a_seed_every_run_draws_again(benchmark, full, processor):
 
 
 def test_p1_one_run_without_a_seed_has_the_same_shots_in_both_modalities(tiny_model, sets, full, monkeypatch):
-    monkeypatch.setattr("manu_utils.evaluation.shots.respond", lambda model, processor, prompts, **options: [""] * len(prompts))
+    silent = lambda model, processor, prompts, **options: [""] * len(prompts)  # noqa: E731
+    monkeypatch.setattr("manu_utils.evaluation.official.respond", silent)
     options = {"protocol": "official", "shots": full, "tasks": ["cloze"]}
     seen = set()
     for _ in range(12):

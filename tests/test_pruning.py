@@ -290,7 +290,8 @@ def test_unlearning_twice_is_refused_until_the_first_is_undone(tiny_model, quest
     pruned = unlearn(*tiny_model, **questions, alpha=1.0, progress=False)
     once = bits(model)
     for variant in PRUNINGS:
-        with pytest.raises(ValueError, match=rf"pruned already, or rewritten \({round(n / 100)} of its neurons are zero\).* undo\(\)"):
+        said = rf"pruned already, or rewritten \({round(n / 100)} of its neurons are zero\).* undo\(\)"
+        with pytest.raises(ValueError, match=said):
             unlearn(*tiny_model, **questions, alpha=5.0, variant=variant, progress=False)
     assert same(bits(model), once)
     with unlearn(*tiny_model, **questions, alpha=5.0, on_top=True, progress=False):
@@ -334,7 +335,8 @@ def test_a_copy_without_rows_is_pruned_already(tiny_model, questions):
     with unlearn(*tiny_model, **questions, variant="released_as_run", alpha=2.0, progress=False):
         without_rows = copy.deepcopy(model)
     for variant in ("released_as_run", "random"):
-        with pytest.raises(ValueError, match=r"pruned already, or rewritten \((rows of its layers|\d+ of its neurons) are zero\)"):
+        said = r"pruned already, or rewritten \((rows of its layers|\d+ of its neurons) are zero\)"
+        with pytest.raises(ValueError, match=said):
             unlearn(without_rows, processor, **questions, variant=variant, progress=False)
     unlearn(*tiny_model, **questions, variant="random", progress=False).undo()
 

@@ -27,8 +27,8 @@ def load_config(source: str | Path, config: str, *, images: bool = True) -> Data
     """One config of MLLMU-Bench (each has a single split, ``train``).
 
     Args:
-        source: ``"tiny"`` (the miniature), a local folder with the same layout, or a Hub id (``"MLLMMU/MLLMU-Bench"``); see
-            :func:`read_config`.
+        source: ``"tiny"`` (the miniature), a local folder with the same layout, or a Hub id (``"MLLMMU/MLLMU-Bench"``);
+            see :func:`read_config`.
         config: one of :data:`CONFIGS`.
         images: without them no byte of a picture is read.
 
@@ -51,8 +51,9 @@ def load_benchmark(
 ) -> Benchmark:
     """Load all sets of one unlearning task.
 
-    Besides MLLMU-Bench this reads CLEAR (``"therem/CLEAR"``) and, text alone, TOFU (``"locuslab/TOFU"``), from the Hub or a
-    local copy; which one it is shows in the configs. How their rows become questions: :mod:`manu_utils.benchmark.other_benchmarks`.
+    Besides MLLMU-Bench this reads CLEAR (``"therem/CLEAR"``) and, text alone, TOFU (``"locuslab/TOFU"``), from the Hub
+    or a local copy; which one it is shows in the configs. How their rows become questions:
+    :mod:`manu_utils.benchmark.other_benchmarks`.
 
     Args:
         source: see :func:`load_config`.
@@ -61,8 +62,8 @@ def load_benchmark(
 
     Raises:
         TypeError: ``modalities`` that are no sequence of names, such as ``"text"``.
-        ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person in both forget and retain,
-            or nobody to test.
+        ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person in both forget and
+            retain, or nobody to test.
         FileNotFoundError, ConnectionError: see :func:`load_config`.
     """
     check_names("modalities", modalities, MODALITIES)
@@ -73,7 +74,8 @@ def load_benchmark(
     if isinstance(forget_ratio, bool) or forget_ratio not in ratios:
         *first, last = ratios
         raise ValueError(
-            f"forget_ratio={shown(forget_ratio)} is unknown; {name} has {', '.join(map(str, first))} and {last} (percent)."
+            f"forget_ratio={shown(forget_ratio)} is unknown; {name} has {', '.join(map(str, first))} and {last} "
+            "(percent)."
         )
     if name != "MLLMU-Bench":
         load = load_clear if name == "CLEAR" else load_tofu
@@ -113,6 +115,7 @@ def _recognise(source: str | Path) -> str:
     found = ", ".join(configs[:20]) or "none"
     raise ValueError(
         f"{source} is laid out like none of the benchmarks known here; configs found: {found}. Expected are those of "
-        f"MLLMU-Bench ({', '.join(CONFIGS)}), CLEAR (forget01+tofu, retain99+tofu, real_faces, ...) or TOFU (full, forget01, "
+        f"MLLMU-Bench ({', '.join(CONFIGS)}), CLEAR (forget01+tofu, retain99+tofu, real_faces, ...) or TOFU (full, "
+        "forget01, "
         "retain99, real_authors, ...), each as <config>/*.parquet, as <config>.json, or named in the README.md."
     )

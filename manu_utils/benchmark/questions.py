@@ -1,4 +1,6 @@
-"""From the rows of a set to questions: for evaluation, for training, and a report of the text-only form. Explained in notebook 01."""
+"""From the rows of a set to questions: for evaluation, for training, and a report of the text-only form. Explained in
+    notebook 01.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,11 @@ def evaluation_questions(
     """The questions of one evaluation task in one modality, in the order of the file.
 
     Every picture of Test_Set's ``images`` is used: one question per picture (the official code draws one at random).
-    Pictures stay in the file until they are used. What cannot be used is left out, and one warning says how much, of whom,
-    and why the first: pictures that are missing, broken, or of a size that no portrait has; records without a question, a
-    truth, or a right option among the options. ``Correct_Answer`` may be written "c", "C." or "(C)". Task columns may be
-    JSON strings or structs of lists, ``Options`` a list.
+    Pictures stay in the file until they are used. What cannot be used is left out, and one warning says how much, of
+    whom,
+    and why the first: pictures that are missing, broken, or of a size that no portrait has; records without a question,
+    a truth, or a right option among the options. ``Correct_Answer`` may be written "c", "C." or "(C)". Task columns may
+    be JSON strings or structs of lists, ``Options`` a list.
 
     Args:
         dataset: any set but ft_Data.
@@ -52,8 +55,8 @@ def evaluation_questions(
         Empty only for a set of another benchmark whose column ``Asked`` says that it has no such questions.
 
     Raises:
-        ValueError: unknown task or modality, missing column, empty set, no such question in the set, or nothing that can be
-            used.
+        ValueError: unknown task or modality, missing column, empty set, no such question in the set, or nothing that
+            can be used.
     """
     check_name("modality", modality, MODALITIES)
     check_name("task", task, TASKS)
@@ -108,20 +111,21 @@ def training_questions(
 ) -> list[Question]:
     """The training questions of ft_Data rows, with the portrait or rewritten to text alone.
 
-    ft_Data has image questions only; as in MANU, the text-only ones name the person instead, in the question and in the answer
-    (:mod:`manu_utils.benchmark.text_only`; what has no such form is left out, see :func:`rewriting_report`). Records with
-    ``Additional_*`` keys have no Question and Answer and are skipped, as the official loaders do. In other benchmarks a
-    record has a ``Type``, and
+    ft_Data has image questions only; as in MANU, the text-only ones name the person instead, in the question and in the
+    answer (:mod:`manu_utils.benchmark.text_only`; what has no such form is left out, see :func:`rewriting_report`).
+    Records with ``Additional_*`` keys have no Question and Answer and are skipped, as the official loaders do. In other
+    benchmarks a record has a ``Type``, and
     none is rewritten: one of ``"Pure_Text"`` is asked as it is, in text alone.
 
-    What cannot be used is left out with one warning, as in :func:`evaluation_questions`: broken pictures, records without a
-    question or an answer, people whose metadata are no JSON, and, in text alone, people whose name cannot be read.
+    What cannot be used is left out with one warning, as in :func:`evaluation_questions`: broken pictures, records
+    without a question or an answer, people whose metadata are no JSON, and, in text alone, people whose name cannot be
+    read.
 
     Args:
         ft_rows: rows of ft_Data, columns ``ID``, ``metadata`` (JSON) and ``image``.
         modality: one of :data:`MODALITIES`.
-        rewrite: what names the person in text alone: ``"both"``, or ``"question"``, which leaves "This person ..." in the
-            answers.
+        rewrite: what names the person in text alone: ``"both"``, or ``"question"``, which leaves "This person ..." in
+            the answers.
         strict, unreadable: see :func:`evaluation_questions`.
 
     Raises:
@@ -163,15 +167,17 @@ def training_questions(
 
 
 def rewriting_report(ft_rows: Dataset) -> pd.DataFrame:
-    """What has no text-only form among the training questions, and what may not have been rewritten well, question or answer.
+    """What has no text-only form among the training questions, and what may not have been rewritten well, question or
+    answer.
 
     Args:
         ft_rows: rows of ft_Data, such as ``benchmark.training``.
 
     Returns:
         One row per such question, columns person_id, question, rewritten (None if left out) and reason: ``"asks for the
-        name"`` (as it should be), ``"refers to no person in the picture"``, ``"still refers to a picture"`` (kept), ``"the
-        answer still refers to a picture"`` (kept; ``rewritten`` is the answer), ``"no name: ..."`` for a person without a
+        name"`` (as it should be), ``"refers to no person in the picture"``, ``"still refers to a
+        picture"`` (kept), ``"the answer still refers to a picture"`` (kept; ``rewritten`` is the answer), ``"no name:
+        ..."`` for a person without a
         readable name, none of whose questions can be asked, or ``"cannot be used: ..."``.
 
     Raises:

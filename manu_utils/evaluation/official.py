@@ -51,7 +51,8 @@ PITFALLS = (
      "Nothing is truncated."),
     ("P13", "MANU's copy of the evaluator does not parse.", "Not used."),
     ("P14", "Image prompts of generation say 'accurately' and end in a space, text prompts do not, so the two ROUGE columns "
-            "are of different prompts; and a tokenizer that joins space and word meets a space it never saw before an answer.",
+            "are of different prompts; and a tokenizer that joins space and word meets a space it never saw before an "
+            "answer.",
      "The space is gone; the word stays, for comparison: read differences between modalities with care."),
     ("P15", "The kind of model is read from how its name begins.", "Read from the model's config."),
     ("P16", "BLEU counts up to four words in a row, so that a right answer of three words gets less than 1.",
@@ -89,10 +90,11 @@ def official_prompts(
 ) -> list[Prompt]:
     """What the official ``eval.py`` asks about one set, in the order of the file.
 
-    The shots are people of the set itself: one for classification, two for cloze (one for Idefics2), none for generation and
-    for the classification of celebrities. All their questions of the task and modality, looked up by ID in ``shots``, precede
-    each query, and the questions at the same places among a shot's own are not asked. People whom ``shots`` does not know
-    (the celebrities) are no shots: their set is asked zero-shot. A person with several images is asked with one of them.
+    The shots are people of the set itself: one for classification, two for cloze (one for Idefics2), none for
+    generation and for the classification of celebrities. All their questions of the task and modality, looked up by ID
+    in ``shots``, precede each query, and the questions at the same places among a shot's own are not asked. People whom
+    ``shots`` does not know (the celebrities) are no shots: their set is asked zero-shot. A person with several images
+    is asked with one of them.
 
     Args:
         dataset: the set.
@@ -187,10 +189,10 @@ def evaluate_official(
 ) -> pd.DataFrame:
     """MLLMU-Bench's own evaluation to the letter, for numbers to compare with published ones.
 
-    Classification and cloze follow solved questions of people of the set itself, who are not scored; one random image of each
-    test person and task; ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu`` for generation. :data:`PITFALLS` says what is wrong
-    with them. Prompts that are longer than the model has positions are asked all the same, as the official code does, after one
-    warning that counts them (:func:`check_lengths`).
+    Classification and cloze follow solved questions of people of the set itself, who are not scored; one random image
+    of each test person and task; ``rouge1``, ``rouge2``, ``rougeL`` and ``bleu`` for generation. :data:`PITFALLS` says
+    what is wrong with them. Prompts that are longer than the model has positions are asked all the same, as the
+    official code does, after one warning that counts them (:func:`check_lengths`).
 
     Args:
         full_set: where the shots come from, such as ``load_config("tiny", "Full_Set")``.

@@ -34,8 +34,8 @@ def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tens
         batch: what :func:`encode` returns with ``with_answer=True``; b rows of t tokens.
 
     Returns:
-        logits [m, vocabulary], targets int64 [m] and the row of the batch that each belongs to, int64 [m], for the m answer
-        tokens of the batch.
+        logits [m, vocabulary], targets int64 [m] and the row of the batch that each belongs to, int64 [m], for the m
+        answer tokens of the batch.
     """
     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state  # [b, t, hidden]
@@ -56,8 +56,8 @@ def generate_answers(
     """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
 
     Of questions that are too long for the model a warning says so, and the answer is ``""``.
-    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes what
-    questions share once (:func:`shared_batches`); other models go through their own ``generate``.
+    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes
+    what questions share once (:func:`shared_batches`); other models go through their own ``generate``.
 
     Nothing of the model's own generation settings counts but its end and padding tokens.
 
@@ -120,8 +120,8 @@ def end_tokens(model, processor) -> set[int]:
 def known(model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True) -> Tensor:
     """Whether the greedy answer is the truth, word for word, without generating it.
 
-    Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and then any token that ends
-    an answer, so one forward pass decides. For classification the truth is the letter.
+    Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and then any token that
+    ends an answer, so one forward pass decides. For classification the truth is the letter.
 
     Returns:
         bool [n_questions], on the CPU; false where the truth is too long for the model, which a warning says.
@@ -188,9 +188,9 @@ def likeliest_options(
 ) -> list[str]:
     """The letter of the option whose words the model finds likeliest, without showing it the options.
 
-    Each option is scored as the short answer to the question, in the cloze template with the blank after the question: mean
-    log-likelihood per token, end of sequence included. Unlike the generated letter this asks for the knowledge alone, not
-    for the skill of finding it among lettered options.
+    Each option is scored as the short answer to the question, in the cloze template with the blank after the question:
+    mean log-likelihood per token, end of sequence included. Unlike the generated letter this asks for the knowledge
+    alone, not for the skill of finding it among lettered options.
 
     Returns:
         One letter per question; ``""`` if all of its options are too long for the model, which a warning says.
@@ -238,16 +238,18 @@ def in_batches(
     work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence, batch_size: int,
     with_answer: bool, progress: bool, name: str, make: Callable | None = None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
-    """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on with half the batch size.
+    """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on with half the batch
+    size.
 
     Args:
         questions: what ``make`` takes: Questions, unless it is given.
-        make: gives the batches, called as :func:`batches`. Without it several processes share those that one would compute,
-            and each is given the results of all.
+        make: gives the batches, called as :func:`batches`. Without it several processes share those that one would
+            compute, and each is given the results of all.
     """
     check_whole("batch_size", batch_size)
     share = make is None and processes.count() > 1
-    make, plan = (make, None) if make else (shared_batches, plan_shared_batches) if can_share(model) else (batches, plan_batches)
+    plan = plan_shared_batches if can_share(model) else plan_batches
+    make = make or (shared_batches if can_share(model) else batches)
     if share:
         mine = processes.own_indices(len(questions), lambda: plan(questions, processor, batch_size, with_answer))
         asked, shown = [questions[index] for index in mine], progress and processes.number() == 0
@@ -285,7 +287,8 @@ def _as_asked(model) -> Iterator[None]:
     """
     from transformers import GenerationConfig
 
-    def look(module, _, logits: Tensor) -> None:  # [m, vocabulary], or of generate [b, t, vocabulary] with padding first
+    # [m, vocabulary], or of generate [b, t, vocabulary] with padding first
+    def look(module, _, logits: Tensor) -> None:
         check_finite("the model's logits are", logits if logits.dim() == 2 else logits[:, -1])
 
     with quiet_pass(model):

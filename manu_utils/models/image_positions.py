@@ -1,7 +1,7 @@
 """Which positions of a vision tower are patches of which image, and which are padding, class tokens or borders.
 
-What a processor pads so that images share a tensor must count in no statistic. Every family pads in its own way; a batch
-says which by the tensors that its processor puts into it.
+What a processor pads so that images share a tensor must count in no statistic. Every family pads in its own way; a
+batch says which by the tensors that its processor puts into it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ def patch_positions(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     - LLaVA-NeXT and LLaVA-OneVision: the image and its tiles; the border that the model cuts off again does not count.
     - Idefics2, Idefics3 and SmolVLM: what ``pixel_attention_mask`` marks as the image.
     - Qwen-VL: all, since its patches are not padded.
-    - Mllama: the tiles that the image fills; neither the class tokens nor the padding of the others. Where the image does
-      not fill its last tile, the model reads the border as it reads the image, and so it counts.
+    - Mllama: the tiles that the image fills; neither the class tokens nor the padding of the others. Where the image
+      does not fill its last tile, the model reads the border as it reads the image, and so it counts.
 
     Args:
         batch: what :func:`encode` returns, one image per question.
 
     Returns:
-        question int64 [n], the row of the batch that each position belongs to; is_patch bool [n]. Both empty for a batch
-        without images.
+        question int64 [n], the row of the batch that each position belongs to; is_patch bool [n]. Both empty for a
+        batch without images.
 
     Raises:
         ValueError: images in a form of which the padding is not known.
@@ -51,7 +51,8 @@ def patch_positions(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     if len(parts) != b:
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items() if key != "answer_mask")
         raise ValueError(
-            f"it is not known which positions of the vision tower of {type(model).__name__} are padding (the batch holds "
+            f"it is not known which positions of the vision tower of {type(model).__name__} are padding (the batch "
+            "holds "
             f"{shapes}); add its layout to manu_utils.models.image_positions, or use text questions alone."
         )
     question = torch.arange(b).repeat_interleave(torch.tensor([len(part) for part in parts]))
@@ -66,7 +67,8 @@ def check_positions(path: str, n: int, expected: int) -> None:
     """
     if n != expected:
         raise ValueError(
-            f"{path} sees {n} positions of the images where manu_utils.models.image_positions expects {expected}; this architecture lays "
+            f"{path} sees {n} positions of the images where manu_utils.models.image_positions expects {expected}; this "
+            "architecture lays "
             "its images out in another way: add it there, or use text questions alone."
         )
 

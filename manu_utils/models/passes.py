@@ -1,4 +1,6 @@
-"""In what state a model is read: checked, in eval mode, with gradients only where they are wanted, and as it was afterwards."""
+"""In what state a model is read: checked, in eval mode, with gradients only where they are wanted, and as it was
+    afterwards.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def check_model(model) -> None:
 def quiet_pass(model) -> Iterator[None]:
     """Every pass that reads a model runs in here: in eval mode, outside autocast and inference mode.
 
-    Dropout would make two passes differ, and autocast would round what is measured. On leaving, also after an error, every
-    module is in the mode in which it was.
+    Dropout would make two passes differ, and autocast would round what is measured. On leaving, also after an error,
+    every module is in the mode in which it was.
 
     Raises:
         TypeError, ValueError: see :func:`check_model`.
@@ -90,19 +92,21 @@ def check_finite(what: str, *tensors: Tensor) -> None:
 
 @contextmanager
 def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it was.
+    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it
+    was.
 
     Raises:
         TypeError: see :func:`check_model`.
-        ValueError: weights that can have no gradient, since they were loaded in inference mode or are not in memory. Nothing
-            has been changed.
+        ValueError: weights that can have no gradient, since they were loaded in inference mode or are not in memory.
+            Nothing has been changed.
     """
     check_model(model)
     wanted = {id(parameter) for parameter in parameters}
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     if any(parameter.is_meta for parameter in before):
         raise ValueError(
-            "a part of the model is offloaded to the CPU or to disk, and gradients need it in memory: load the model whole on "
+            "a part of the model is offloaded to the CPU or to disk, and gradients need it in memory: load the model "
+            "whole on "
             "one device, or on several that hold it together."
         )
     try:

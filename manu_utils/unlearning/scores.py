@@ -1,6 +1,7 @@
 """From importance to a score: how much each neuron should be pruned. Derived in notebook 04.
 
-Every function takes running sums (:class:`manu_utils.unlearning.activations.Statistics`) and returns one float64 number per neuron.
+Every function takes running sums (:class:`manu_utils.unlearning.activations.Statistics`) and returns one float64 number
+per neuron.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def score(
     """How much each neuron should be pruned, float64 [n_neurons]; the highest go first.
 
     - ``paper``: I(D_f) / (I(D_r) + ε), the printed equation.
-    - ``released_score``: the formula of the authors' code, carried over to neurons: each tower by one modality (vision by
-      image + text, language by text alone), Σ_m w_m · (F_m / (R_m + 1e-5) − 1) over mean |z|, share active, standard
-      deviation and root mean square with weights 2, 0, 2, 2; only the last three layers of each tower can be chosen (others
-      −inf). Their code looks at other numbers when it is run, and so chooses others: see :mod:`manu_utils.unlearning.released`.
+    - ``released_score``: the formula of the authors' code, carried over to neurons: each tower by one modality (vision
+      by image + text, language by text alone), Σ_m w_m · (F_m / (R_m + 1e-5) − 1) over mean |z|, share active, standard
+      deviation and root mean square with weights 2, 0, 2, 2; only the last three layers of each tower can be chosen
+      (others −inf). Their code looks at other numbers when it is run, and so chooses others: see
+      :mod:`manu_utils.unlearning.released`.
     - ``ratio``: F / (R + floor · mean R) of the mean square, the larger of the two modalities; the floor (mean over the
       layer) keeps the budget from neurons that hardly fire for anyone.
-    - ``random``, ``magnitude``: controls; a uniform number, and the norm of what a neuron reads times that of what it writes.
+    - ``random``, ``magnitude``: controls; a uniform number, and the norm of what a neuron reads times that of what it
+        writes.
 
     Args:
         forget, retain: modality (``"multimodal"``, ``"text"``) -> statistics; the controls do not look at them, and
@@ -58,7 +61,7 @@ def score(
             different τ.
     """
     if variant == "released_as_run":
-        raise ValueError("released_as_run scores rows of linear layers, not neurons; use manu_utils.unlearning.released.choose_rows.")
+        raise ValueError("released_as_run scores rows of linear layers, not neurons; use choose_rows.")
     if variant == "coverage":
         raise ValueError("coverage needs attribution, not statistics; use manu_utils.unlearning.coverage.select_by_coverage.")
     check_name("variant", variant, VARIANTS)
@@ -89,11 +92,12 @@ def switched_score(
 ) -> Tensor:
     """Forget over retain of MANU's four functions, with a switch for every difference between paper and released code.
 
-    The defaults are the printed equations, :data:`RELEASED` is the formula of the authors' code. Derived in notebook 07.
+    The defaults are the printed equations, :data:`RELEASED` is the formula of the authors' code. Derived in notebook
+    07.
 
     Args:
-        contrast: the functions compare the modalities. Without it they are plain: mean |z| and share active, each summed over
-            the modalities, and the roots of the summed variances and of the summed mean squares.
+        contrast: the functions compare the modalities. Without it they are plain: mean |z| and share active, each
+            summed over the modalities, and the roots of the summed variances and of the summed mean squares.
         one_modality: the vision tower is scored by image + text alone and the language tower by text alone.
         sum_of_ratios: Σ_m w_m (F_m / (R_m + ε) − 1) instead of Σ_m w_m F_m / (Σ_m w_m R_m + ε).
         weights: of I_abs, I_freq, I_var and I_rms; 0 leaves one out.
@@ -128,7 +132,8 @@ def switched_score(
 def pool_layers(statistics: Statistics, mlps: Sequence[MLP]) -> Statistics:
     """Neuron n of every layer of a tower gets the sums of neuron n of all layers of the tower.
 
-    The authors' code hooks every layer but keeps one record per tower, so it never knows in which layer a neuron was loud.
+    The authors' code hooks every layer but keeps one record per tower, so it never knows in which layer a neuron was
+    loud.
 
     Raises:
         ValueError: layers of one tower with different numbers of neurons.
