@@ -99,3 +99,14 @@ def test_the_lists_of_the_packages_are_whole():
         module = importlib.import_module(f"manu_utils.{package}")
         assert len(set(module.__all__)) == len(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if ">>> " in path.read_text(encoding="utf-8")], ids=name_of
+)
+def test_the_examples_in_docstrings_are_right(path):
+    import doctest
+    import importlib
+
+    failed, tried = doctest.testmod(importlib.import_module(f"manu_utils.{name_of(path)}"))
+    assert tried and not failed

@@ -1,6 +1,6 @@
 """What a model still knows: the three tasks of MLLMU-Bench on every set and modality, as one tidy table.
 
-Zero-shot is that of the official ``eval.py``, zero-shot, with every image of the test set. Derived in notebook 05.
+Asked in the words of the official ``eval.py``, zero-shot, about every image of the test set. Derived in notebook 05.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from .shots import MAX_NEW_TOKENS, Prompt, check_lengths, respond
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
-
-    from .shots import Prompt
 
 SETS = ("forget", "test", "retain", "celebrity")  # in the order of the official evaluation
 COLUMNS = ("set", "task", "modality", "metric", "person_id", "question", "answer", "truth", "value")
