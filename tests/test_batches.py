@@ -4,7 +4,6 @@ import copy
 import warnings
 import weakref
 
-import manu_utils.batches
 import PIL.Image
 import pytest
 import tiny_models
@@ -12,6 +11,7 @@ import torch
 from tokenizers import models, pre_tokenizers
 
 from manu_utils.benchmark.records import Question
+from manu_utils.models import prefix_tree
 from manu_utils.models.encoding import batches, encode, fitting, plan_batches
 from manu_utils.models.prefix_tree import can_share, plan_shared_batches, shared_batches
 from manu_utils.models.prompts import prompt
@@ -325,7 +325,7 @@ def test_only_the_questions_of_a_batch_have_all_their_tokens(tiny_model, monkeyp
     class Tokens(list):
         """A list that can be watched."""
 
-    alive, most, plain = weakref.WeakValueDictionary(), 0, manu_utils.models.prefix_tree._repeated
+    alive, most, plain = weakref.WeakValueDictionary(), 0, prefix_tree._repeated
 
     def watched(tokens, token, times):
         nonlocal most
@@ -335,7 +335,7 @@ def test_only_the_questions_of_a_batch_have_all_their_tokens(tiny_model, monkeyp
         most = max(most, len(alive))
         return ids
 
-    monkeypatch.setattr(manu_utils.batches, "_repeated", watched)
+    monkeypatch.setattr(prefix_tree, "_repeated", watched)
     images = [PIL.Image.new("RGB", (96, 96), (shade, 0, 0)) for shade in range(60)]
     questions = [ask(image=image, question=q, answer=a) for image in images for q, a in MIXED_LENGTHS]
     plan = plan_shared_batches(questions, tiny_model[1], 8, with_answer)

@@ -71,7 +71,7 @@ WRONG = {
     ("07", 3): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
     ("08", 1): ["return len(z_retain) < z_retain.shape[1]", "return not any(torch.equal(z_forget, z) for z in z_retain)"],
     ("10", 2): [
-        "return tuple(protocols.summarise_with_intervals(frame)[['low', 'high']].iloc[0])",
+        "return tuple(evaluation.summarise_with_intervals(frame)[['low', 'high']].iloc[0])",
         "p = frame['value'].mean()\nhalf = 1.96 * math.sqrt(p * (1 - p) / len(frame))\nreturn p - half, p + half",
     ],
 }
