@@ -2,7 +2,7 @@
 seed, and gives bool [n_neurons]. The model is as it was.
 """
 
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from lab import TAU, Lab
 from manu_utils.models.encoding import batches
 from manu_utils.models.neurons import count_of
+from manu_utils.models.passes import hooked
 from manu_utils.unlearning.activations import Statistics
 from manu_utils.unlearning.attribution import collect_attribution
 from manu_utils.unlearning.coverage import choose_by_coverage
@@ -139,10 +140,8 @@ def collect_linear(lab: Lab, questions: list, which: int) -> Statistics:
 
         return hook
 
-    with ExitStack() as hooks:
-        for index, mlp in enumerate(mlps):
-            hook = mlp.before[which].register_forward_hook(count(index))
-            hooks.callback(hook.remove)
+    layers = enumerate(mlp.before[which] for mlp in mlps)
+    with hooked((layer.register_forward_hook, count(index)) for index, layer in layers):
         options = {"with_answer": True, "device": model.device}
         for _, batch in batches(questions, lab.processor, 32, **options):
             del batch["answer_mask"]

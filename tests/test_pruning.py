@@ -654,6 +654,12 @@ def test_one_fact_is_enough(tiny_model, questions, n):
     assert min(lost.values()) > 2 * 0.05  # twice the share of as many neurons at random
 
 
+def test_a_cost_of_another_model_is_refused(tiny_model, questions, retain_cost):
+    other = {m: torch.ones(7) for m in retain_cost}
+    with pytest.raises(ValueError, match="forget and retain are of different models"):
+        choose_by_coverage(*tiny_model, questions["forget"], other, alpha=7.0, progress=False)
+
+
 def test_bad_rounds(tiny_model, questions, retain_cost):
     with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
         choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, rounds=0, progress=False)

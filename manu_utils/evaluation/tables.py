@@ -71,6 +71,7 @@ def evaluate(
             benchmark has none, see :func:`evaluation_questions`), several processes with resume, a ``resume`` that is another
             file (which is left as it is), or logits that are not finite.
     """
+    check_request(model, sets, tasks, modalities, batch_size=batch_size, resume=resume, model_key=model_key)
     return ask_and_judge(
         model, processor, sets, protocol="zero-shot", letter_tokens=LETTER_TOKENS, judge=judge, tasks=tasks,
         modalities=modalities, resume=resume, model_key=model_key, batch_size=batch_size, progress=progress,
@@ -82,7 +83,7 @@ def ask_and_judge(
     with_shots: Callable[[list[Question]], list] | None = None, tasks: Sequence[str], modalities: Sequence[str],
     resume: str | Path | None, model_key: str | None, batch_size: int, progress: bool,
 ) -> pd.DataFrame:  # fmt: skip
-    """The table of :func:`evaluate` and :func:`evaluate_robust`, which explain the other arguments.
+    """The table of :func:`evaluate` and :func:`evaluate_robust`, which check and explain the other arguments.
 
     Args:
         protocol: its name in a file of answers.
@@ -92,7 +93,6 @@ def ask_and_judge(
     """
     from rouge_score import rouge_scorer
 
-    check_request(model, sets, tasks, modalities, batch_size=batch_size, resume=resume, model_key=model_key)
     remember = remembering(resume, model, processor, model_key, batch_size)
     options = {"batch_size": batch_size, "progress": progress}
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)

@@ -248,8 +248,8 @@ def in_batches(
     """
     check_whole("batch_size", batch_size)
     share = make is None and processes.count() > 1
-    plan = plan_shared_batches if can_share(model) else plan_batches
-    make = make or (shared_batches if can_share(model) else batches)
+    standard, plan = (shared_batches, plan_shared_batches) if can_share(model) else (batches, plan_batches)
+    make = make or standard
     if share:
         mine = processes.own_indices(len(questions), lambda: plan(questions, processor, batch_size, with_answer))
         asked, shown = [questions[index] for index in mine], progress and processes.number() == 0

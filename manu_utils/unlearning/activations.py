@@ -108,7 +108,7 @@ def collect_activations(
             else:  # LLaVA's images have one size
                 z = z.unflatten(0, (len(reading.sharing), -1))
                 add_sums(sums[index], z, tau, reading.sharing)
-                tokens[index] += z.shape[1] * int(reading.sharing.sum())
+                tokens[index] += z.shape[1] * reading.n_questions
 
         return hook
 
@@ -120,7 +120,7 @@ def collect_activations(
     shown = progress and processes.number() == 0
     with quiet_pass(model), hooked(counts), bar(total=len(mine), desc="statistics", shown=shown) as done:
         for indices, batch in work:
-            reading = what_counts(model, batch, positions)
+            reading = what_counts(model, batch, positions, len(indices))
             if shared:
                 hidden, _ = read_shared(model, batch)
             else:
@@ -157,23 +157,25 @@ class Reading:
         tokens: flat indices of the positions of the language model, int64.
         patches: those of the vision tower, int64.
         n_positions: all positions of the vision tower, those that do not count included.
+        n_questions: of the batch; a number, so that no layer waits for the GPU to count them.
         sharing: how many questions share each row and its image, int64 [rows]; None where each has its own.
     """
 
     tokens: Tensor
     patches: Tensor
     n_positions: int
+    n_questions: int
     sharing: Tensor | None
 
 
-def what_counts(model, batch: dict[str, Tensor], positions: str) -> Reading:
-    """The :class:`Reading` of a batch of :func:`batches` or of :func:`shared_batches`."""
+def what_counts(model, batch: dict[str, Tensor], positions: str, n_questions: int) -> Reading:
+    """The :class:`Reading` of a batch of n questions, of :func:`batches` or of :func:`shared_batches`."""
     is_patch = patch_positions(model, batch)[1]
     if "reads" in batch:
         tokens, sharing = _shared_positions(batch, positions)
     else:
         tokens, sharing = _positions(batch, positions).flatten().nonzero()[:, 0], None
-    return Reading(tokens, is_patch.nonzero()[:, 0], len(is_patch), sharing)
+    return Reading(tokens, is_patch.nonzero()[:, 0], len(is_patch), n_questions, sharing)
 
 
 def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:

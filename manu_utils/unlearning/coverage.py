@@ -58,9 +58,7 @@ def select_by_coverage(
             none of the retain set in a modality.
     """
     check_alpha(alpha, allow_small)
-    if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
-        raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
-    budget = count_of(alpha, *widths) if widths else 1
+    budget = count_of(alpha, max((rows.shape[-1] for rows in forget.values()), default=1))
     return take_by_coverage(forget, retain, budget, share=share, floor=floor, balance=balance, exclude=exclude)
 
 
@@ -79,6 +77,8 @@ def take_by_coverage(
         raise ValueError(f"balance={balance} must not be negative.")
     if set(forget) != set(retain):
         raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
+    if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
+        raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
     if not forget or not all(len(rows) for rows in forget.values()):
         raise ValueError("forget needs the attribution of at least one fact in each modality.")
     if not all(torch.isfinite(rows).all() for rows in (*forget.values(), *retain.values())):

@@ -30,7 +30,7 @@ from ..benchmark.records import Question
 from ..checks import check_real, check_whole
 from ..models.encoding import fitting, opened
 from ..models.neurons import check_alpha, find_neurons, towers
-from ..models.passes import check_finite, exact_device, quiet_pass
+from ..models.passes import check_finite, exact_device, hooked, quiet_pass
 from ..models.prompts import answer_texts, prompt
 from ..progress import bar
 
@@ -122,28 +122,24 @@ def _measure(
 
         return hook
 
-    with quiet_pass(model):
-        hooks = [linear.register_forward_hook(count(name)) for name in names for linear in modules[name]]
-        try:
-            order = list(_order(len(questions), n_batches, seed))
-            with bar(total=sum(map(len, order)), desc=f"released, {tower}", shown=progress) as shown:
-                for chunk in order:
-                    positions: dict[str, list[Tensor]] = {name: [] for name in names}
-                    for indices in chunk:
-                        sums.clear()
-                        batch = _encode([questions[index] for index in indices], processor)
-                        batch = {key: value.to(model.device) for key, value in batch.items()}
-                        hidden = model.model(**batch, use_cache=False).last_hidden_state
-                        check_finite("the last hidden states are", hidden[batch["attention_mask"].bool()])
-                        for name, (n, absolute, total, squares) in sums.items():
-                            spread = ((squares - total**2 / n).clamp(min=0) / (n - 1)).sqrt()
-                            positions[name].append(torch.stack([absolute / n, spread, (squares / n).sqrt()]))
-                        shown.update()
-                    for name, parts in positions.items():
-                        chunks[name].append(torch.cat(parts, dim=1).mean(1).cpu())
-        finally:
-            for hook in hooks:
-                hook.remove()
+    order = list(_order(len(questions), n_batches, seed))
+    counts = ((linear.register_forward_hook, count(name)) for name in names for linear in modules[name])
+    n_read = sum(map(len, order))
+    with quiet_pass(model), hooked(counts), bar(total=n_read, desc=f"released, {tower}", shown=progress) as shown:
+        for chunk in order:
+            positions: dict[str, list[Tensor]] = {name: [] for name in names}
+            for indices in chunk:
+                sums.clear()
+                batch = _encode([questions[index] for index in indices], processor)
+                batch = {key: value.to(model.device) for key, value in batch.items()}
+                hidden = model.model(**batch, use_cache=False).last_hidden_state
+                check_finite("the last hidden states are", hidden[batch["attention_mask"].bool()])
+                for name, (n, absolute, total, squares) in sums.items():
+                    spread = ((squares - total**2 / n).clamp(min=0) / (n - 1)).sqrt()
+                    positions[name].append(torch.stack([absolute / n, spread, (squares / n).sqrt()]))
+                shown.update()
+            for name, parts in positions.items():
+                chunks[name].append(torch.cat(parts, dim=1).mean(1).cpu())
     return {name: tuple(torch.stack(parts).mean(0)) for name, parts in chunks.items()}
 
 

@@ -24,7 +24,7 @@ from ..checks import check_names, check_number, check_questions, check_real, che
 from ..models.asking import answer_logits, known
 from ..models.encoding import batches
 from ..models.neurons import MLP, find_neurons, split_selected
-from ..models.passes import check_finite, gradients_of, quiet_pass
+from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..progress import bar
 from .attribution import answer_margins, token_rarity
 from .pruning import Edit, check_unchanged
@@ -79,17 +79,14 @@ def collect_moments(
 
         for items in questions.values():
             sums = [torch.zeros_like(moment) for moment in moments]
-            hooks = [mlp.after.register_forward_pre_hook(add(index)) for index, mlp in enumerate(mlps)]
             n_tokens = 0
-            try:
-                work = batches(items, processor, batch_size, with_answer=True, device=model.device)
-                for _, batch in bar(work, total=math.ceil(len(items) / batch_size), desc="moments", shown=progress):
+            work = batches(items, processor, batch_size, with_answer=True, device=model.device)
+            n_batches = math.ceil(len(items) / batch_size)
+            with hooked((mlp.after.register_forward_pre_hook, add(index)) for index, mlp in enumerate(mlps)):
+                for _, batch in bar(work, total=n_batches, desc="moments", shown=progress):
                     real = batch["attention_mask"].bool()
                     n_tokens += int(real.sum())
                     check_finite("the logits are", answer_logits(model, batch)[0])
-            finally:
-                for hook in hooks:
-                    hook.remove()
             for moment, total in zip(moments, sums, strict=True):
                 moment.add_(total, alpha=1 / (n_tokens * len(questions)))
     check_finite("an activation is", *moments)
