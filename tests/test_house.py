@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "manu_utils"
 # Each imports from those before it only. Modules beside the packages, then the packages.
 ORDER = (
-    "paths", "checks", "progress", "processes", "benchmark", "models", "unlearning", "evaluation", "teaching",
-    "plotting", "miniature",
+    "paths", "checks", "progress", "processes", "benchmark", "models", "unlearning", "evaluation", "auditing",
+    "teaching", "plotting", "miniature",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -95,7 +95,7 @@ def test_no_import_hides_in_a_function_and_no_private_name_leaves_its_module(pat
 def test_the_lists_of_the_packages_are_whole():
     import importlib
 
-    for package in ("benchmark", "models", "unlearning", "evaluation", "teaching"):
+    for package in ("benchmark", "models", "unlearning", "evaluation", "auditing", "teaching"):
         module = importlib.import_module(f"manu_utils.{package}")
         assert len(set(module.__all__)) == len(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
