@@ -214,7 +214,7 @@ def on_meta(linear):
     [
         (Packed, "quantised already"),
         (in_a_class_of_its_own, "quantised already"),
-        (integers, "load the model whole in float16"),
+        (integers, "load the model whole, in float16"),
         (on_meta, "offloaded"),
     ],
 )

@@ -38,10 +38,11 @@ def recovered_area(
     ``difference`` = A(method) − A(reference), ``ratio`` = A(method) / A(reference).
 
     The bar "at most 1.25 × the retrained model's" is about the ratio of whole areas, the default:
-    what an attacker reads off counts, wherever the curve began, and the retrained model's area is
-    never near 0, since guessing gives some answers. ``above_start`` takes from each curve its value
-    at step 0 first: what the lessons brought back alone. It tells hidden from left over, but is no
-    bar: a retrained model gains next to nothing, and a ratio to that says little.
+    what an attacker reads off counts, wherever the curve began, and guessing keeps the retrained
+    model's area above 0. It is small all the same, some ten points, and so is n: read the
+    difference beside the ratio. ``above_start`` takes from each curve its value at step 0 first,
+    which leaves what the lessons brought back. It tells hidden from left over, but is no bar: a
+    model that never met them gains nothing or less, and a ratio to that says nothing.
 
     Args:
         rows, reference_rows: what :func:`relearn` returned for the two models, one run of each,

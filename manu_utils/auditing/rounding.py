@@ -57,8 +57,7 @@ def round_weights(weight: Tensor, bits: int, group: int | None = None) -> Tensor
         TypeError: no float matrix, or a number that is none.
         ValueError: a number out of range, or weights that are not finite.
     """
-    _check_bits(bits)
-    _check_group(group)
+    _check_setting(bits, group, named=())
     blocks = _blocks(_checked(weight), group)
     scale = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     scale[scale == 0] = 1  # a row of zeros
@@ -94,15 +93,12 @@ def rounded(
     """Inside, the linear layers of the language model are rounded; on leaving, every bit is back.
 
     The output layer and the embeddings stay as they are, as in transformers' own loading in 4 or 8
-    bits. The copy of the weights is kept on the CPU.
+    bits. It yields the model; the copy of the weights is kept on the CPU.
 
     Args:
         bits: 2 to 8 for :func:`round_weights`, or ``"nf4"``.
         group: input columns that share a scale, None for whole rows; of NF4 the block, None for 64.
         vision: round the vision tower and what lies between the towers, too.
-
-    Yields:
-        The model.
 
     Raises:
         TypeError: a number that is none, or a wrapped model.
@@ -110,8 +106,7 @@ def rounded(
             offloaded, or has weights that are not finite. The model is untouched.
     """
     _check_setting(bits, group)
-    weights = [linear.weight for linear in _linear_layers(model, vision)]
-    before = []
+    weights, before = _linear_weights(model, vision), []
     try:
         with torch.no_grad():
             for weight in weights:
@@ -150,12 +145,12 @@ def answers_when_rounded(
         modality, value (share of exact answers, 0 to 1) and n (questions).
 
     Raises:
-        TypeError, ValueError: see :func:`rounded` and :func:`exact_answers`.
+        TypeError, ValueError: see :func:`rounded` and :func:`manu_utils.models.exact_answers`.
     """
     import pandas as pd
 
     names = _names(settings)
-    _linear_layers(model, vision)
+    _linear_weights(model, vision)  # raises before anything is asked
     options = {"batch_size": batch_size}
     tables = [exact_answers(model, processor, asked, **options).assign(rounding="none")]
     for name, setting in bar(zip(names, settings, strict=True), total=len(names), shown=progress):
@@ -182,7 +177,7 @@ def zeros_when_rounded(
     import pandas as pd
 
     names = _names(settings)
-    weights = [linear.weight for linear in _linear_layers(model, vision)]
+    weights = _linear_weights(model, vision)
     zero, pruned = [(weight == 0).cpu() for weight in weights], pruned_neurons(model)
     rows = []
     for name, setting in zip(names, settings, strict=True):
@@ -209,29 +204,21 @@ def _checked(weight: Tensor) -> Tensor:
     return weight.detach()
 
 
-def _check_bits(bits) -> None:
-    check_whole("bits", bits, least=2)
-    if bits > 8:
-        raise ValueError(f"bits={bits} must be 2 to 8; more change next to nothing.")
-
-
-def _check_group(group) -> None:
+def _check_setting(bits, group, named: Sequence[str] = ("nf4",)) -> None:
+    if bits not in named:
+        check_whole("bits", bits, least=2)
+        if bits > 8:
+            raise ValueError(f"bits={bits} must be 2 to 8; more change next to nothing.")
     if group is not None:
         check_whole("group", group)
 
 
-def _check_setting(bits, group) -> None:
-    if bits != "nf4":
-        _check_bits(bits)
-    _check_group(group)
-
-
 def _names(settings) -> list[str]:
     """How each setting is called in a table."""
-    pairs = isinstance(settings, Sequence) and all(
-        isinstance(setting, tuple) and len(setting) == 2 for setting in settings
-    )
-    if not pairs or not settings:
+    pairs = isinstance(settings, Sequence) and [
+        setting for setting in settings if isinstance(setting, tuple) and len(setting) == 2
+    ]
+    if not pairs or len(pairs) < len(settings):
         raise TypeError("settings must be pairs of bits and group, such as ((8, None), (4, 64)).")
     for setting in settings:
         _check_setting(*setting)
@@ -240,11 +227,11 @@ def _names(settings) -> list[str]:
     return [f"{kind} by {g}" if g else kind for kind, g in zip(kinds, groups, strict=True)]
 
 
-def _linear_layers(model, vision: bool) -> list[nn.Linear]:
-    """The linear layers that are rounded, those that share a weight once; see :func:`rounded`."""
+def _linear_weights(model, vision: bool) -> list[nn.Parameter]:
+    """The weights that are rounded, each once; see :func:`rounded`."""
     check_model(model)
     output = model.get_output_embeddings()
-    found: dict[int, nn.Linear] = {}
+    found: dict[int, nn.Parameter] = {}
     for path, module in (model if vision else model.get_decoder()).named_modules():
         if module is output or not hasattr(module, "in_features"):
             continue
@@ -256,10 +243,8 @@ def _linear_layers(model, vision: bool) -> list[nn.Linear]:
                 "that it was made from."
             )
         if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
-            raise ValueError(
-                f"{path} holds {weight.dtype} {'offloaded' if weight.is_meta else 'numbers'}: load "
-                "the model whole in float16, bfloat16 or float32 to round it."
-            )
-        found.setdefault(id(weight), module)
+            needed = "load the model whole, in float16, bfloat16 or float32"
+            raise ValueError(f"{path} is offloaded or holds {weight.dtype}: {needed}.")
+        found[id(weight)] = weight
     find_neurons(model)  # raises where layers are of a kind without in_features
     return list(found.values())
