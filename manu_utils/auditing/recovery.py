@@ -40,9 +40,12 @@ def recovered_area(
     The bar "at most 1.25 × the retrained model's" is about the ratio of whole areas, the default:
     what an attacker reads off counts, wherever the curve began, and guessing keeps the retrained
     model's area above 0. It is small all the same, some ten points, and so is n: read the
-    difference beside the ratio. ``above_start`` takes from each curve its value at step 0 first,
-    which leaves what the lessons brought back. It tells hidden from left over, but is no bar: a
-    model that never met them gains nothing or less, and a ratio to that says nothing.
+    difference beside the ratio.
+
+    Whole areas favour a model that answers less than one that never met them: its curve begins
+    below. ``above_start`` takes from each curve its value at step 0 first, which leaves what the
+    lessons brought back, and tells hidden from left over. Of this read the difference, not the
+    ratio: a model that never met them gains nothing, or less.
 
     Args:
         rows, reference_rows: what :func:`relearn` returned for the two models, one run of each,
