@@ -295,7 +295,7 @@ def torchao():
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-@pytest.mark.parametrize("shape", [(96, 256), (40, 72), (7, 37)])
+@pytest.mark.parametrize("shape", [(96, 256), (40, 72)])
 def test_nf4_is_that_of_bitsandbytes(bitsandbytes, dtype, shape):
     """Equal without its quantisation of the maxima; with it within 1 % of the largest weight."""
     functional = bitsandbytes.functional
