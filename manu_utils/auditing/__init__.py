@@ -3,4 +3,15 @@
 Every function takes models and questions and gives tidy rows; the models are as they were.
 """
 
-__all__: list[str] = []
+from .depth import depth_score, depth_scores, mean_depth, patch_states
+from .distances import js_distance, ks_distance
+from .lens import logit_lens
+from .probes import probe_layers
+from .summary import leaves, membership_score, score_of, summarise_audit
+from .values import asked_values, find_values, names_of
+
+__all__ = [
+    "asked_values", "depth_score", "depth_scores", "find_values", "js_distance", "ks_distance",
+    "leaves", "logit_lens", "mean_depth", "membership_score", "names_of", "patch_states",
+    "probe_layers", "score_of", "summarise_audit",
+]  # fmt: skip
