@@ -186,12 +186,10 @@ def tokens_of_words(ids: list[int], words: str, tokenizer) -> list[int]:
     if place is None:
         return []
     ends = [len(tokenizer.decode(ids[: index + 1], **options)) for index in range(len(ids))]
-    starts = [0, *ends[:-1]]
-    return [
-        i
-        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
-        if end > place.start() and start < place.end()
-    ]
+    # A token that completes a character makes the text no longer, but is a part of its last.
+    starts = [min(start, end - 1) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    first, last = place.span()
+    return [i for i, start in enumerate(starts) if ends[i] > first and start < last]
 
 
 def states_at(
