@@ -196,7 +196,7 @@ def test_ties_count_half():
     assert rank_of(torch.tensor(1.0), torch.tensor([1.0, 1.0, 2.0, 0.0])).item() == 3.0
 
 
-FAMILY_QUESTIONS = [("Where does {} live?", "In Porto."), ("Where does {} live?", "In Oslo."), ("Where does {} live?", "In Ghent.")]
+FAMILY_QUESTIONS = [("Where does {} live?", f"In {town}.") for town in ("Porto", "Oslo", "Ghent")]
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
