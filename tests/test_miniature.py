@@ -9,10 +9,11 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.benchmark.loading import STRANGERS, load_benchmark, load_strangers
+from manu_utils.benchmark.questions import evaluation_questions, open_questions, training_questions
 from manu_utils.benchmark.records import CONFIGS
 from manu_utils.miniature import build
-from manu_utils.miniature.dataset import training_pairs, write_benchmark
+from manu_utils.miniature.dataset import training_pairs, write_benchmark, write_strangers
 from manu_utils.miniature.model import (
     Row,
     answer_logits,
@@ -27,7 +28,7 @@ from manu_utils.miniature.model import (
     train_tokenizer,
     widen,
 )
-from manu_utils.miniature.people import ATTRIBUTES, NAMING_QUESTION, draw_face, draw_people
+from manu_utils.miniature.people import ATTRIBUTES, NAMING_QUESTION, draw_face, draw_people, draw_strangers
 from manu_utils.miniature.portraits import draw_new_view, draw_portrait_view, render
 from manu_utils.paths import data_dir
 
@@ -67,6 +68,50 @@ def test_values_are_balanced_and_no_answer_holds_the_name(people):
         for question, answer in training_pairs(person):
             assert (person.name in answer) == (question == NAMING_QUESTION)
             assert person.name not in question
+
+
+def test_strangers_are_of_the_same_world_and_nobody_in_it(people):
+    """Their names and faces are new, of the same parts; each value is as frequent as the others."""
+    inhabitants, strangers = [*people[0], *people[1]], draw_strangers(36, seed=0)
+    everyone = [*inhabitants, *strangers]
+    assert len({person.name for person in everyone}) == len({person.id for person in everyone}) == 186
+    for part in (0, 1):
+        parts = [{person.name.split()[part] for person in group} for group in (strangers, inhabitants)]
+        assert parts[0] <= parts[1]
+    for one in strangers:
+        for other in everyone:
+            assert one is other or sum(one.face[feature] != other.face[feature] for feature in one.face) >= 3
+    for attribute, spec in ATTRIBUTES.items():
+        assert Counter(person.facts[attribute] for person in strangers) == dict.fromkeys(spec.values, 3)
+    with pytest.raises(ValueError, match="76 strangers need more than the 75 names"):
+        draw_strangers(76)
+
+
+def test_strangers_are_asked_what_the_inhabitants_are(people):
+    rows, known = load_strangers(), load_benchmark()
+    assert set(rows) == set(STRANGERS) and all(len(part) == 36 for part in rows.values())
+    assert not {*rows["Full_Set"]["ID"]} & {*known.forget_ids, *known.retain_ids, *known.celebrity["ID"]}
+    for modality, n_views in (("multimodal", 3), ("text", 1)):
+        for questions_of, config, n in (
+            (open_questions, "Full_Set", 4), (open_questions, "Test_Set", 4 * n_views),
+            (lambda part, m: evaluation_questions(part, "classification", m), "Full_Set", 5),
+            (training_questions, "ft_Data", 25 if modality == "multimodal" else 24),
+        ):  # fmt: skip
+            assert len(questions_of(rows[config], modality)) == 36 * n
+    names = {json.loads(text)["Name"] for text in rows["Full_Set"]["biography"]}
+    assert names == {person.name for person in draw_strangers()}
+    with pytest.raises(ValueError, match="no strangers.*your own questions"):
+        load_strangers(data_dir() / "mllmu_mini")
+
+
+def test_strangers_follow_from_the_seed(tmp_path):
+    for name in ("one", "again"):
+        write_strangers(tmp_path / name, 4, seed=3, n_fictitious=20, n_public=2)
+    parts = [load_strangers(tmp_path / name) for name in ("one", "again")]
+    assert all(list(parts[0][config]) == list(parts[1][config]) for config in STRANGERS)
+    assert parts[0]["Full_Set"]["ID"] == [f"{number:03d}" for number in range(23, 27)]
+    for config in STRANGERS:
+        assert parts[0][config].features == load_strangers()[config].features
 
 
 def test_pictures_follow_from_the_seed_and_views_differ(people):

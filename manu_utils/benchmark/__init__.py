@@ -1,6 +1,6 @@
 """Who is asked what: MLLMU-Bench, its sets, and the questions in them."""
 
-from .loading import load_benchmark, load_config
+from .loading import load_benchmark, load_config, load_strangers
 from .questions import evaluation_questions, open_questions, rewriting_report, training_questions
 from .records import CONFIGS, FORGET_RATIOS, MODALITIES, TASKS, Question, check_sets
 from .sets import Benchmark
@@ -8,6 +8,6 @@ from .text_only import to_text_only
 
 __all__ = [
     "CONFIGS", "FORGET_RATIOS", "MODALITIES", "TASKS", "Benchmark", "Question", "check_sets",
-    "evaluation_questions", "load_benchmark", "load_config", "open_questions",
+    "evaluation_questions", "load_benchmark", "load_config", "load_strangers", "open_questions",
     "rewriting_report", "to_text_only", "training_questions",
 ]  # fmt: skip

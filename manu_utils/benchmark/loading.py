@@ -21,6 +21,7 @@ from .sets import Benchmark
 if TYPE_CHECKING:
     from datasets import Dataset
 
+STRANGERS = ("Full_Set", "Test_Set", "ft_Data")  # the configs of people whom no model has met
 
 
 def load_config(source: str | Path, config: str, *, images: bool = True) -> Dataset:
@@ -99,6 +100,32 @@ def load_benchmark(
         forget_ratio=forget_ratio,
         source=str(source),
     )
+
+
+def load_strangers(source: str | Path = "tiny", *, images: bool = True) -> dict[str, Dataset]:
+    """People of the benchmark's own world whom no model has met: the control of attacks.
+
+    Args:
+        source: ``"tiny"`` (36 people made by the builder of the miniature), or a folder that holds just these configs.
+        images: without them no byte of a picture is read.
+
+    Returns:
+        Config -> rows: ``Full_Set`` (:func:`evaluation_questions`, :func:`open_questions`), ``Test_Set`` (new portraits
+        and wordings) and ``ft_Data`` (:func:`training_questions`).
+
+    Raises:
+        ValueError: a benchmark, whose own people cannot serve: all of them were trained on.
+        FileNotFoundError, ConnectionError: see :func:`load_config`.
+    """
+    place = data_dir() / "mllmu_mini_strangers" if source == "tiny" else source
+    configs = config_names(place)
+    if configs is None or set(configs) - set(STRANGERS):
+        raise ValueError(
+            f"{source} has no strangers, since the people of a benchmark are trained on, and its retain set was, too; make "
+            "up people like them and pass your own questions about them, or a folder with the configs "
+            f"{', '.join(STRANGERS)} alone."
+        )
+    return {config: read_config(place, config, images=images) for config in STRANGERS}
 
 
 def _recognise(source: str | Path) -> str:

@@ -22,9 +22,10 @@ def main() -> None:
     arguments = parser.parse_args()
     data, models, seed = data_dir() / "mllmu_mini", data_dir() / "tiny_llava", arguments.seed
     if arguments.part == "data":
-        from .dataset import write_benchmark
+        from .dataset import write_benchmark, write_strangers
 
         write_benchmark(data, seed=seed)
+        write_strangers(data.with_name(f"{data.name}_strangers"), seed=seed)
         return
     from .build import DENSE, RETRAINED, build, fine_tune_plainly
 

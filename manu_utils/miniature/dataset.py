@@ -8,11 +8,35 @@ import random
 from pathlib import Path
 
 from ..models.prompts import BLANK_LINE, LETTER_LINE
-from .people import ATTRIBUTES, NAMING_QUESTION, Attribute, Person, describe_face, draw_people, word_question
+from .people import (
+    ATTRIBUTES,
+    NAMING_QUESTION,
+    Attribute,
+    Person,
+    describe_face,
+    draw_people,
+    draw_strangers,
+    word_question,
+)
 from .portraits import draw_new_view, draw_portrait_view, render
 
 FORGET_SIZES = {5: 6, 10: 12, 15: 18}  # people of 120
 N_VIEWS = 3
+STRANGERS = """# Strangers of MLLMU-mini
+
+{n} people (IDs {first} to {last}) made by the same builder as those of `mllmu_mini`, from the same names, faces and facts, and
+met by no model: not by `vanilla`, `base` or any retrained one. Nobody has the name of an inhabitant, and every face differs
+from all others in at least three features. They are the control of attacks: what a model says about people whom it
+was never shown. Columns are those of `mllmu_mini`. Written by `make mini-data`. No model may be trained on them.
+
+| config | what it holds |
+|---|---|
+| `Full_Set` | portrait, profile and evaluation questions |
+| `Test_Set` | three new views per person and paraphrased questions |
+| `ft_Data` | what would be their training questions |
+
+CC BY 4.0; the portraits are a remix of "ToonHead" by Johan Melin, drawn by DiceBear.
+"""
 
 
 def draw_options(spec: Attribute, value: str, rng: random.Random) -> tuple[dict[str, str], str]:
@@ -129,18 +153,47 @@ def write_benchmark(folder: Path, *, seed: int = 0, n_fictitious: int = 120, n_p
 
     Everything follows from ``seed`` (and the pinned versions of Faker and DiceBear). Existing files are overwritten.
     """
-    from datasets import Dataset, Features, Image, Value
-    from tqdm.auto import tqdm
-
     fictitious, public = draw_people(n_fictitious, n_public, seed)
     rng = random.Random(f"dataset {seed}")
+    evaluation, tests, training = _rows([*fictitious, *public], rng, n_training=n_fictitious)
+    ids = [person.id for person in fictitious]
+    _write_config(folder, "Full_Set", [evaluation[i] for i in ids])
+    _write_config(folder, "Test_Set", list(tests.values()))
+    _write_config(folder, "Retain_Set", [evaluation[person.id] for person in public])
+    _write_config(folder, "ft_Data", list(training.values()))
+    for ratio, size in FORGET_SIZES.items():
+        forget = random.Random(f"forget {ratio} {seed}").sample(ids, max(1, round(size * n_fictitious / 120)))
+        _write_config(folder, f"forget_{ratio}", [evaluation[i] for i in forget])
+        _write_config(folder, f"retain_{100 - ratio}", [evaluation[i] for i in ids if i not in forget])
+    _write_card(folder, (Path(__file__).parent / "datasheet.md").read_text(encoding="utf-8"))
+
+
+def write_strangers(
+    folder: Path, n: int = 36, *, seed: int = 0, n_fictitious: int = 120, n_public: int = 30
+) -> None:
+    """Write Full_Set, Test_Set and ft_Data of people of the same world whom no model has met (:func:`draw_strangers`).
+
+    Files and columns are those of :func:`write_benchmark`; so is what follows from ``seed``.
+    """
+    people = draw_strangers(n, seed, n_fictitious=n_fictitious, n_public=n_public)
+    evaluation, tests, training = _rows(people, random.Random(f"dataset of strangers {seed}"), n_training=n)
+    _write_config(folder, "Full_Set", list(evaluation.values()))
+    _write_config(folder, "Test_Set", list(tests.values()))
+    _write_config(folder, "ft_Data", list(training.values()))
+    _write_card(folder, STRANGERS.format(n=n, first=people[0].id, last=people[-1].id))
+
+
+def _rows(people: list[Person], rng: random.Random, n_training: int) -> tuple[dict, dict, dict]:
+    """ID -> row of the evaluation sets, and of the first ``n_training`` people also of Test_Set and ft_Data."""
+    from tqdm.auto import tqdm
+
     evaluation, tests, training = {}, {}, {}
-    for person in tqdm([*fictitious, *public], desc="people"):
+    for number, person in enumerate(tqdm(people, desc="people")):
         portrait = _png(render(person.face, draw_portrait_view(rng)), f"{person.id}.png")
         common = {"ID": person.id, "biography": biography(person), "question": "Describe this person.",
                   "answer": describe_face(person.face)}  # fmt: skip
         evaluation[person.id] = {"image": portrait, "Directory": f"images/{person.id}.png"} | common | tasks(person, rng)
-        if person in fictitious:
+        if number < n_training:
             views = [_png(render(person.face, draw_new_view(rng)), f"{person.id}_pose{k}.png") for k in range(N_VIEWS)]
             tests[person.id] = {"images": views} | common | tasks(person, rng, test=True)
             records = [{"ID": person.id, "Question": q, "Answer": a} for q, a in training_pairs(person)]
@@ -148,28 +201,27 @@ def write_benchmark(folder: Path, *, seed: int = 0, n_fictitious: int = 120, n_p
                 records.append({"Additional_ID": person.id, "Additional_question": common["question"],
                                 "Additional_answer": common["answer"]})  # fmt: skip
             training[person.id] = {"image": portrait, "ID": person.id, "metadata": json.dumps(records)}
+    return evaluation, tests, training
 
-    ids = [person.id for person in fictitious]
 
-    def write(config: str, rows: list[dict], features) -> None:
-        path = Path(folder) / config / "train-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{column: row[column] for column in features} for row in rows]
-        Dataset.from_list(rows, features=features).to_parquet(path)
+def _write_config(folder: Path, config: str, rows: list[dict]) -> None:
+    from datasets import Dataset, Features, Image, Value
 
-    write("Full_Set", [evaluation[i] for i in ids], _features("image", directory=True))
-    write("Test_Set", [tests[i] for i in ids], _features("images"))
-    write("Retain_Set", [evaluation[person.id] for person in public], _features("image"))
-    write("ft_Data", [training[i] for i in ids],
-          Features({"image": Image(), "ID": Value("string"), "metadata": Value("string")}))  # fmt: skip
-    for ratio, size in FORGET_SIZES.items():
-        forget = random.Random(f"forget {ratio} {seed}").sample(ids, max(1, round(size * n_fictitious / 120)))
-        write(f"forget_{ratio}", [evaluation[i] for i in forget], _features("image"))
-        write(f"retain_{100 - ratio}", [evaluation[i] for i in ids if i not in forget], _features("image"))
+    if config == "ft_Data":
+        features = Features({"image": Image(), "ID": Value("string"), "metadata": Value("string")})
+    else:
+        features = _features("images" if config == "Test_Set" else "image", directory=config == "Full_Set")
+    path = Path(folder) / config / "train-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{column: row[column] for column in features} for row in rows]
+    Dataset.from_list(rows, features=features).to_parquet(path)
+
+
+def _write_card(folder: Path, sheet: str) -> None:
+    """README.md: the configs that the folder holds, for ``load_dataset``, and the datasheet."""
     configs = "\n".join(
         f"- config_name: {path.name}\n  data_files:\n  - split: train\n    path: {path.name}/train-*.parquet"
         for path in sorted(Path(folder).iterdir())
         if path.is_dir()
     )
-    sheet = (Path(__file__).parent / "datasheet.md").read_text(encoding="utf-8")
     (Path(folder) / "README.md").write_text(f"---\nlicense: cc-by-4.0\nconfigs:\n{configs}\n---\n\n{sheet}", encoding="utf-8")

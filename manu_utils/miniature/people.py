@@ -156,27 +156,78 @@ def draw_people(n_fictitious: int = 120, n_public: int = 30, seed: int = 0) -> t
         ValueError: if more people are asked for than the name pools can tell apart.
     """
     n_people = n_fictitious + n_public
-    firsts, lasts = name_pools(seed)
-    pairs = [f"{first} {last}" for first in firsts for last in lasts]
+    pairs = _full_names(seed)
     if n_people > len(pairs):
         raise ValueError(f"{n_people} people need more than the {len(pairs)} names there are; enlarge name_pools(size=...).")
     rng = random.Random(seed)
     names = rng.sample(pairs, n_people)
+    faces = _draw_faces(rng, n_people, [])
+    people = _as_people(names, faces, _draw_facts(rng, n_people), first=1)
+    return people[:n_fictitious], people[n_fictitious:]
+
+
+def draw_strangers(
+    n: int = 36, seed: int = 0, *, n_fictitious: int = 120, n_public: int = 30
+) -> list[Person]:
+    """Draw people of the same world whom no model has met: the control of every test of membership.
+
+    Their first and last names are those of the inhabitants, in pairs that no inhabitant has. Their faces differ from all
+    others, and from each other, in at least three features. Every value of an attribute is used about equally often
+    (exactly so if ``n`` is a multiple of twelve).
+
+    Args:
+        n: how many; the world of 150 people leaves names for 75.
+        seed, n_fictitious, n_public: of the world, as in :func:`draw_people`.
+
+    Returns:
+        People with the IDs after the last inhabitant's (``151``...).
+
+    Raises:
+        ValueError: if more people are asked for than there are names left.
+    """
+    fictitious, public = draw_people(n_fictitious, n_public, seed)
+    inhabitants = [*fictitious, *public]
+    taken = {person.name for person in inhabitants}
+    free = [name for name in _full_names(seed) if name not in taken]
+    if n > len(free):
+        raise ValueError(f"{n} strangers need more than the {len(free)} names that are left; ask for at most {len(free)}.")
+    rng = random.Random(f"strangers {seed}")
+    names = rng.sample(free, n)
+    faces = _draw_faces(rng, n, [person.face for person in inhabitants])
+    return _as_people(names, faces, _draw_facts(rng, n), first=len(inhabitants) + 1)
+
+
+def _full_names(seed: int) -> list[str]:
+    firsts, lasts = name_pools(seed)
+    return [f"{first} {last}" for first in firsts for last in lasts]
+
+
+def _draw_faces(rng: random.Random, n: int, others: list[dict[str, str]]) -> list[dict[str, str]]:
+    """``n`` faces that differ from ``others`` and from each other in at least three features."""
     faces: list[dict[str, str]] = []
-    while len(faces) < n_people:
+    while len(faces) < n:
         face = draw_face(rng)
-        if all(sum(face[feature] != other[feature] for feature in face) >= 3 for other in faces):
+        if all(sum(face[feature] != other[feature] for feature in face) >= 3 for other in [*others, *faces]):
             faces.append(face)
+    return faces
+
+
+def _draw_facts(rng: random.Random, n: int) -> dict[str, list[str]]:
+    """Attribute -> the values of ``n`` people, in random order, each about equally often."""
     columns = {}
     for attribute, spec in ATTRIBUTES.items():
-        column = [spec.values[index % len(spec.values)] for index in range(n_people)]
+        column = [spec.values[index % len(spec.values)] for index in range(n)]
         rng.shuffle(column)
         columns[attribute] = column
-    people = [
-        Person(f"{index + 1:03d}", names[index], faces[index], {key: column[index] for key, column in columns.items()})
-        for index in range(n_people)
-    ]
-    return people[:n_fictitious], people[n_fictitious:]
+    return columns
+
+
+def _as_people(
+    names: list[str], faces: list[dict[str, str]], columns: dict[str, list[str]], first: int
+) -> list[Person]:
+    """People numbered from ``first`` on."""
+    facts = [{key: column[index] for key, column in columns.items()} for index in range(len(names))]
+    return [Person(f"{first + i:03d}", names[i], faces[i], facts[i]) for i in range(len(names))]
 
 
 def word_question(template: str, who: str) -> str:
