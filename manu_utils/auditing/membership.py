@@ -1,13 +1,14 @@
 """Membership: can one tell from a model's losses whom it was taught? Derived in notebook 09.
 
-Members are the people in question (the forget set), strangers are people of the same world whom no model has met
-(:func:`load_strangers`). **Every score is a surprise: low looks like a member.** How well a score tells members from
-strangers: :mod:`manu_utils.auditing.telling_apart`.
+Members are the people in question (the forget set), strangers are people of the same world whom no
+model has met (:func:`load_strangers`). **Every score is a surprise: low looks like a member.** How
+well a score tells members from strangers: :mod:`manu_utils.auditing.telling_apart`.
 
-Scores: loss (Yeom et al., arXiv 1709.01604), zlib and reference (Carlini et al., 2012.07805), Min-K % (Shi et al.,
-2310.16789), Min-K++ (Zhang et al., 2404.02936), gradient norm (as for language models in 2402.17012); settings as in
-OpenUnlearning (2506.12618). They are taken on the tokens of the answer, given picture and question; the token that ends an
-answer is left out, since every model knows it.
+Scores: loss (Yeom et al., arXiv 1709.01604), zlib and reference (Carlini et al., 2012.07805), Min-K
+% (Shi et al., 2310.16789), Min-K++ (Zhang et al., 2404.02936), gradient norm (as for language
+models in 2402.17012); settings as in OpenUnlearning (2506.12618). They are taken on the tokens of
+the answer, given picture and question; the token that ends an answer is left out, since every model
+knows it.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def token_log_probs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         targets: the tokens, int64 [m].
 
     Returns:
-        log p float32 [m], and z = (log p - μ) / σ float32 [m], where μ and σ² (at least 1e-6) are mean and variance of
-        log p under the model's own distribution of that token.
+        log p float32 [m], and z = (log p - μ) / σ float32 [m], where μ and σ² (at least 1e-6) are
+        mean and variance of log p under the model's own distribution of that token.
     """
     log_p = logits.float().log_softmax(-1)
     p = log_p.exp()
@@ -64,7 +65,9 @@ def min_k_score(values: Tensor, k: float = 0.2) -> float:
 
 
 def zlib_score(loss: float, text: str) -> float:
-    """The loss by the bytes of the compressed answer, which stand for how surprising the text is to anyone."""
+    """The loss by the bytes of the compressed answer, which stand for how surprising the text is to
+    anyone.
+    """
     return loss / len(zlib.compress(text.encode()))
 
 
@@ -79,22 +82,27 @@ def membership_scores(
     batch_size: int = 32,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How much the true answer to each question surprises a model; low looks like a member. The model is unchanged.
+    """How much the true answer to each question surprises a model; low looks like a member. The
+    model is unchanged.
 
     Args:
         questions: with answers, of both modalities if wanted, such as :func:`open_questions`.
-        reference: a model of the same processor that was not taught these people, or None for no such column.
+        reference: a model of the same processor that was not taught these people, or None for no
+            such column.
         k: the share of tokens that Min-K % and Min-K++ look at, above 0 and at most 1.
         gradients: one backward pass a question for the gradient norm; False for no such column.
 
     Returns:
-        One row a question: person_id, modality, question, answer, loss, zlib, min_k, min_k_pp, grad_norm (mean over the
-        weight tensors of the language model of the norm of the loss's gradient, of this question alone) and reference
-        (loss less that of the reference). Questions too long for the model are left out, as a warning says.
+        One row a question: person_id, modality, question, answer, loss, zlib, min_k, min_k_pp,
+            grad_norm (mean over the
+        weight tensors of the language model of the norm of the loss's gradient, of this question
+        alone) and reference (loss less that of the reference). Questions too long for the model are
+        left out, as a warning says.
 
     Raises:
         TypeError: questions that are no list, a wrapped model, or a number of the wrong type.
-        ValueError: no questions, an empty answer, k or batch_size out of range, or logits that are not finite.
+        ValueError: no questions, an empty answer, k or batch_size out of range, or logits that are
+            not finite.
     """
     import pandas as pd
 
@@ -102,7 +110,11 @@ def membership_scores(
     check_number("k", k, above=0)
     check_whole("batch_size", batch_size)
     if not questions or k > 1:
-        raise ValueError(f"k={k!r} is above 1." if questions else "there is no question to score; pass at least one.")
+        raise ValueError(
+            f"k={k!r} is above 1."
+            if questions
+            else "there is no question to score; pass at least one."
+        )
     asked = [questions[index] for index in fitting(questions, processor, with_answer=True)[0]]
     found = _answer_scores(model, processor, asked, k, batch_size, progress)
     frame = pd.DataFrame(found.numpy(), columns=["loss", "min_k", "min_k_pp"])
@@ -114,11 +126,16 @@ def membership_scores(
         others = _answer_scores(reference, processor, asked, k, batch_size, progress)[:, 0]
         frame["reference"] = frame["loss"] - others.numpy()
     about = [(q.person_id, q.modality, q.question, q.answer) for q in asked]
-    return pd.concat([pd.DataFrame(about, columns=["person_id", "modality", "question", "answer"]), frame], axis=1)
+    return pd.concat(
+        [pd.DataFrame(about, columns=["person_id", "modality", "question", "answer"]), frame],
+        axis=1,
+    )
 
 
 def _without_ends(rows: Tensor) -> Tensor:
-    """bool [m]: not the last token of a question; ``rows`` int64 [m] holds the question of each, all of one together."""
+    """bool [m]: not the last token of a question; ``rows`` int64 [m] holds the question of each,
+    all of one together.
+    """
     return torch.cat([rows[1:] == rows[:-1], rows.new_zeros(1, dtype=torch.bool)])
 
 
@@ -154,7 +171,9 @@ def _gradient_norms(model, processor, questions: Sequence[Question], progress: b
 
     def norm_of(question: Question) -> float:
         norms.clear()
-        logits, targets, rows = answer_logits(model, encode([question], processor, True, device_of(model)))
+        logits, targets, rows = answer_logits(
+            model, encode([question], processor, True, device_of(model))
+        )
         log_p, _ = token_log_probs(logits, targets)
         (-log_p[_without_ends(rows)].mean()).backward()
         return torch.stack([norm.cpu() for norm in norms]).mean().item()
@@ -165,7 +184,10 @@ def _gradient_norms(model, processor, questions: Sequence[Question], progress: b
             weight.grad = None
         with quiet_pass(model), gradients_of(model, weights):
             with hooked([(weight.register_post_accumulate_grad_hook, note) for weight in weights]):
-                return [norm_of(question) for question in bar(questions, desc="gradients", shown=progress)]
+                return [
+                    norm_of(question)
+                    for question in bar(questions, desc="gradients", shown=progress)
+                ]
     finally:
         for weight, grad in zip(weights, own, strict=True):
             weight.grad = grad
