@@ -13,17 +13,21 @@ from manu_utils.benchmark.records import MODALITIES, TASKS
 from manu_utils.evaluation.tables import evaluate, merit
 from manu_utils.models.asking import answer_logits
 from manu_utils.models.encoding import encode
-from manu_utils.models.training import answer_loss
-from manu_utils.unlearning import baselines
-from manu_utils.unlearning.baselines import (
-    METHODS,
+from manu_utils.models.training import answer_batches, answer_loss, train_language_model
+from manu_utils.unlearning import baselines, objectives
+from manu_utils.unlearning.baselines import METHODS, RIVALS, unlearn_by_training, with_system_prompt
+from manu_utils.unlearning.losses import (
+    control_vector,
+    direct_preference,
     gradient_ascent,
     gradient_difference,
+    kl_divergence,
     kl_minimisation,
     log_likelihoods,
+    misdirection,
     negative_preference,
-    unlearn_by_training,
-    with_system_prompt,
+    self_distillation,
+    simple_negative_preference,
 )
 
 # Two answer tokens of a vocabulary of three, as log-odds whose softmax is a fraction: (1, 2, 1) / 4 and (6, 1, 3) / 10.
@@ -92,6 +96,46 @@ def test_likelihoods_add_up_over_the_tokens_of_an_answer():
     torch.testing.assert_close(found, torch.tensor([0.5 * 0.3, 0.5]).log())
 
 
+@pytest.mark.parametrize("beta, gamma", [(2.5, 0.0), (4.5, 0.3)])
+def test_simnpo_takes_the_mean_over_the_tokens_and_no_reference(beta, gamma):
+    """Answers of one and of two tokens, each token likely 1/2: (2/β) log(1 + (e^γ / 2)^β), whatever their length."""
+    likelihood, lengths = torch.tensor([0.5, 0.25]).log(), torch.tensor([1, 2])
+    found = simple_negative_preference(likelihood, lengths, beta, gamma).item()
+    assert found == pytest.approx(2 / beta * math.log(1 + (math.exp(gamma) / 2) ** beta), rel=1e-6)
+
+
+def test_a_preference_without_a_winner_is_npo():
+    now, before = torch.tensor([0.1, 0.3]).log(), torch.tensor([0.2, 0.1]).log()
+    npo = negative_preference(now, before, 0.4)
+    assert direct_preference(torch.zeros(2), now - before, 0.4).item() == pytest.approx(npo.item(), rel=1e-6)
+    # the refusal twice as likely as before, the answer half: (2/β) log(1 + 4^−β)
+    found = direct_preference(torch.tensor([math.log(2)]), torch.tensor([-math.log(2)]), 0.5).item()
+    assert found == pytest.approx(2 / 0.5 * math.log(1 + 4**-0.5), rel=1e-6)
+
+
+def test_undial_aims_at_the_teacher_without_the_true_token():
+    """β = log 2 halves the true token of (2, 1, 1) / 4, so the target is (1, 1, 1) / 3; shifted logits mean the same."""
+    teacher, current = torch.tensor([[2.0, 1, 1]]).log(), torch.tensor([[1.0, 2, 1]]).log()
+    found = self_distillation(current + 3, torch.tensor([0]), teacher - 7, math.log(2)).item()
+    assert found == pytest.approx(-(2 * math.log(1 / 4) + math.log(1 / 2)) / 3, rel=1e-6)
+    logits = current.requires_grad_(True)
+    gradient, = torch.autograd.grad(self_distillation(logits, torch.tensor([0]), teacher, math.log(2)), logits)
+    torch.testing.assert_close(gradient, torch.tensor([[1 / 4 - 1 / 3, 1 / 2 - 1 / 3, 1 / 4 - 1 / 3]]))
+
+
+def test_misdirection_is_a_mean_over_tokens_and_channels():
+    states = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert misdirection(states, torch.tensor([1.0, 0.0])).item() == pytest.approx((0 + 4 + 4 + 16) / 4)
+    assert misdirection(states, states).item() == 0
+
+
+def test_the_control_vector_has_its_length_and_lies_near_the_diagonal():
+    one, other = control_vector(1000, 6.5, seed=0), control_vector(1000, 6.5, seed=1)
+    assert one.norm().item() == pytest.approx(6.5, rel=1e-5) and (one >= 0).all() and not one.equal(other)
+    assert torch.cosine_similarity(one, other, dim=0).item() == pytest.approx(0.75, abs=0.02)
+    assert one.equal(control_vector(1000, 6.5, seed=0))
+
+
 # ------------------------------------------------------------------------------------------------ training
 
 
@@ -122,6 +166,44 @@ def test_the_first_loss_is_the_stated_one(model, tiny_model, questions):
         assert found == pytest.approx(expected[method], rel=1e-4), method
 
 
+def as_it_was(method, model, processor, forget, retain, *, batch_size, seed, steps, lr):
+    """The four methods of MLLMU-Bench as they were before a retain term could be chosen: the stored results come from this."""
+    of_forget = answer_batches(forget, processor, batch_size, seed, "cpu")
+    of_retain = answer_batches(retain, processor, batch_size, seed + len(MODALITIES), "cpu")
+    frozen = copy.deepcopy(model).eval()
+
+    def loss_of(to_forget, to_retain):
+        logits, targets, rows = answer_logits(model, to_forget)
+        if method == "ga":
+            return gradient_ascent(logits, targets)
+        if method == "npo":
+            with torch.no_grad():
+                before = log_likelihoods(*answer_logits(frozen, to_forget))
+            return negative_preference(log_likelihoods(logits, targets, rows), before, 0.4)
+        kept, kept_targets, _ = answer_logits(model, to_retain)
+        if method == "gd":
+            return gradient_difference(logits, targets, kept, kept_targets)
+        with torch.no_grad():
+            vanilla, _, _ = answer_logits(frozen, to_retain)
+        return kl_minimisation(logits, targets, kept, vanilla)
+
+    def loss_of_step(step):
+        to_forget = next(of_forget)
+        to_retain = next(of_retain) if method in ("gd", "kl") else [None] * len(to_forget)
+        return sum(loss_of(*pair) for pair in zip(to_forget, to_retain, strict=True))
+
+    options = {"steps": steps, "lr": lr, "seed": seed, "warmup": 10, "hold": 1.0, "progress": False}
+    train_language_model(model, loss_of_step, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_stored_methods_are_what_they_were_bit_for_bit(model, tiny_model, questions, method):
+    same, options = copy.deepcopy(model), {"batch_size": 3, "seed": 2, "steps": 3, "lr": 1e-2}
+    as_it_was(method, same, tiny_model[1], **questions, **options)
+    unlearn_by_training(method, model, tiny_model[1], **questions, **options, progress=False)
+    assert all(value.equal(same.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("method, given", [("kl", None), ("npo", None), ("npo", "the model itself"), ("npo", "another")])
 def test_kl_and_npo_compare_with_a_frozen_model_without_dropout(model, tiny_model, questions, method, given, monkeypatch):
     """At every step: the reference is vanilla as it was, or the one that was given, in eval mode, while the model moves."""
@@ -140,7 +222,7 @@ def test_kl_and_npo_compare_with_a_frozen_model_without_dropout(model, tiny_mode
             seen.append((found[0], answer_logits(truth, batch)[0]))
         return found
 
-    monkeypatch.setattr(baselines, "answer_logits", spied)
+    monkeypatch.setattr(objectives, "answer_logits", spied)
     before = copy.deepcopy(model.state_dict())
     options = {"steps": 4, "lr": 1e-2, "batch_size": 4, "reference": reference, "progress": False}
     unlearn_by_training(method, model, tiny_model[1], **questions, **options)
@@ -159,7 +241,7 @@ def test_kl_begins_at_zero_in_half_precision_too(model, tiny_model, questions, d
     monkeypatch.setattr("manu_utils.models.precision.pick_dtype", lambda device: dtype)
     pairs = []
     monkeypatch.setattr(
-        baselines, "kl_minimisation", lambda *logits: pairs.append(logits[2:]) or kl_minimisation(*logits)
+        objectives, "kl_divergence", lambda *logits: pairs.append(logits) or kl_divergence(*logits)
     )
     options = {"steps": 1, "batch_size": 4, "lora_rank": lora_rank, "progress": False}
     unlearn_by_training("kl", model.to(dtype), tiny_model[1], **questions, **options)
@@ -267,7 +349,7 @@ BAD_INPUT = {
         lambda q: q | {"forget": {"multimodal": q["forget"]["text"]}}, "holds questions that are not multimodal"
     ),
     "one person in both": (lambda q: q | {"retain": q["forget"]}, "forget and retain share people, such as "),
-    "beta": (lambda q: q | {"beta": 0.0}, "beta=0.0 must be a finite number above 0"),
+    "beta": (lambda q: q | {"method": "npo", "beta": 0.0}, "beta=0.0 must be a finite number above 0"),
     "batch size": (lambda q: q | {"batch_size": 0}, "batch_size=0 is "),
     "steps": (lambda q: q | {"steps": 0}, "steps=0 is "),
     "lr": (lambda q: q | {"lr": 0.0}, "lr=0.0 must be a finite number above 0"),
@@ -278,8 +360,8 @@ BAD_INPUT = {
     "steps that are a truth": (lambda q: q | {"steps": True}, "steps=True must be a whole number"),
     "batch size in quotes": (lambda q: q | {"batch_size": "8"}, "batch_size='8' must be a whole number"),
     "no seed": (lambda q: q | {"seed": None}, "seed=None must be a whole number"),
-    "beta in quotes": (lambda q: q | {"beta": "0.4"}, "beta='0.4' must be a number"),
-    "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo takes a reference"),
+    "beta in quotes": (lambda q: q | {"method": "npo", "beta": "0.4"}, "beta='0.4' must be a number"),
+    "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo and idk_preference take a refer"),
 }  # fmt: skip
 
 
