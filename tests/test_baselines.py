@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -248,9 +249,124 @@ def test_kl_begins_at_zero_in_half_precision_too(model, tiny_model, questions, d
     assert len(pairs) == len(MODALITIES) and all(current.equal(vanilla) for current, vanilla in pairs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALL = (*METHODS, *RIVALS)
+
+
+def test_the_first_loss_with_a_retain_term(model, tiny_model, questions):
+    """KL and states begin at 0; cross-entropy counts by its weight, beside any loss; the rivals' losses begin where they must."""
+    processor = tiny_model[1]
+    refused = {m: [replace(q, answer="I am not sure.") for q in items] for m, items in questions["forget"].items()}
+    forget, retain, refusal = (sum(losses(model, processor, of).values()) for of in (*questions.values(), refused))
+    simnpo = undial = rmu = 0.0
+    for items in questions["forget"].values():
+        batch = encode(items, processor, with_answer=True)
+        with torch.no_grad():
+            logits, targets, rows = answer_logits(model, batch)
+            states = objectives.layer_states(model, batch, 0)
+        likelihood = log_likelihoods(logits, targets, rows)
+        simnpo += (2 / 2.5 * (1 + (2.5 * likelihood / rows.bincount()).exp()).log()).mean().item()
+        undial += self_distillation(logits, targets, logits, 10.0).item()
+        rmu += (states - control_vector(32, 6.0, 0)).square().mean().item()
+    preference = len(MODALITIES) * 2 / 0.1 * math.log(2)
+    for method, options, expected in [
+        ("ga", {"retain_term": "cross-entropy", "retain_weight": 3.0}, 3 * retain - forget),
+        ("gd", {"retain_weight": 0.5}, 0.5 * retain - forget),
+        ("gd", {"retain_term": None}, -forget),
+        ("npo", {"retain_term": "kl", "retain_weight": 20.0}, 2 * 2 / 0.4 * math.log(2)),
+        ("simnpo", {"retain_term": "states"}, simnpo),
+        ("undial", {}, undial),
+        ("idk", {"refusals": ["I am not sure."]}, refusal),
+        ("idk_preference", {"retain_term": "cross-entropy", "retain_weight": 2.0}, preference + 2 * retain),
+        ("rmu", {"steering": 6.0, "layer": 0}, rmu),
+        ("rmu", {"steering": 6.0, "layer": 0, "retain_term": "cross-entropy"}, rmu + retain),
+    ]:
+        found = first_loss(method, copy.deepcopy(model), processor, questions, **options)
+        assert found == pytest.approx(expected, rel=1e-4), (method, options)
+
+
+def test_states_are_what_a_layer_writes(tiny_model, questions):
+    model, processor = tiny_model
+    batch = encode(questions["forget"]["multimodal"], processor, with_answer=True)
+    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+    with torch.no_grad():
+        found = objectives.layer_states(model, batch, 0)
+        hidden = model.model(**inputs, output_hidden_states=True).hidden_states[1]  # [0] is what goes in
+    predicts = [[p for p in range(hidden.shape[1] - 1) if row[p + 1]] for row in batch["answer_mask"]]
+    expected = torch.cat([states[positions] for states, positions in zip(hidden, predicts, strict=True)])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_refusal_and_the_truth_of_one_question_go_together(model, tiny_model, questions, monkeypatch):
+    """Pairs of the same questions, each with its own refusal in every visit, and with as many retained ones as asked for."""
+    seen, sizes = [], []
+
+    def spied(*arguments):
+        questions, batch = arguments[0], encode(*arguments, with_answer=True)
+        seen.append(questions)
+        sizes.append(len(questions))
+        return batch
+
+    monkeypatch.setattr("manu_utils.models.training.encode", lambda q, p, with_answer, device: spied(q, p))
+    options = {"steps": 2, "batch_size": 2, "retain_batch_size": 3, "retain_term": "kl", "seed": 5, "progress": False}
+    unlearn_by_training("idk_preference", model, tiny_model[1], **questions, **options)
+    assert sizes == [2, 2, 2, 2, 3, 3] * 2
+    for step in (0, 6):
+        for refused, true in ((0, 2), (1, 3)):
+            pairs = list(zip(seen[step + refused], seen[step + true], strict=True))
+            assert all(r.answer in objectives.REFUSALS and r.question == t.question and r != t for r, t in pairs)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_every_rival_trains_the_language_model_alone(model, tiny_model, questions, method, lora_rank):
+    before = copy.deepcopy(model.state_dict())
+    settings = {"steering": 5.0} if method == "rmu" else {}
+    options = {"steps": 6, "lr": 3e-3, "batch_size": 4, "every": 6, "watch": dict, "lora_rank": lora_rank, "progress": False}
+    history = unlearn_by_training(method, model, tiny_model[1], **questions, **options, **settings)
+    start = first_loss(method, copy.deepcopy(tiny_model[0]), tiny_model[1], questions, **settings)
+    assert history[-1]["loss"] < start
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed and all("language_model" in name or name == "lm_head.weight" for name in changed)
+    assert lora_rank is None or all("_proj.weight" in name for name in changed)
+
+
+# ------------------------------------------------------------------------------------------------ mask
+
+WEIGHT = "model.language_model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_masked_weights_move(model, tiny_model, questions, dtype):
+    """At every look: not by the optimiser's decay either, and what is not named stays as a whole."""
+    model = model.to(dtype)
+    before, looks = copy.deepcopy(model.state_dict()), []
+    free = torch.rand(before[WEIGHT].shape, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def watch():
+        looks.append({name: value.to(dtype) for name, value in model.state_dict().items()})
+        return {}
+
+    options = {"steps": 3, "lr": 1e-2, "batch_size": 2, "every": 1, "watch": watch, "progress": False}
+    unlearn_by_training("gd", model, tiny_model[1], **questions, mask={WEIGHT: free}, **options)
+    for state in (*looks, model.state_dict()):
+        assert all(value.equal(before[name]) for name, value in state.items() if name != WEIGHT)
+        assert state[WEIGHT][~free].equal(before[WEIGHT][~free])
+    assert (model.state_dict()[WEIGHT][free] != before[WEIGHT][free]).float().mean() > 0.5
+
+
+def test_a_mask_is_made_of_what_is_given(model, tiny_model, questions):
+    def make(*given):
+        assert given == (model, tiny_model[1], questions["forget"], questions["retain"])
+        return {WEIGHT: torch.ones(32, 64, dtype=torch.bool)}
+
+    before = copy.deepcopy(model.state_dict())
+    unlearn_by_training("ga", model, tiny_model[1], **questions, mask=make, steps=1, batch_size=2, progress=False)
+    assert [name for name, value in model.state_dict().items() if not value.equal(before[name])] == [WEIGHT]
+
+
+@pytest.mark.parametrize("method", ALL)
 def test_an_interrupted_run_leaves_model_and_reference_as_they_were(model, tiny_model, questions, method):
-    reference = copy.deepcopy(model) if method == "npo" else None
+    reference = copy.deepcopy(model) if method in ("npo", "idk_preference") else None
     models = [one.train() for one in (model, reference) if one is not None]
     before, looks = [copy.deepcopy(one.state_dict()) for one in models], []
 
@@ -361,6 +477,21 @@ BAD_INPUT = {
     "batch size in quotes": (lambda q: q | {"batch_size": "8"}, "batch_size='8' must be a whole number"),
     "no seed": (lambda q: q | {"seed": None}, "seed=None must be a whole number"),
     "beta in quotes": (lambda q: q | {"method": "npo", "beta": "0.4"}, "beta='0.4' must be a number"),
+    "unknown term": (lambda q: q | {"retain_term": "l2"}, "retain_term='l2' is unknown; use one of cross-entropy, kl, states"),
+    "a term without its set": (lambda q: q | {"method": "npo", "retain_term": "kl", "retain": None}, "retain has no multim"),
+    "weight": (lambda q: q | {"retain_weight": 0.0}, "retain_weight=0.0 must be"),
+    "retain batch": (lambda q: q | {"retain_batch_size": 0}, "retain_batch_size=0 is"),
+    "another's setting": (lambda q: q | {"beta": 0.4}, "gd has no setting 'beta'; its settings are layer"),
+    "layer": (lambda q: q | {"method": "rmu", "layer": 2}, "layer=2 of a language model with 2 layers; the last is 1"),
+    "steering": (lambda q: q | {"method": "rmu", "steering": -1.0}, "steering=-1.0 must be"),
+    "gamma": (lambda q: q | {"method": "simnpo", "gamma": math.nan}, "gamma=nan must be a finite"),
+    "no refusal": (lambda q: q | {"method": "idk", "refusals": ()}, "refusals must hold at least one"),
+    "one refusal": (lambda q: q | {"method": "idk", "refusals": "No."}, "refusals='No.' must be a tuple"),
+    "a list for a mask": (lambda q: q | {"mask": []}, "the mask is a list"),
+    "mask of another": (lambda q: q | {"mask": {"lm": torch.ones(1)}}, r"mask\['lm'\] names no weight"),
+    "mask of numbers": (lambda q: q | {"mask": {WEIGHT: torch.ones(32, 64)}}, "must be a bool tensor of shape"),
+    "an empty mask": (lambda q: q | {"mask": {}}, "no weight of the mask may move"),
+    "mask and LoRA": (lambda q: q | {"mask": {}, "lora_rank": 2}, "give a mask or lora_rank, not both"),
     "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo and idk_preference take a refer"),
 }  # fmt: skip
 
