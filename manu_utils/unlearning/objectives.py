@@ -94,7 +94,8 @@ def _prefer_refusals(model, frozen, batch, settings) -> Tensor:
     for part in batch:
         likelihood = log_likelihoods(*answer_logits(model, part))
         with torch.no_grad():
-            ratios.append(likelihood - log_likelihoods(*answer_logits(frozen, part)))
+            before = log_likelihoods(*answer_logits(frozen, part))
+        ratios.append(likelihood - before)
     return direct_preference(*ratios, settings["beta"])
 
 

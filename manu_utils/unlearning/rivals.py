@@ -13,68 +13,45 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..benchmark.records import Question, check_sets
-from ..checks import check_number, check_questions
+from ..benchmark.records import Question
+from ..checks import check_number
 from ..models.training import fine_tune
 from .pruning import Edit, check_unchanged
-from .saliency import diagonal_fisher, named_language_weights
+from .saliency import named_language_weights
 
 
-def dampening(of_forget: Tensor, of_all: Tensor, alpha: float, strength: float) -> Tensor:
+def dampening(of_forget: Tensor, of_retain: Tensor, alpha: float, strength: float) -> Tensor:
     """SSD: min(λ I_D / I_f, 1) where I_f > α I_D, else 1 (Foster et al., arXiv 2308.07707).
 
     Args:
-        of_forget, of_all: importances of the same weights, none negative, of any one shape.
+        of_forget, of_retain: importances of the same weights, none negative, of any one shape.
         alpha: α, how many times as important a weight must be to the forget set.
         strength: λ; what is chosen is multiplied by at most λ / α.
     """
-    chosen = of_forget > alpha * of_all
-    factors = (strength * of_all / of_forget.where(chosen, 1)).clamp(max=1)
+    chosen = of_forget > alpha * of_retain
+    factors = (strength * of_retain / of_forget.where(chosen, 1)).clamp(max=1)
     return factors.where(chosen, 1)
-
-
-def importances(
-    model,
-    processor,
-    forget: dict[str, list[Question]],
-    retain: dict[str, list[Question]],
-    **options,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What SSD looks at: the Fisher information of the forget set, and of both sets together.
-
-    Args:
-        forget, retain: modality -> questions with answers.
-        options: those of :func:`diagonal_fisher`.
-
-    Raises:
-        TypeError, ValueError: see :func:`diagonal_fisher` and :func:`check_sets`.
-    """
-    check_questions("forget", forget)
-    check_questions("retain", retain)
-    check_sets(forget, retain, tuple(forget))
-    n_forget, n_retain = (sum(map(len, of.values())) for of in (forget, retain))
-    sets = (forget, retain)
-    of_forget, of_retain = (diagonal_fisher(model, processor, q, **options) for q in sets)
-    share = n_forget / (n_forget + n_retain)
-    return of_forget, {n: share * f + (1 - share) * of_retain[n] for n, f in of_forget.items()}
 
 
 def dampen(
     model,
     of_forget: dict[str, Tensor],
-    of_all: dict[str, Tensor],
+    of_retain: dict[str, Tensor],
     *,
     alpha: float = 10.0,
     strength: float = 1.0,
     on_top: bool = False,
 ) -> Edit:
     """Selective synaptic dampening: shrink the weights that matter to the forget set far more than
-    to all (:func:`dampening`).
+    to the rest (:func:`dampening`).
 
-    The paper dampens all weights of an image classifier; here those of the language model.
+    The paper dampens all weights of an image classifier; here those of the language model. Its I_D
+    is of all data, forget included; then no weight can matter more than |D| / |D_f| times as much,
+    ten times for forget 10 %, and hardly twice beside a small sample. Here the retain set stands
+    for D.
 
     Args:
-        of_forget, of_all: from :func:`importances`, of this model.
+        of_forget, of_retain: :func:`diagonal_fisher` of the two sets, of this model.
         alpha, strength: α and λ; 10 and 1 are the paper's for a class of images.
         on_top: change a model that is changed already; without it such a model is refused.
 
@@ -86,12 +63,12 @@ def dampen(
     check_number("alpha", alpha, above=0)
     check_number("strength", strength, above=0)
     named = named_language_weights(model)
-    for given in (of_forget, of_all):
+    for given in (of_forget, of_retain):
         if {n: t.shape for n, t in given.items()} != {n: p.shape for n, p in named.items()}:
             raise ValueError("the importances are of another model; collect them of this one.")
     if not on_top:
         check_unchanged(model)
-    factors = {n: dampening(of_forget[n], of_all[n], alpha, strength) for n in named}
+    factors = {n: dampening(of_forget[n], of_retain[n], alpha, strength) for n in named}
     changed = {named[n]: factor for n, factor in factors.items() if (factor < 1).any()}
     if not changed:
         raise ValueError(f"no weight is {alpha:g} times as important to forget; lower alpha.")
