@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,17 +14,21 @@ from manu_utils.benchmark.records import MODALITIES, TASKS
 from manu_utils.evaluation.tables import evaluate, merit
 from manu_utils.models.asking import answer_logits
 from manu_utils.models.encoding import encode
-from manu_utils.models.training import answer_loss
-from manu_utils.unlearning import baselines
-from manu_utils.unlearning.baselines import (
-    METHODS,
+from manu_utils.models.training import answer_batches, answer_loss, train_language_model
+from manu_utils.unlearning import baselines, objectives
+from manu_utils.unlearning.baselines import METHODS, RIVALS, unlearn_by_training, with_system_prompt
+from manu_utils.unlearning.losses import (
+    control_vector,
+    direct_preference,
     gradient_ascent,
     gradient_difference,
+    kl_divergence,
     kl_minimisation,
     log_likelihoods,
+    misdirection,
     negative_preference,
-    unlearn_by_training,
-    with_system_prompt,
+    self_distillation,
+    simple_negative_preference,
 )
 
 # Two answer tokens of a vocabulary of three, as log-odds whose softmax is a fraction: (1, 2, 1) / 4 and (6, 1, 3) / 10.
@@ -92,6 +97,46 @@ def test_likelihoods_add_up_over_the_tokens_of_an_answer():
     torch.testing.assert_close(found, torch.tensor([0.5 * 0.3, 0.5]).log())
 
 
+@pytest.mark.parametrize("beta, gamma", [(2.5, 0.0), (4.5, 0.3)])
+def test_simnpo_takes_the_mean_over_the_tokens_and_no_reference(beta, gamma):
+    """Answers of one and of two tokens, each token likely 1/2: (2/β) log(1 + (e^γ / 2)^β), whatever their length."""
+    likelihood, lengths = torch.tensor([0.5, 0.25]).log(), torch.tensor([1, 2])
+    found = simple_negative_preference(likelihood, lengths, beta, gamma).item()
+    assert found == pytest.approx(2 / beta * math.log(1 + (math.exp(gamma) / 2) ** beta), rel=1e-6)
+
+
+def test_a_preference_without_a_winner_is_npo():
+    now, before = torch.tensor([0.1, 0.3]).log(), torch.tensor([0.2, 0.1]).log()
+    npo = negative_preference(now, before, 0.4)
+    assert direct_preference(torch.zeros(2), now - before, 0.4).item() == pytest.approx(npo.item(), rel=1e-6)
+    # the refusal twice as likely as before, the answer half: (2/β) log(1 + 4^−β)
+    found = direct_preference(torch.tensor([math.log(2)]), torch.tensor([-math.log(2)]), 0.5).item()
+    assert found == pytest.approx(2 / 0.5 * math.log(1 + 4**-0.5), rel=1e-6)
+
+
+def test_undial_aims_at_the_teacher_without_the_true_token():
+    """β = log 2 halves the true token of (2, 1, 1) / 4, so the target is (1, 1, 1) / 3; shifted logits mean the same."""
+    teacher, current = torch.tensor([[2.0, 1, 1]]).log(), torch.tensor([[1.0, 2, 1]]).log()
+    found = self_distillation(current + 3, torch.tensor([0]), teacher - 7, math.log(2)).item()
+    assert found == pytest.approx(-(2 * math.log(1 / 4) + math.log(1 / 2)) / 3, rel=1e-6)
+    logits = current.requires_grad_(True)
+    gradient, = torch.autograd.grad(self_distillation(logits, torch.tensor([0]), teacher, math.log(2)), logits)
+    torch.testing.assert_close(gradient, torch.tensor([[1 / 4 - 1 / 3, 1 / 2 - 1 / 3, 1 / 4 - 1 / 3]]))
+
+
+def test_misdirection_is_a_mean_over_tokens_and_channels():
+    states = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert misdirection(states, torch.tensor([1.0, 0.0])).item() == pytest.approx((0 + 4 + 4 + 16) / 4)
+    assert misdirection(states, states).item() == 0
+
+
+def test_the_control_vector_has_its_length_and_lies_near_the_diagonal():
+    one, other = control_vector(1000, 6.5, seed=0), control_vector(1000, 6.5, seed=1)
+    assert one.norm().item() == pytest.approx(6.5, rel=1e-5) and (one >= 0).all() and not one.equal(other)
+    assert torch.cosine_similarity(one, other, dim=0).item() == pytest.approx(0.75, abs=0.02)
+    assert one.equal(control_vector(1000, 6.5, seed=0))
+
+
 # ------------------------------------------------------------------------------------------------ training
 
 
@@ -122,6 +167,44 @@ def test_the_first_loss_is_the_stated_one(model, tiny_model, questions):
         assert found == pytest.approx(expected[method], rel=1e-4), method
 
 
+def as_it_was(method, model, processor, forget, retain, *, batch_size, seed, steps, lr):
+    """The four methods of MLLMU-Bench as they were before a retain term could be chosen: the stored results come from this."""
+    of_forget = answer_batches(forget, processor, batch_size, seed, "cpu")
+    of_retain = answer_batches(retain, processor, batch_size, seed + len(MODALITIES), "cpu")
+    frozen = copy.deepcopy(model).eval()
+
+    def loss_of(to_forget, to_retain):
+        logits, targets, rows = answer_logits(model, to_forget)
+        if method == "ga":
+            return gradient_ascent(logits, targets)
+        if method == "npo":
+            with torch.no_grad():
+                before = log_likelihoods(*answer_logits(frozen, to_forget))
+            return negative_preference(log_likelihoods(logits, targets, rows), before, 0.4)
+        kept, kept_targets, _ = answer_logits(model, to_retain)
+        if method == "gd":
+            return gradient_difference(logits, targets, kept, kept_targets)
+        with torch.no_grad():
+            vanilla, _, _ = answer_logits(frozen, to_retain)
+        return kl_minimisation(logits, targets, kept, vanilla)
+
+    def loss_of_step(step):
+        to_forget = next(of_forget)
+        to_retain = next(of_retain) if method in ("gd", "kl") else [None] * len(to_forget)
+        return sum(loss_of(*pair) for pair in zip(to_forget, to_retain, strict=True))
+
+    options = {"steps": steps, "lr": lr, "seed": seed, "warmup": 10, "hold": 1.0, "progress": False}
+    train_language_model(model, loss_of_step, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_stored_methods_are_what_they_were_bit_for_bit(model, tiny_model, questions, method):
+    same, options = copy.deepcopy(model), {"batch_size": 3, "seed": 2, "steps": 3, "lr": 1e-2}
+    as_it_was(method, same, tiny_model[1], **questions, **options)
+    unlearn_by_training(method, model, tiny_model[1], **questions, **options, progress=False)
+    assert all(value.equal(same.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("method, given", [("kl", None), ("npo", None), ("npo", "the model itself"), ("npo", "another")])
 def test_kl_and_npo_compare_with_a_frozen_model_without_dropout(model, tiny_model, questions, method, given, monkeypatch):
     """At every step: the reference is vanilla as it was, or the one that was given, in eval mode, while the model moves."""
@@ -140,7 +223,7 @@ def test_kl_and_npo_compare_with_a_frozen_model_without_dropout(model, tiny_mode
             seen.append((found[0], answer_logits(truth, batch)[0]))
         return found
 
-    monkeypatch.setattr(baselines, "answer_logits", spied)
+    monkeypatch.setattr(objectives, "answer_logits", spied)
     before = copy.deepcopy(model.state_dict())
     options = {"steps": 4, "lr": 1e-2, "batch_size": 4, "reference": reference, "progress": False}
     unlearn_by_training(method, model, tiny_model[1], **questions, **options)
@@ -159,16 +242,131 @@ def test_kl_begins_at_zero_in_half_precision_too(model, tiny_model, questions, d
     monkeypatch.setattr("manu_utils.models.precision.pick_dtype", lambda device: dtype)
     pairs = []
     monkeypatch.setattr(
-        baselines, "kl_minimisation", lambda *logits: pairs.append(logits[2:]) or kl_minimisation(*logits)
+        objectives, "kl_divergence", lambda *logits: pairs.append(logits) or kl_divergence(*logits)
     )
     options = {"steps": 1, "batch_size": 4, "lora_rank": lora_rank, "progress": False}
     unlearn_by_training("kl", model.to(dtype), tiny_model[1], **questions, **options)
     assert len(pairs) == len(MODALITIES) and all(current.equal(vanilla) for current, vanilla in pairs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALL = (*METHODS, *RIVALS)
+
+
+def test_the_first_loss_with_a_retain_term(model, tiny_model, questions):
+    """KL and states begin at 0, cross-entropy counts by its weight beside any loss, and the rivals begin where they must."""
+    processor = tiny_model[1]
+    refused = {m: [replace(q, answer="I am not sure.") for q in items] for m, items in questions["forget"].items()}
+    forget, retain, refusal = (sum(losses(model, processor, of).values()) for of in (*questions.values(), refused))
+    simnpo = undial = rmu = 0.0
+    for items in questions["forget"].values():
+        batch = encode(items, processor, with_answer=True)
+        with torch.no_grad():
+            logits, targets, rows = answer_logits(model, batch)
+            states = objectives.layer_states(model, batch, 0)
+        per_token = log_likelihoods(logits, targets, rows).double() / rows.bincount()
+        simnpo += (2 / 2.5 * (2.5 * (per_token + 6)).exp().log1p()).mean().item()
+        undial += self_distillation(logits, targets, logits, 10.0).item()
+        rmu += (states - control_vector(32, 6.0, 0)).square().mean().item()
+    preference = len(MODALITIES) * 2 / 0.1 * math.log(2)
+    for method, options, expected in [
+        ("ga", {"retain_term": "cross-entropy", "retain_weight": 3.0}, 3 * retain - forget),
+        ("gd", {"retain_weight": 0.5}, 0.5 * retain - forget),
+        ("gd", {"retain_term": None}, -forget),
+        ("npo", {"retain_term": "kl", "retain_weight": 20.0}, 2 * 2 / 0.4 * math.log(2)),
+        ("simnpo", {"retain_term": "states", "gamma": 6.0}, simnpo),
+        ("undial", {}, undial),
+        ("idk", {"refusals": ["I am not sure."]}, refusal),
+        ("idk_preference", {"retain_term": "cross-entropy", "retain_weight": 2.0}, preference + 2 * retain),
+        ("rmu", {"steering": 6.0, "layer": 0}, rmu),
+        ("rmu", {"steering": 6.0, "layer": 0, "retain_term": "cross-entropy"}, rmu + retain),
+    ]:
+        found = first_loss(method, copy.deepcopy(model), processor, questions, **options)
+        assert found == pytest.approx(expected, rel=1e-4), (method, options)
+
+
+def test_states_are_what_a_layer_writes(tiny_model, questions):
+    model, processor = tiny_model
+    batch = encode(questions["forget"]["multimodal"], processor, with_answer=True)
+    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+    with torch.no_grad():
+        found = objectives.layer_states(model, batch, 0)
+        hidden = model.model(**inputs, output_hidden_states=True).hidden_states[1]  # [0] is what goes in
+    predicts = [[p for p in range(hidden.shape[1] - 1) if row[p + 1]] for row in batch["answer_mask"]]
+    expected = torch.cat([states[positions] for states, positions in zip(hidden, predicts, strict=True)])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_refusal_and_the_truth_of_one_question_go_together(model, tiny_model, questions, monkeypatch):
+    """Pairs of the same questions, each with its own refusal in every visit, and with as many retained ones as asked for."""
+    seen, sizes = [], []
+
+    def spied(*arguments):
+        questions, batch = arguments[0], encode(*arguments, with_answer=True)
+        seen.append(questions)
+        sizes.append(len(questions))
+        return batch
+
+    monkeypatch.setattr("manu_utils.models.training.encode", lambda q, p, with_answer, device: spied(q, p))
+    options = {"steps": 2, "batch_size": 2, "retain_batch_size": 3, "retain_term": "kl", "seed": 5, "progress": False}
+    unlearn_by_training("idk_preference", model, tiny_model[1], **questions, **options)
+    assert sizes == [2, 2, 2, 2, 3, 3] * 2
+    for step in (0, 6):
+        for refused, true in ((0, 2), (1, 3)):
+            pairs = list(zip(seen[step + refused], seen[step + true], strict=True))
+            assert all(r.answer in objectives.REFUSALS and r.question == t.question and r != t for r, t in pairs)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_every_rival_trains_the_language_model_alone(model, tiny_model, questions, method, lora_rank):
+    before = copy.deepcopy(model.state_dict())
+    settings = {"steering": 5.0} if method == "rmu" else {}
+    options = {"steps": 6, "lr": 3e-3, "batch_size": 4, "every": 6, "watch": dict, "lora_rank": lora_rank, "progress": False}
+    history = unlearn_by_training(method, model, tiny_model[1], **questions, **options, **settings)
+    start = first_loss(method, copy.deepcopy(tiny_model[0]), tiny_model[1], questions, **settings)
+    assert history[-1]["loss"] < start or method == "undial"  # a model that knows nobody is at its aim
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed and all("language_model" in name or name == "lm_head.weight" for name in changed)
+    assert lora_rank is None or all("_proj.weight" in name for name in changed)
+
+
+# ------------------------------------------------------------------------------------------------ mask
+
+WEIGHT = "model.language_model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_masked_weights_move(model, tiny_model, questions, dtype):
+    """At every look: not by the optimiser's decay either, and what is not named stays as a whole."""
+    model = model.to(dtype)
+    before, looks = copy.deepcopy(model.state_dict()), []
+    free = torch.rand(before[WEIGHT].shape, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def watch():
+        looks.append({name: value.to(dtype) for name, value in model.state_dict().items()})
+        return {}
+
+    options = {"steps": 3, "lr": 1e-2, "batch_size": 2, "every": 1, "watch": watch, "progress": False}
+    unlearn_by_training("gd", model, tiny_model[1], **questions, mask={WEIGHT: free}, **options)
+    for state in (*looks, model.state_dict()):
+        assert all(value.equal(before[name]) for name, value in state.items() if name != WEIGHT)
+        assert state[WEIGHT][~free].equal(before[WEIGHT][~free])
+    assert (model.state_dict()[WEIGHT][free] != before[WEIGHT][free]).float().mean() > 0.5
+
+
+def test_a_mask_is_made_of_what_is_given(model, tiny_model, questions):
+    def make(*given):
+        assert given == (model, tiny_model[1], questions["forget"], questions["retain"])
+        return {WEIGHT: torch.ones(32, 64, dtype=torch.bool)}
+
+    before = copy.deepcopy(model.state_dict())
+    unlearn_by_training("ga", model, tiny_model[1], **questions, mask=make, steps=1, batch_size=2, progress=False)
+    assert [name for name, value in model.state_dict().items() if not value.equal(before[name])] == [WEIGHT]
+
+
+@pytest.mark.parametrize("method", ALL)
 def test_an_interrupted_run_leaves_model_and_reference_as_they_were(model, tiny_model, questions, method):
-    reference = copy.deepcopy(model) if method == "npo" else None
+    reference = copy.deepcopy(model) if method in ("npo", "idk_preference") else None
     models = [one.train() for one in (model, reference) if one is not None]
     before, looks = [copy.deepcopy(one.state_dict()) for one in models], []
 
@@ -267,7 +465,7 @@ BAD_INPUT = {
         lambda q: q | {"forget": {"multimodal": q["forget"]["text"]}}, "holds questions that are not multimodal"
     ),
     "one person in both": (lambda q: q | {"retain": q["forget"]}, "forget and retain share people, such as "),
-    "beta": (lambda q: q | {"beta": 0.0}, "beta=0.0 must be a finite number above 0"),
+    "beta": (lambda q: q | {"method": "npo", "beta": 0.0}, "beta=0.0 must be a finite number above 0"),
     "batch size": (lambda q: q | {"batch_size": 0}, "batch_size=0 is "),
     "steps": (lambda q: q | {"steps": 0}, "steps=0 is "),
     "lr": (lambda q: q | {"lr": 0.0}, "lr=0.0 must be a finite number above 0"),
@@ -278,8 +476,23 @@ BAD_INPUT = {
     "steps that are a truth": (lambda q: q | {"steps": True}, "steps=True must be a whole number"),
     "batch size in quotes": (lambda q: q | {"batch_size": "8"}, "batch_size='8' must be a whole number"),
     "no seed": (lambda q: q | {"seed": None}, "seed=None must be a whole number"),
-    "beta in quotes": (lambda q: q | {"beta": "0.4"}, "beta='0.4' must be a number"),
-    "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo takes a reference"),
+    "beta in quotes": (lambda q: q | {"method": "npo", "beta": "0.4"}, "beta='0.4' must be a number"),
+    "unknown term": (lambda q: q | {"retain_term": "l2"}, "retain_term='l2' is unknown; use one of cross-entropy, kl, states"),
+    "a term without its set": (lambda q: q | {"method": "npo", "retain_term": "kl", "retain": None}, "retain has no multim"),
+    "weight": (lambda q: q | {"retain_weight": 0.0}, "retain_weight=0.0 must be"),
+    "retain batch": (lambda q: q | {"retain_batch_size": 0}, "retain_batch_size=0 is"),
+    "another's setting": (lambda q: q | {"beta": 0.4}, "gd has no setting 'beta'; its settings are layer"),
+    "layer": (lambda q: q | {"method": "rmu", "layer": 2}, "layer=2 of a language model with 2 layers; the last is 1"),
+    "steering": (lambda q: q | {"method": "rmu", "steering": -1.0}, "steering=-1.0 must be"),
+    "gamma": (lambda q: q | {"method": "simnpo", "gamma": math.nan}, "gamma=nan must be a finite"),
+    "no refusal": (lambda q: q | {"method": "idk", "refusals": ()}, "refusals must hold at least one"),
+    "one refusal": (lambda q: q | {"method": "idk", "refusals": "No."}, "refusals='No.' must be a tuple"),
+    "a list for a mask": (lambda q: q | {"mask": []}, "the mask is a list"),
+    "mask of another": (lambda q: q | {"mask": {"lm": torch.ones(1)}}, r"mask\['lm'\] names no weight"),
+    "mask of numbers": (lambda q: q | {"mask": {WEIGHT: torch.ones(32, 64)}}, "must be a bool tensor of shape"),
+    "an empty mask": (lambda q: q | {"mask": {}}, "no weight of the mask may move"),
+    "mask and LoRA": (lambda q: q | {"mask": {}, "lora_rank": 2}, "give a mask or lora_rank, not both"),
+    "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo and idk_preference take a refer"),
 }  # fmt: skip
 
 

@@ -402,7 +402,7 @@ def test_the_reference_is_read_in_float32_too_and_keeps_its_dtype_and_mode(model
     reference = copy.deepcopy(model).train() if method == "npo" else None
     seen = []
     monkeypatch.setattr(
-        "manu_utils.unlearning.baselines.answer_logits", lambda of, batch: seen.append(of.dtype) or answer_logits(of, batch)
+        "manu_utils.unlearning.objectives.answer_logits", lambda of, batch: seen.append(of.dtype) or answer_logits(of, batch)
     )
     history = unlearn_by_training(
         method, model, tiny_model[1], forget, retain, reference=reference, every=1, **QUICK | {"steps": 1}

@@ -2,31 +2,45 @@
 
 from .activations import Statistics, collect_activations
 from .attribution import collect_attribution, effective_neurons, token_rarity
-from .baselines import (
-    METHODS,
-    gradient_ascent,
-    gradient_difference,
-    kl_minimisation,
-    log_likelihoods,
-    negative_preference,
-    unlearn_by_training,
-    with_system_prompt,
-)
+from .baselines import METHODS, RIVALS, unlearn_by_training, with_system_prompt
 from .coverage import choose_by_coverage, select_by_coverage
 from .evidence import Evidence, unlearn
 from .importance import importance_abs, importance_freq, importance_rms, importance_var, variance
+from .losses import (
+    control_vector,
+    direct_preference,
+    gradient_ascent,
+    gradient_difference,
+    kl_divergence,
+    kl_minimisation,
+    log_likelihoods,
+    misdirection,
+    negative_preference,
+    self_distillation,
+    simple_negative_preference,
+)
+from .objectives import REFUSALS, RETAIN_TERMS
+from .other_manus import manu_of_mip_editor, manu_of_open_mmunlearning
+from .privacy_neurons import erase_privacy_neurons, privacy_scores
 from .pruning import Edit, prune, prune_neurons, prune_rows, pruned_neurons, select_neurons
 from .released import choose_rows
 from .rewriting import collect_moments, margin_gradient, rewrite, rewrite_neurons
+from .rivals import dampen, dampening, subtract_task_vector, task_vector
+from .saliency import diagonal_fisher, saliency_mask
 from .scores import CONTROLS, PRUNINGS, RELEASED, VARIANTS, pool_layers, score, switched_score
+from .weakening import knowledge_coefficients, weaken
 
 __all__ = [
-    "CONTROLS", "METHODS", "PRUNINGS", "RELEASED", "VARIANTS", "Edit", "Evidence", "Statistics",
-    "choose_by_coverage", "choose_rows", "collect_activations", "collect_attribution",
-    "collect_moments", "effective_neurons", "gradient_ascent", "gradient_difference",
-    "importance_abs", "importance_freq", "importance_rms", "importance_var", "kl_minimisation",
-    "log_likelihoods", "margin_gradient", "negative_preference", "pool_layers", "prune",
-    "prune_neurons", "prune_rows", "pruned_neurons", "rewrite", "rewrite_neurons", "score",
-    "select_by_coverage", "select_neurons", "switched_score", "token_rarity", "unlearn",
-    "unlearn_by_training", "variance", "with_system_prompt",
+    "CONTROLS", "METHODS", "PRUNINGS", "REFUSALS", "RELEASED", "RETAIN_TERMS", "RIVALS", "VARIANTS",
+    "Edit", "Evidence", "Statistics", "choose_by_coverage", "choose_rows", "collect_activations",
+    "collect_attribution", "collect_moments", "control_vector", "dampen", "dampening",
+    "diagonal_fisher", "direct_preference", "effective_neurons", "erase_privacy_neurons",
+    "gradient_ascent", "gradient_difference", "importance_abs", "importance_freq", "importance_rms",
+    "importance_var", "kl_divergence", "kl_minimisation", "knowledge_coefficients",
+    "log_likelihoods", "manu_of_mip_editor", "manu_of_open_mmunlearning", "margin_gradient",
+    "misdirection", "negative_preference", "pool_layers", "privacy_scores", "prune",
+    "prune_neurons", "prune_rows", "pruned_neurons", "rewrite", "rewrite_neurons", "saliency_mask",
+    "score", "select_by_coverage", "select_neurons", "self_distillation",
+    "simple_negative_preference", "subtract_task_vector", "switched_score", "task_vector",
+    "token_rarity", "unlearn", "unlearn_by_training", "variance", "weaken", "with_system_prompt",
 ]  # fmt: skip
