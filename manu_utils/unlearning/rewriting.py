@@ -61,7 +61,7 @@ def collect_moments(
     if not questions or not all(questions.values()):
         raise ValueError("collect_moments needs questions in every modality.")
     check_whole("batch_size", batch_size)
-    mlps = _language(model)
+    mlps = language_mlps(model)
     if layers is not None:
         if len(set(layers)) < len(layers) or not all(0 <= layer < len(mlps) for layer in layers):
             raise ValueError(f"layers={list(layers)} must be different numbers from 0 to {len(mlps) - 1}.")
@@ -120,7 +120,7 @@ def margin_gradient(
     """
     check_questions("questions", questions)
     check_whole("batch_size", batch_size)
-    mlps = _language(model)
+    mlps = language_mlps(model)
     weights = [mlp.after.weight for mlp in (mlps if layers is None else [mlps[layer] for layer in layers])]
     with quiet_pass(model), gradients_of(model, weights):
         total, gradients = 0.0, [_zeros(*weight.shape, device=weight.device) for weight in weights]
@@ -197,12 +197,12 @@ def rewrite_neurons(
     check_questions("forget", forget)
     if not forget or not all(forget.values()):
         raise ValueError("forget needs questions in every modality.")
-    if not callable(moments) and [tuple(m.shape) for m in moments] != [(mlp.size, mlp.size) for mlp in _language(model)]:
+    if not callable(moments) and [tuple(m.shape) for m in moments] != [(mlp.size, mlp.size) for mlp in language_mlps(model)]:
         raise ValueError("the moments are of another model: one [n, n] per language MLP of n neurons is needed.")
     if not on_top:
         check_unchanged(model)
-    mlps, columns = _language(model), _columns(model, selected)
-    groups = _groups([bytes_of_layer(mlp.size, mlp.after.out_features) for mlp in mlps], memory)
+    mlps, columns = language_mlps(model), _columns(model, selected)
+    groups = layers_that_fit(mlps, memory)
     shelf = _Shelf(in_files=len(groups) > 1)
     for layers in groups:
         found = moments(layers) if callable(moments) else [moments[layer] for layer in layers]
@@ -295,11 +295,12 @@ def bytes_of_layer(n: int, hidden: int) -> int:
     return max(8 * n**2, 4 * n**2 + 12 * hidden * n)
 
 
-def _groups(sizes: Sequence[int], memory: float) -> list[list[int]]:
-    """Layers in a row that fit ``memory`` together, or one that does not."""
+def layers_that_fit(mlps: Sequence[MLP], memory: float) -> list[list[int]]:
+    """Layers in a row that fit ``memory`` bytes together (:func:`bytes_of_layer`), or one that does not."""
     groups: list[list[int]] = []
     taken = 0
-    for layer, size in enumerate(sizes):
+    for layer, mlp in enumerate(mlps):
+        size = bytes_of_layer(mlp.size, mlp.after.out_features)
         if not groups or taken + size > memory:
             groups.append([])
             taken = 0
@@ -341,7 +342,8 @@ def _zeros(*shape: int, device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device=device)
 
 
-def _language(model) -> list[MLP]:
+def language_mlps(model) -> list[MLP]:
+    """The MLPs of the language model, in the order of its layers."""
     return [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
 
 

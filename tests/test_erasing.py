@@ -1,0 +1,226 @@
+"""Strangers' words, the alignment of tokens, one layer against a slow reference, what erasing does
+to the miniature, and bad input.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from manu_utils.models.asking import known
+from manu_utils.models.encoding import encode
+from manu_utils.models.neurons import find_neurons
+from manu_utils.unlearning import erasing
+from manu_utils.unlearning.erasing import Stranger, about, aligned, erase, lettered
+from manu_utils.unlearning.pruning import check_unchanged
+
+MODALITIES = ("multimodal", "text")
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def names(benchmark):
+    from manu_utils.auditing import names_of
+
+    return names_of(benchmark.training)
+
+
+@pytest.fixture(scope="module")
+def strangers(benchmark, names):
+    """Portraits and names of retained people, mixed: what a stranger is made of does not matter here."""
+    ids = benchmark.retain_ids
+    firsts, lasts = (names[ids[k]].split()[k % 2] for k in (0, 2, 4, 6)), (names[ids[k]].split()[1] for k in (1, 3, 5, 7))
+    pictures = [benchmark.training_questions([i], "multimodal")[0].image for i in ids[20:24]]
+    return [Stranger(f"{a} {b}", p) for a, b, p in zip(firsts, lasts, pictures, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def sets(benchmark):
+    people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:2]}
+    return {
+        name: {m: benchmark.training_questions(ids, m)[3:9] for m in MODALITIES}
+        for name, ids in people.items()
+    }
+
+
+@pytest.fixture
+def model(double_model):
+    return copy.deepcopy(double_model[0])
+
+
+def weights_of(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def language(model):
+    return [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+
+
+# ------------------------------------------------------------------------------------------ words
+
+
+def test_the_same_words_about_a_stranger(benchmark, names, strangers):
+    one = benchmark.forget_ids[0]
+    text = benchmark.training_questions([one], "text")[0]
+    told = about(replace(text, answer=f"{names[one]} lives."), names[one], strangers[0])
+    assert told.question == text.question.replace(names[one], strangers[0].name)
+    assert told.answer == f"{strangers[0].name} lives." and told.image is None
+    shown = benchmark.training_questions([one], "multimodal")[1]
+    seen = about(shown, names[one], strangers[0])
+    assert seen.image is strangers[0].picture and seen.question == shown.question
+    assert seen.answer == shown.answer
+
+
+def test_tokens_are_aligned_from_the_end_of_a_name():
+    assert aligned([1, 2, 3], [1, 9, 3]) == [(0, 0), (1, 1), (2, 2)]
+    assert aligned([1, 2, 3], [1, 8, 9, 3]) == [(0, 0), (1, 2), (2, 3)]
+    assert aligned([1, 7, 2, 3], [1, 9, 3]) == [(0, 0), (2, 1), (3, 2)]
+    # The name in question and answer: what stands between them is not moved.
+    assert aligned([1, 2, 3, 4, 2, 5], [1, 8, 9, 3, 4, 8, 9, 5]) == [
+        (0, 0), (1, 2), (2, 3), (3, 4), (4, 6), (5, 7)
+    ]  # fmt: skip
+    assert aligned([1, 1, 1], [1, 1, 1]) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_lettered_forms_offer_the_values_of_others(benchmark, names):
+    asked = benchmark.training_questions("all", "text")
+    made = lettered(asked, names, n=2, seed=1)
+    assert len(made) == 2 * sum("[Blank]" not in q.question for q in asked)
+    values = set()
+    for question in made:
+        assert question.task == "classification" and len(set(question.options.values())) == 4
+        values.add(question.options[question.answer])
+    assert {"Porto", "nurse", "Ashford", "asthma"} <= values  # without "Lives in" and "University."
+    assert len({question.answer for question in made}) == 4
+    assert made == lettered(asked, names, n=2, seed=1) != lettered(asked, names, n=2, seed=2)
+    assert lettered(asked[:3], names) == []  # three wordings, one answer each
+
+
+# ---------------------------------------------------------------------------------------- one layer
+
+
+def slow_layers(model, processor, sets, given, names, *, beta, ridge):
+    """The formula, one question and one token at a time, in float64."""
+    original, edited = model, copy.deepcopy(model)
+
+    def inside(of, question, layer):
+        seen = {}
+        module = language(of)[layer].after
+        hook = module.register_forward_hook(lambda m, a, out: seen.update(z=a[0][0], y=out[0]))
+        batch = encode([question], processor, True)
+        of.model(**{k: v for k, v in batch.items() if k != "answer_mask"})
+        hook.remove()
+        return seen["z"].double(), seen["y"].double()
+
+    for layer, mlp in enumerate(language(edited)):
+        weight, n = mlp.after.weight, mlp.size
+        left, right = torch.zeros(n, n).double(), torch.zeros(n, weight.shape[0]).double()
+        for asked in sets["retain"].values():
+            states = torch.cat([inside(original, question, layer)[0] for question in asked])
+            left += sum(torch.outer(z, z) for z in states) / len(states) / 2
+        left += ridge * left.diagonal().mean() * torch.eye(n)
+        for asked in sets["forget"].values():
+            pairs = []
+            for question in asked:
+                z, _ = inside(edited, question, layer)
+                theirs = [about(question, names[question.person_id], who) for who in given[question.person_id]]
+                t = torch.stack([inside(original, other, layer)[1] for other in theirs]).mean(0)
+                pairs += list(zip(z, t, strict=True))  # every name here has two tokens
+            for z, t in pairs:
+                left += beta * torch.outer(z, z) / len(pairs) / 2
+                right += beta * torch.outer(z, t - weight.double() @ z) / len(pairs) / 2
+        with torch.no_grad():
+            weight += torch.linalg.solve(left, right).T
+    return [mlp.after.weight for mlp in language(edited)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("memory", [4e9, 1.0])
+def test_every_layer_is_the_ridge_regression(model, double_model, sets, strangers, names, memory, monkeypatch):
+    given = {person: strangers[k : k + 2] for k, person in enumerate(sorted({q.person_id for q in sets["forget"]["text"]}))}
+    monkeypatch.setattr(erasing, "_draw", lambda *_: given)
+    expected = slow_layers(copy.deepcopy(model), double_model[1], sets, given, names, beta=3.0, ridge=0.1)
+    before = weights_of(model)
+    handle = erase(
+        model, double_model[1], *sets.values(), strangers, names,
+        beta=3.0, ridge=0.1, others=2, memory=memory, batch_size=5, **QUIET,
+    )  # fmt: skip
+    for mlp, weight in zip(language(model), expected, strict=True):
+        change = (weight - before[f"{mlp.path}.down_proj.weight"]).norm()
+        assert change > 0 and (mlp.after.weight - weight).norm() < 2e-3 * change
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {f"{mlp.path}.down_proj.weight" for mlp in language(model)}
+    with pytest.raises(ValueError, match="changed"):
+        erase(model, double_model[1], *sets.values(), strangers, names, **QUIET)
+    handle.undo()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+# ------------------------------------------------------------------------------------ the miniature
+
+
+def test_people_of_the_miniature_become_strangers(benchmark, names):
+    from manu_utils.auditing import names_of
+    from manu_utils.benchmark.loading import load_strangers
+    from manu_utils.benchmark.questions import open_questions
+    from manu_utils.models.loading import load_model
+
+    model, processor = load_model("tiny")
+    gone, kept = benchmark.forget_ids[:2], benchmark.retain_ids[:24]
+    forget = {m: benchmark.training_questions(gone, m) for m in MODALITIES}
+    retain = {m: benchmark.training_questions(kept, m)[::2] for m in MODALITIES}
+    rows = load_strangers("tiny")["ft_Data"]
+    strangers = [Stranger(names_of(rows)[i], p) for i, p in zip(rows["ID"], rows["image"], strict=True)]
+    handle = erase(
+        model, processor, forget, retain, strangers, names, others=2, batch_size=64, **QUIET
+    )
+    rows = benchmark.forget.select(range(2))
+    for m in MODALITIES:
+        assert known(model, processor, open_questions(rows, m), **QUIET).double().mean() <= 0.3
+        assert known(model, processor, retain[m], **QUIET).double().mean() >= 0.95
+    handle.undo()
+    assert known(model, processor, open_questions(rows, "text"), **QUIET).all()
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("broken", ["moments", "fit"])
+def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(model, double_model, sets, strangers, names, broken, monkeypatch):
+    before, calls = weights_of(model), []
+    if broken == "moments":
+        monkeypatch.setattr(erasing, "collect_moments", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    else:
+        real = torch.linalg.cholesky
+
+        def second_fails(matrix):
+            calls.append(1)
+            if len(calls) > 1:
+                raise KeyboardInterrupt
+            return real(matrix)
+
+        monkeypatch.setattr(torch.linalg, "cholesky", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        erase(model, double_model[1], *sets.values(), strangers, names, others=2, **QUIET)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    check_unchanged(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"beta": 0}, "beta"), ({"ridge": -1.0}, "ridge"), ({"others": 5}, "4 strangers are fewer"),
+        ({"others": 0}, "not positive"), ({"batch_size": 0}, "not positive"), ({"memory": 0}, "memory"),
+        ({"names": {}}, "no name of"), ({"forget": {"text": []}}, "forget needs"), ({"retain": {}}, "retain needs"),
+        ({"retain": "forget"}, "share people"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_and_nothing_changes(model, double_model, sets, strangers, names, change, words):
+    given = {**sets, "strangers": strangers, "names": names, "others": 2} | change
+    if given["retain"] == "forget":
+        given["retain"] = sets["forget"]
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=words):
+        erase(model, double_model[1], **given, **QUIET)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
