@@ -187,7 +187,9 @@ def test_people_of_the_miniature_become_strangers(benchmark, names):
 
 
 @pytest.mark.parametrize("broken", ["moments", "fit"])
-def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(model, double_model, sets, strangers, names, broken, monkeypatch):
+def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(
+    model, double_model, sets, strangers, names, broken, monkeypatch
+):
     before, calls = weights_of(model), []
     if broken == "moments":
         monkeypatch.setattr(erasing, "collect_moments", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
