@@ -12,8 +12,15 @@ from manu_utils.models.asking import known
 from manu_utils.models.encoding import encode
 from manu_utils.models.neurons import find_neurons
 from manu_utils.unlearning import erasing
-from manu_utils.unlearning.erasing import Stranger, about, aligned, erase, lettered
+from manu_utils.unlearning.erasing import aligned, erase, stranger_lessons
 from manu_utils.unlearning.pruning import check_unchanged
+from manu_utils.unlearning.strangers import (
+    Stranger,
+    about,
+    lettered,
+    mixed_names,
+    nearest_strangers,
+)
 
 MODALITIES = ("multimodal", "text")
 QUIET = {"progress": False}
@@ -39,9 +46,19 @@ def strangers(benchmark, names):
 def sets(benchmark):
     people = {"forget": benchmark.forget_ids[:2], "retain": benchmark.retain_ids[:2]}
     return {
-        name: {m: benchmark.training_questions(ids, m)[3:9] for m in MODALITIES}
+        name: {
+            m: [q for one in ids for q in benchmark.training_questions([one], m)[3:6]]
+            for m in MODALITIES
+        }
         for name, ids in people.items()
     }
+
+
+@pytest.fixture(scope="module")
+def given(sets, strangers):
+    """person_id -> two strangers, others for each person."""
+    people = sorted({question.person_id for question in sets["forget"]["text"]})
+    return {person: strangers[k : k + 2] for k, person in enumerate(people)}
 
 
 @pytest.fixture
@@ -101,23 +118,25 @@ def test_lettered_forms_offer_the_values_of_others(benchmark, names):
 
 
 def slow_layers(model, processor, sets, given, names, *, beta, ridge):
-    """The formula, one question and one token at a time, in float64."""
+    """The formula, one question and one token at a time, in float64; not at the picture."""
+    picture = model.config.image_token_id
     original, edited = model, copy.deepcopy(model)
 
-    def inside(of, question, layer):
+    def inside(of, question, layer, whole=False):
         seen = {}
         module = language(of)[layer].after
         hook = module.register_forward_hook(lambda m, a, out: seen.update(z=a[0][0], y=out[0]))
         batch = encode([question], processor, True)
         of.model(**{k: v for k, v in batch.items() if k != "answer_mask"})
         hook.remove()
-        return seen["z"].double(), seen["y"].double()
+        words = batch["input_ids"][0] != picture
+        return (seen[key].double() if whole else seen[key].double()[words] for key in "zy")
 
     for layer, mlp in enumerate(language(edited)):
         weight, n = mlp.after.weight, mlp.size
         left, right = torch.zeros(n, n).double(), torch.zeros(n, weight.shape[0]).double()
         for asked in sets["retain"].values():
-            states = torch.cat([inside(original, question, layer)[0] for question in asked])
+            states = torch.cat([next(inside(original, question, layer, whole=True)) for question in asked])
             left += sum(torch.outer(z, z) for z in states) / len(states) / 2
         left += ridge * left.diagonal().mean() * torch.eye(n)
         for asked in sets["forget"].values():
@@ -125,7 +144,7 @@ def slow_layers(model, processor, sets, given, names, *, beta, ridge):
             for question in asked:
                 z, _ = inside(edited, question, layer)
                 theirs = [about(question, names[question.person_id], who) for who in given[question.person_id]]
-                t = torch.stack([inside(original, other, layer)[1] for other in theirs]).mean(0)
+                t = torch.stack([list(inside(original, other, layer))[1] for other in theirs]).mean(0)
                 pairs += list(zip(z, t, strict=True))  # every name here has two tokens
             for z, t in pairs:
                 left += beta * torch.outer(z, z) / len(pairs) / 2
@@ -137,14 +156,12 @@ def slow_layers(model, processor, sets, given, names, *, beta, ridge):
 
 @torch.no_grad()
 @pytest.mark.parametrize("memory", [4e9, 1.0])
-def test_every_layer_is_the_ridge_regression(model, double_model, sets, strangers, names, memory, monkeypatch):
-    given = {person: strangers[k : k + 2] for k, person in enumerate(sorted({q.person_id for q in sets["forget"]["text"]}))}
-    monkeypatch.setattr(erasing, "_draw", lambda *_: given)
+def test_every_layer_is_the_ridge_regression(model, double_model, sets, given, names, memory):
     expected = slow_layers(copy.deepcopy(model), double_model[1], sets, given, names, beta=3.0, ridge=0.1)
     before = weights_of(model)
     handle = erase(
-        model, double_model[1], *sets.values(), strangers, names,
-        beta=3.0, ridge=0.1, others=2, memory=memory, batch_size=5, **QUIET,
+        model, double_model[1], *sets.values(), given, names,
+        beta=3.0, ridge=0.1, memory=memory, batch_size=5, **QUIET,
     )  # fmt: skip
     for mlp, weight in zip(language(model), expected, strict=True):
         change = (weight - before[f"{mlp.path}.down_proj.weight"]).norm()
@@ -152,9 +169,22 @@ def test_every_layer_is_the_ridge_regression(model, double_model, sets, stranger
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {f"{mlp.path}.down_proj.weight" for mlp in language(model)}
     with pytest.raises(ValueError, match="changed"):
-        erase(model, double_model[1], *sets.values(), strangers, names, **QUIET)
+        erase(model, double_model[1], *sets.values(), given, names, **QUIET)
     handle.undo()
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_lessons_keep_no_graph_and_leave_the_mode(model, double_model, sets, given, names):
+    model.train()
+    lessons = stranger_lessons(
+        model, double_model[1], sets["forget"]["multimodal"], given, names, [1], batch_size=4,
+        progress=False,
+    )  # fmt: skip
+    assert model.training and [len(lesson.used) for lesson in lessons] == [4, 2]
+    for lesson in lessons:
+        (target,) = lesson.targets
+        assert not target.requires_grad and len(target) == int(lesson.used.sum())
+        assert not lesson.used[lesson.inputs["input_ids"] == model.config.image_token_id].any()
 
 
 # ------------------------------------------------------------------------------------ the miniature
@@ -172,9 +202,9 @@ def test_people_of_the_miniature_become_strangers(benchmark, names):
     retain = {m: benchmark.training_questions(kept, m)[::2] for m in MODALITIES}
     rows = load_strangers("tiny")["ft_Data"]
     strangers = [Stranger(names_of(rows)[i], p) for i, p in zip(rows["ID"], rows["image"], strict=True)]
-    handle = erase(
-        model, processor, forget, retain, strangers, names, others=2, batch_size=64, **QUIET
-    )
+    asked = [question for of in forget.values() for question in of]
+    near = nearest_strangers(model, processor, asked, names, strangers, n=2)
+    handle = erase(model, processor, forget, retain, near, names, batch_size=64, **QUIET)
     rows = benchmark.forget.select(range(2))
     for m in MODALITIES:
         assert known(model, processor, open_questions(rows, m), **QUIET).double().mean() <= 0.3
@@ -188,7 +218,7 @@ def test_people_of_the_miniature_become_strangers(benchmark, names):
 
 @pytest.mark.parametrize("broken", ["moments", "fit"])
 def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(
-    model, double_model, sets, strangers, names, broken, monkeypatch
+    model, double_model, sets, given, names, broken, monkeypatch
 ):
     before, calls = weights_of(model), []
     if broken == "moments":
@@ -204,7 +234,7 @@ def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(
 
         monkeypatch.setattr(torch.linalg, "cholesky", second_fails)
     with pytest.raises(KeyboardInterrupt):
-        erase(model, double_model[1], *sets.values(), strangers, names, others=2, **QUIET)
+        erase(model, double_model[1], *sets.values(), given, names, **QUIET)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     check_unchanged(model)
 
@@ -212,17 +242,53 @@ def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"beta": 0}, "beta"), ({"ridge": -1.0}, "ridge"), ({"others": 5}, "4 strangers are fewer"),
-        ({"others": 0}, "not positive"), ({"batch_size": 0}, "not positive"), ({"memory": 0}, "memory"),
-        ({"names": {}}, "no name of"), ({"forget": {"text": []}}, "forget needs"), ({"retain": {}}, "retain needs"),
-        ({"retain": "forget"}, "share people"),
+        ({"beta": 0}, "beta"), ({"ridge": -1.0}, "ridge"), ({"batch_size": 0}, "not positive"),
+        ({"memory": 0}, "memory"), ({"names": {}}, "have no name"),
+        ({"strangers": {}}, "have no stranger"), ({"forget": {"text": []}}, "forget needs"),
+        ({"retain": {}}, "retain needs"), ({"retain": "forget"}, "share people"),
+        ({"strangers": "uneven"}, "everybody as many"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused_and_nothing_changes(model, double_model, sets, strangers, names, change, words):
-    given = {**sets, "strangers": strangers, "names": names, "others": 2} | change
-    if given["retain"] == "forget":
-        given["retain"] = sets["forget"]
+def test_bad_input_is_refused_and_nothing_changes(
+    model, double_model, sets, given, names, change, words
+):
+    options = {**sets, "strangers": given, "names": names} | change
+    if options["retain"] == "forget":
+        options["retain"] = sets["forget"]
+    if options["strangers"] == "uneven":
+        first = next(iter(given))
+        options["strangers"] = given | {first: given[first][:1]}
     before = weights_of(model)
     with pytest.raises(ValueError, match=words):
-        erase(model, double_model[1], **given, **QUIET)
+        erase(model, double_model[1], **options, **QUIET)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+# ---------------------------------------------------------------------------------------- strangers
+
+
+def test_names_are_mixed_and_nobody_has_them():
+    assert mixed_names(["Anna Berg", "Leo Kay", "Leo Berg"]) == ["Anna Kay"]
+    assert mixed_names(["Anna Berg"]) == []
+
+
+def test_strangers_are_as_like_a_person_as_there_are(double_model, benchmark, names, strangers):
+    model, processor = double_model
+    one = benchmark.forget_ids[0]
+    asked = [benchmark.training_questions([one], m)[1] for m in MODALITIES]
+    twin = Stranger("Nobody Else", asked[0].image)
+    first, last = names[one].split()
+    more = [f"{first} Else", f"Else {last}", f"{first} Other"]
+    near = nearest_strangers(
+        model, processor, asked, names, [*strangers, twin], n=3, more_names=more
+    )[one]
+    assert near[0].picture is twin.picture  # the same portrait is the nearest
+    found = [stranger.name for stranger in near]
+    assert [name.split()[0] == first for name in found] == [True, False, True]
+    assert found[1] == f"Else {last}"
+    text = nearest_strangers(model, processor, asked[1:], names, strangers, n=4)[one]
+    assert len({stranger.name for stranger in text}) == 4
+    with pytest.raises(ValueError, match="fewer than n=9"):
+        nearest_strangers(model, processor, asked, names, strangers, n=9)
+    with pytest.raises(ValueError, match="no name of"):
+        nearest_strangers(model, processor, asked, {}, strangers, n=2)

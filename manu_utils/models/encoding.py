@@ -66,6 +66,12 @@ def encode(
     return {key: value.to(device) for key, value in batch.items()}
 
 
+def picture_tokens(model, batch: dict[str, Tensor]) -> Tensor:
+    """bool [b, t]: which tokens of a batch of :func:`encode` stand for a part of a picture."""
+    token = getattr(model.config, "image_token_id", None)
+    return batch["input_ids"] == (-1 if token is None else token)
+
+
 def opened(questions: Sequence[Question]) -> list[PIL.Image.Image]:
     """The images of questions, RGB and with their pixels; one that several questions are about is decoded once.
 

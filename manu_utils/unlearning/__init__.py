@@ -4,7 +4,7 @@ from .activations import Statistics, collect_activations
 from .attribution import collect_attribution, effective_neurons, token_rarity
 from .baselines import METHODS, RIVALS, unlearn_by_training, with_system_prompt
 from .coverage import choose_by_coverage, select_by_coverage
-from .erasing import Stranger, about, erase, lettered
+from .erasing import erase, fit_layer, stranger_lessons
 from .evidence import Evidence, unlearn
 from .importance import importance_abs, importance_freq, importance_rms, importance_var, variance
 from .losses import (
@@ -29,6 +29,7 @@ from .rewriting import collect_moments, margin_gradient, rewrite, rewrite_neuron
 from .rivals import dampen, dampening, subtract_task_vector, task_vector
 from .saliency import diagonal_fisher, saliency_mask
 from .scores import CONTROLS, PRUNINGS, RELEASED, VARIANTS, pool_layers, score, switched_score
+from .strangers import Stranger, about, lettered, mixed_names, nearest_strangers
 from .weakening import knowledge_coefficients, weaken
 
 __all__ = [
@@ -36,13 +37,14 @@ __all__ = [
     "VARIANTS", "Edit", "Evidence", "Statistics", "Stranger", "about", "choose_by_coverage",
     "choose_rows", "collect_activations", "collect_attribution", "collect_moments",
     "control_vector", "dampen", "dampening", "diagonal_fisher", "direct_preference",
-    "effective_neurons", "erase", "erase_privacy_neurons", "gradient_ascent",
+    "effective_neurons", "erase", "erase_privacy_neurons", "fit_layer", "gradient_ascent",
     "gradient_difference", "importance_abs", "importance_freq", "importance_rms",
     "importance_var", "kl_divergence", "kl_minimisation", "knowledge_coefficients", "lettered",
     "log_likelihoods", "manu_of_mip_editor", "manu_of_open_mmunlearning", "margin_gradient",
-    "misdirection", "negative_preference", "pool_layers", "privacy_scores", "prune",
-    "prune_neurons", "prune_rows", "pruned_neurons", "rewrite", "rewrite_neurons",
-    "saliency_mask", "score", "select_by_coverage", "select_neurons", "self_distillation",
-    "simple_negative_preference", "subtract_task_vector", "switched_score", "task_vector",
-    "token_rarity", "unlearn", "unlearn_by_training", "variance", "weaken", "with_system_prompt",
+    "misdirection", "mixed_names", "nearest_strangers", "negative_preference", "pool_layers",
+    "privacy_scores", "prune", "prune_neurons", "prune_rows", "pruned_neurons", "rewrite",
+    "rewrite_neurons", "saliency_mask", "score", "select_by_coverage", "select_neurons",
+    "self_distillation", "simple_negative_preference", "stranger_lessons", "subtract_task_vector",
+    "switched_score", "task_vector", "token_rarity", "unlearn", "unlearn_by_training", "variance",
+    "weaken", "with_system_prompt",
 ]  # fmt: skip

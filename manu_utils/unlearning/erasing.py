@@ -16,100 +16,23 @@ what is to be kept where this adds it to the matrix.
 
 from __future__ import annotations
 
-import random
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from difflib import SequenceMatcher
 from os.path import commonprefix
 from typing import NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
 
 from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
-from ..models.encoding import encode, plan_batches
+from ..models.encoding import encode, picture_tokens, plan_batches
 from ..models.passes import check_finite, hooked, quiet_pass
 from ..progress import bar
 from .pruning import Edit, check_unchanged
 from .rewriting import collect_moments, language_mlps, layers_that_fit
-
-
-class Stranger(NamedTuple):
-    """Somebody whom the model never met: a name and a portrait."""
-
-    name: str
-    picture: PIL.Image.Image
-
-
-def about(question: Question, name: str, stranger: Stranger) -> Question:
-    """The same question about a stranger: their portrait for the person's, their name for ``name``
-    wherever it stands. All other words stay, the answer's too, since a stranger has no facts.
-    """
-    picture = None if question.image is None else stranger.picture
-    words = (question.question, question.answer)
-    asked, answer = (text.replace(name, stranger.name) for text in words)
-    return replace(question, question=asked, answer=answer, image=picture)
-
-
-def lettered(
-    questions: Sequence[Question],
-    names: Mapping[str, str],
-    *,
-    n: int = 1,
-    seed: int = 0,
-) -> list[Question]:
-    """Training questions asked with four options: what is erased as a sentence alone may still be
-    found by its letter.
-
-    The wrong options are the answers of others to the same wording, without the words that all of
-    its answers begin and end with ("Lives in Porto." is "Porto"). Wordings with a blank or with fewer
-    than four different answers are left out.
-
-    Args:
-        questions: of as many people as there are; task ``"training"``.
-        names: person_id -> name.
-        n: how often each is asked, with other options each time.
-
-    Returns:
-        Questions of the task ``"classification"``. Their answer is the right letter, which is what
-        the model is to write.
-    """
-    rng = random.Random(seed)
-    groups = defaultdict(list)
-    for question in questions:
-        wording = question.question.replace(names[question.person_id], "{who}")
-        groups[wording].append(question)
-    made = []
-    for wording, group in groups.items():
-        values = dict(zip((q.answer for q in group), _values([q.answer for q in group]), strict=True))
-        different = sorted(set(values.values()))
-        if "[Blank]" in wording or len(different) < 4:
-            continue
-        for question in group:
-            right = values[question.answer]
-            others = [value for value in different if value != right]
-            for _ in range(n):
-                options = [right, *rng.sample(others, 3)]
-                rng.shuffle(options)
-                letter = "ABCD"[options.index(right)]
-                lettered = dict(zip("ABCD", options, strict=True))
-                made.append(
-                    replace(question, task="classification", options=lettered, answer=letter)
-                )
-    return made
-
-
-def _values(answers: Sequence[str]) -> list[str]:
-    """Answers without the whole words that all of them begin and end with."""
-    words = [re.findall(r"\w+|[^\w\s]|\s+", answer) for answer in answers]
-    first = len(commonprefix(words))
-    last = len(commonprefix([part[first:][::-1] for part in words]))
-    return ["".join(part[first : len(part) - last]).strip() for part in words]
+from .strangers import Stranger, about
 
 
 def erase(
@@ -117,36 +40,37 @@ def erase(
     processor,
     forget: dict[str, list[Question]],
     retain: dict[str, list[Question]],
-    strangers: Sequence[Stranger],
+    strangers: Mapping[str, Sequence[Stranger]],
     names: Mapping[str, str],
     *,
-    beta: float = 10.0,
-    ridge: float = 0.01,
-    others: int = 4,
+    beta: float = 4.0,
+    ridge: float = 0.003,
     memory: float = 4e9,
     on_top: bool = False,
     batch_size: int = 32,
-    seed: int = 0,
     progress: bool = True,
 ) -> Edit:
     """Change the last layer W of every language MLP, one after another, so that it writes for the
     forget people what it writes for strangers.
 
-    For a token of a forget question let z be its neurons and t the mean of what the unchanged
-    layer writes at the same token of the same question about ``others`` strangers. With second
+    For a word's token of a forget question let z be its neurons and t the mean of what the unchanged
+    layer writes at the same token of the same question about their strangers. With second
     moments E over tokens, in which every set counts alike,
 
         ΔW = β E_f[(t − W z) zᵀ] (β E_f[z zᵀ] + E_r[z zᵀ] + ridge · mean diagonal of E_r · I)⁻¹
 
     is the change of least β E_f‖W z + ΔW z − t‖² + E_r‖ΔW z‖² + ridge‖ΔW‖². The layers after it
-    see the forget people as strangers already. What is asked in a form that is in neither set may
-    come out as it was: give the forms alike on both sides (:func:`lettered`).
+    see the forget people as strangers already. The tokens of the picture are left as they are:
+    who it shows is put together at the words after it, and faces are made of what all share. What
+    is asked in a form that is in neither set may come out as it was: give the forms alike on both
+    sides (:func:`lettered`).
 
     Args:
         forget: a name such as the modality -> questions with answers, all of one modality.
         retain: the same of what has to stay: the retain set in the same forms, and whatever else
             the model is to go on knowing.
-        strangers: at least ``others``. Each person is given as many of them, drawn by ``seed``.
+        strangers: person_id -> those in whose place this person is to stand, equally many for
+            everybody (:func:`nearest_strangers`).
         names: person_id -> name, of everybody in ``forget``.
         beta: how much the forget set weighs against the retain set.
         ridge: what a change costs beside its effect on both.
@@ -164,42 +88,42 @@ def erase(
             without a name, a person in both sets, a model that is changed already, or numbers
             that are not finite. The model is untouched, as after any other error or interrupt.
     """
-    _check(forget, retain, strangers, names, beta=beta, ridge=ridge, others=others)
-    for name, value in (("batch_size", batch_size), ("others", others)):
-        check_whole(name, value)
-    check_number("memory", memory, above=0)
+    _check(forget, retain, strangers, names)
+    for name, value in (("beta", beta), ("ridge", ridge), ("memory", memory)):
+        check_number(name, value, above=0)
+    check_whole("batch_size", batch_size)
     if not on_top:
         check_unchanged(model)
     mlps = language_mlps(model)
     before = [mlp.after.weight.detach().clone() for mlp in mlps]
-    drawn = _draw(forget, strangers, others, seed)
     everything = (torch.arange(mlp.size) for mlp in mlps)
     saved = ((m.after.weight, 1, i, w) for m, i, w in zip(mlps, everything, before, strict=True))
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": progress}
     try:
-        with quiet_pass(model), torch.no_grad():
-            for layers in layers_that_fit(mlps, memory):
-                with _weights(model, before):
-                    kept = collect_moments(model, processor, retain, layers=layers, **passes)
-                    lessons = {
-                        name: list(_lessons(model, processor, asked, drawn, names, layers, **passes))
-                        for name, asked in forget.items()
-                    }
-                for at, layer in enumerate(layers):
-                    _fit(model, layer, at, lessons, kept[at], beta, ridge)
+        for layers in layers_that_fit(mlps, memory):
+            with _weights(model, before):
+                kept = collect_moments(model, processor, retain, layers=layers, **passes)
+                lessons = {
+                    name: stranger_lessons(
+                        model, processor, asked, strangers, names, layers, **passes
+                    )
+                    for name, asked in forget.items()
+                }
+            for at, layer in enumerate(layers):
+                fit_layer(model, layer, at, lessons, kept[at], beta=beta, ridge=ridge)
     except BaseException:
         handle.undo()
         raise
     return handle.made()
 
 
-class _Lesson(NamedTuple):
+class Lesson(NamedTuple):
     """One batch of forget questions, and what strangers are written at its tokens.
 
     Attributes:
         inputs: of the model, without the mask of the answers.
-        used: bool [b, t], the tokens that have a counterpart in every stranger's question.
+        used: bool [b, t], the tokens of words that have a counterpart in every stranger's question.
         targets: [tokens, hidden] for each layer taken, in the order of ``used``.
     """
 
@@ -208,29 +132,40 @@ class _Lesson(NamedTuple):
     targets: list[Tensor]
 
 
-def _lessons(
-    model, processor, questions: Sequence[Question], drawn: Mapping[str, Sequence[Stranger]],
+@torch.no_grad()
+def stranger_lessons(
+    model, processor, questions: Sequence[Question], strangers: Mapping[str, Sequence[Stranger]],
     names: Mapping[str, str], layers: Sequence[int], *, batch_size: int, progress: bool,
-) -> Iterator[_Lesson]:  # fmt: skip
-    plan = plan_batches(questions, processor, batch_size, True)
+) -> list[Lesson]:  # fmt: skip
+    """What strangers are written by the model as it is, batch by batch; see :func:`erase`.
+
+    Args:
+        questions: of one modality.
+        layers: numbers of the language MLPs.
+    """
+    plan, lessons = plan_batches(questions, processor, batch_size, True), []
     for group in bar(plan, desc="strangers", shown=progress):
         asked = [questions[index] for index in group]
         batch = encode(asked, processor, True, model.device)
         shape = batch["input_ids"].shape
         counts = torch.zeros(shape, dtype=torch.int64, device=model.device)
         sums: list[Tensor | float] = [0.0 for _ in layers]
-        strangers = list(zip(*(drawn[question.person_id] for question in asked), strict=True))
-        for one in strangers:  # of each question
+        given = list(zip(*(strangers[question.person_id] for question in asked), strict=True))
+        for one in given:  # a stranger for each question
             theirs = [about(q, names[q.person_id], who) for q, who in zip(asked, one, strict=True)]
             other = encode(theirs, processor, True, model.device)
             row, own, their = _counterparts(batch, other)
             counts[row, own] += 1
-            for at, written in enumerate(_seen(model, other, layers, written=True)):
+            with quiet_pass(model):
+                found = _seen(model, other, layers, written=True)
+            for at, written in enumerate(found):
                 placed = written.new_zeros(*shape, written.shape[-1])
                 sums[at] = sums[at] + placed.index_put((row, own), written[row, their])
-        used = counts == len(strangers)
+        used = (counts == len(given)) & ~picture_tokens(model, batch)
         inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-        yield _Lesson(inputs, used, [values[used] / len(strangers) for values in sums])
+        means = [values[used] / len(given) for values in sums]
+        lessons.append(Lesson(inputs, used, means))
+    return lessons
 
 
 def aligned(own: Sequence[int], their: Sequence[int]) -> list[tuple[int, int]]:
@@ -294,15 +229,26 @@ def _seen(model, batch: dict[str, Tensor], layers: Sequence[int], written: bool)
     return [seen[layer] for layer in layers]
 
 
-def _fit(model, layer, at, lessons, kept: Tensor, beta: float, ridge: float) -> None:
-    """Solve one layer and change it; ``kept`` is E_r[z zᵀ], [n, n], and is used up."""
+@torch.no_grad()
+def fit_layer(
+    model, layer: int, at: int, lessons: Mapping[str, Sequence[Lesson]], kept: Tensor, *,
+    beta: float, ridge: float,
+) -> None:  # fmt: skip
+    """Solve one layer and change it; see :func:`erase`.
+
+    Args:
+        layer: number of the language MLP; those before it are changed already.
+        at: its place in the targets of the lessons.
+        kept: E_r[z zᵀ], [n, n]; it is overwritten.
+    """
     weight = language_mlps(model)[layer].after.weight
     right = torch.zeros_like(weight, dtype=torch.float32)
     price = ridge * kept.diagonal().mean()
     for batches in lessons.values():
         own, missing, n_tokens = torch.zeros_like(kept), torch.zeros_like(right), 0
         for lesson in batches:
-            z = _seen(model, lesson.inputs, [layer], written=False)[0][lesson.used]
+            with quiet_pass(model):
+                z = _seen(model, lesson.inputs, [layer], written=False)[0][lesson.used]
             own.addmm_(z.T, z)
             missing.addmm_((lesson.targets[at] - z @ weight.T.float()).T, z)
             n_tokens += len(z)
@@ -313,24 +259,17 @@ def _fit(model, layer, at, lessons, kept: Tensor, beta: float, ridge: float) -> 
     weight.add_(torch.cholesky_solve(right.T, torch.linalg.cholesky(kept)).T.to(weight.dtype))
 
 
-def _draw(forget, strangers: Sequence[Stranger], others: int, seed: int):
-    rng = random.Random(seed)
-    people = sorted({question.person_id for asked in forget.values() for question in asked})
-    return {person: rng.sample(list(strangers), others) for person in people}
-
-
-def _check(forget, retain, strangers, names, *, beta, ridge, others) -> None:
-    for name, value in (("beta", beta), ("ridge", ridge)):
-        check_number(name, value, above=0)
-    check_whole("others", others)
+def _check(forget, retain, strangers, names) -> None:
     for name, sets in (("forget", forget), ("retain", retain)):
         check_questions(name, sets)
         if not sets or not all(sets.values()):
             raise ValueError(f"{name} needs questions in every part, such as {{'text': [...]}}.")
     people = [{q.person_id for asked in of.values() for q in asked} for of in (forget, retain)]
     if both := sorted(people[0] & people[1]):
-        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
-    if missing := sorted(people[0] - set(names)):
-        raise ValueError(f"names has no name of {', '.join(missing[:5])}; erase needs to know where it stands.")
-    if len(strangers) < others:
-        raise ValueError(f"{len(strangers)} strangers are fewer than others={others}; give more, or set others lower.")
+        shared = ", ".join(both[:5])
+        raise ValueError(f"forget and retain share people, such as {shared}; leave them out of one.")
+    for what, of in (("name", names), ("stranger", strangers)):
+        if missing := sorted(person for person in people[0] if not of.get(person)):
+            raise ValueError(f"{', '.join(missing[:5])} of the forget set have no {what}; give one.")
+    if len({len(strangers[person]) for person in people[0]}) > 1:
+        raise ValueError("some people have more strangers than others; give everybody as many.")
