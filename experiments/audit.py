@@ -74,9 +74,9 @@ TRIES = {
 }
 METHOD_ORDER = (*REFERENCES, *COMPARED, *TRIES)
 NPO_RATE, NPO_BATCH = 1e-4, 48
-N_KEPT = 1200  # retained questions of each form and modality that erasing holds
+N_KEPT = 800  # retained questions of each form and modality that erasing holds
 EVERY = 6  # steps between two looks
-STEPS, RATE = (0, 2, 4, 8, 16, 32), 3e-4  # of relearning
+STEPS, RATE = (0, 2, 4, 8, 16), 3e-4  # of relearning
 N_TAUGHT = 12  # retained people who are taught in relearning
 VALUES = {name: attribute.values for name, attribute in ATTRIBUTES.items()}
 FORMS = ("test wordings", "picture: blur", "picture: crop", "picture: noise", "another's name")
