@@ -44,7 +44,7 @@ from manu_utils.auditing import (
     without_taught,
 )
 from manu_utils.benchmark.loading import load_strangers
-from manu_utils.benchmark.questions import evaluation_questions, open_questions
+from manu_utils.benchmark.questions import evaluation_questions, open_questions, training_questions
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES
 from manu_utils.evaluation.tables import merit
 from manu_utils.miniature.build import retrained_folder
@@ -74,7 +74,7 @@ TRIES = {
 }
 METHOD_ORDER = (*REFERENCES, *COMPARED, *TRIES)
 NPO_RATE, NPO_BATCH = 1e-4, 48
-N_KEPT = 800  # retained questions of each form and modality that erasing holds
+N_KEPT = 700  # questions of each form and modality that erasing holds
 EVERY = 6  # steps between two looks
 STEPS, RATE = (0, 2, 4, 8, 16), 3e-4  # of relearning
 N_TAUGHT = 12  # retained people who are taught in relearning
@@ -215,9 +215,9 @@ class Lab:
         self.layers = range(len(language_mlps(self.model)))
         rows = load_strangers(SCALE)["ft_Data"]
         half = len(rows) // 2
-        self.strangers, others = (
-            strangers_of(rows.select(part)) for part in (range(half), range(half, len(rows)))
-        )
+        self.taught = rows.select(range(half))
+        self.strangers = strangers_of(self.taught)
+        others = strangers_of(rows.select(range(half, len(rows))))
         self.names = names_of(bench.benchmark.training)
         public = profiles_of(bench.benchmark.celebrity).values()
         met = [*(profile["Name"] for profile in public), *self.names.values()]
@@ -232,22 +232,24 @@ class Lab:
         return self.collected[1]
 
     def collect(self, seed):
-        bench, names = self.bench, self.names
+        bench, names, forget, retain = self.bench, self.names, {}, {}
         everyone = {m: [q for of in bench.training.values() for q in of[m]] for m in MODALITIES}
-        choices = {m: lettered(asked, names, n=2, seed=seed) for m, asked in everyone.items()}
         gone = {q.person_id for q in bench.training["forget"]["text"]}
         public = bench.benchmark.celebrity
         public = public.select(range(1, len(public), 2))  # the others are asked
-        forget, retain = dict(bench.training["forget"]), {}
-        for m, asked in choices.items():
-            kept = [q for q in asked if q.person_id not in gone]
-            forget[f"{m}, letters"] = [q for q in asked if q.person_id in gone]
-            retain[m] = some(bench.training["retain"][m], seed)
-            retain[f"{m}, letters"] = some(kept, seed)
-            retain[f"{m}, public"] = open_questions(public, m)
+        for m, asked in everyone.items():
+            forget[m], retain[m] = bench.training["forget"][m], some(bench.training["retain"][m], seed)
+            for draw in (0, 1):  # with other options each time
+                letters = lettered(asked, names, seed=2 * seed + draw)
+                forget[f"{m}, letters {draw}"] = [q for q in letters if q.person_id in gone]
+                kept = [q for q in letters if q.person_id not in gone]
+                retain[f"{m}, letters {draw}"] = some(kept, seed)
+            theirs = training_questions(self.taught, m)
+            theirs += lettered(theirs, names_of(self.taught), seed=seed)
+            retain[f"{m}, strangers"] = some(theirs, seed)
             options = evaluation_questions(public, "classification", m)
             letters = [replace(q, answer=truth_of(q)) for q in options]
-            retain[f"{m}, public letters"] = letters
+            retain[f"{m}, public"] = open_questions(public, m) + letters
         given = (self.model, self.processor)
         asked = [q for of in bench.training["forget"].values() for q in of]
         near = nearest_strangers(
