@@ -182,7 +182,8 @@ class Audit:
 
     def patched(self, source, asked, options):
         places = ("answer", "rest")
-        return patch_states(self.vanilla, source, self.processor, asked, positions=places, **options)
+        given = (self.vanilla, self.processor, asked)
+        return patch_states(*given, source=source, positions=places, **options)
 
     def otherwise(self, model, seed):
         asked = self.open("forget")
