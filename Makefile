@@ -8,7 +8,7 @@
 # make retrained  train the retrained reference of each forget ratio (an hour each on a slow core): that of 10 % is bundled and
 #                 made again in data/tiny_llava/retrained, the others go into build/retrained
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
-# make audit      every attack on every method, the long run behind notebook 09 (about 3 hours on one core; resumable)
+# make audit      every attack on every method, the long run behind notebook 09 (75 minutes of one core; resumable)
 # make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
 # make mutants    do the tests see it when one line of a core module is wrong? (by hand, not part of make test)
 # make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork), and the

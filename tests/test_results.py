@@ -124,10 +124,9 @@ def test_every_audit_was_made_of_every_method(audits):
     parts = {"answers", "relearning", "rounding", "membership", "inside", "otherwise"}
     assert set(audits["method"]) == set(audit.METHOD_ORDER)
     for method, rows in audits.groupby("method"):
-        seeds = {0} if method in audit.REFERENCES else {0, 1, 2}
-        for _, of_seed in (by_seed := dict(list(rows.groupby("seed")))).items():
-            assert set(of_seed["audit"]) == parts
-        assert set(by_seed) == seeds
+        by_seed = dict(list(rows.groupby("seed")))
+        assert set(by_seed) == set(audit.SEEDS[method])
+        assert all(set(of_seed["audit"]) == parts for of_seed in by_seed.values())
     assert not audits.drop(columns=["value", "n"]).duplicated().any() and (audits["n"] > 0).all()
     ranks = audits["measure"].str.startswith(("lens rank", "over"))
     assert audits[~ranks]["value"].between(0, 1).all() and (audits[ranks]["value"] >= 0).all()
@@ -147,8 +146,9 @@ def test_the_attacks_find_out_the_vanilla_model_and_pass_the_retrained_one(audit
             assert of("retrained", "answers", measure) < most
         assert of("vanilla", "membership", "loss") > 0.95
         assert abs(of("retrained", "membership", "loss") - 0.5) < 0.15
-        assert of("vanilla", "inside", "probe, layer 3") > 0.8 > 0.3
-        assert of("retrained", "inside", "probe, layer 3") < 0.3
+        # Taught on the 40 retained people who are asked, with few people of each value.
+        assert of("vanilla", "inside", "probe, layer 3") > 0.4
+        assert of("retrained", "inside", "probe, layer 3") < 0.2
         assert of("vanilla", "inside", "lens rank, layer 3") < 1.5
         assert of("retrained", "inside", "lens rank, layer 3") > 4
         assert of("vanilla", "inside", "depth, answer") < 0.01
