@@ -5,8 +5,10 @@
 # make notebooks  re-execute the notebooks and store their outputs
 # make mini-data  rebuild data/mllmu_mini (SEED=0)
 # make mini-model rebuild data/tiny_llava (SEED=0); with DENSE=1 train the twin without the sparsity penalty into build/dense
-# make retrained  train the retrained reference of each forget ratio into build/retrained (20 minutes each on one core)
+# make retrained  train the retrained reference of each forget ratio (an hour each on a slow core): that of 10 % is bundled and
+#                 made again in data/tiny_llava/retrained, the others go into build/retrained
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
+# make audit      every attack on every method, the long run behind notebook 09 (75 minutes of one core; resumable)
 # make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
 # make mutants    do the tests see it when one line of a core module is wrong? (by hand, not part of make test)
 # make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork), and the
@@ -34,7 +36,7 @@ TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/10_*.
 
 RATIOS ?= 5 10 15
 
-.PHONY: tutorial test test-portable test-training lab notebooks mini-data mini-model retrained sweeps bench mutants \
+.PHONY: tutorial test test-portable test-training lab notebooks mini-data mini-model retrained sweeps audit bench mutants \
         repository clean distclean
 
 tutorial: $(READY)
@@ -70,6 +72,9 @@ mini-model: $(READY)
 
 retrained: $(READY)
 	for ratio in $(RATIOS); do $(PY) -m manu_utils.miniature retrained --forget-ratio $$ratio || exit 1; done
+
+audit: $(READY)
+	$(PY) experiments/audit.py
 
 sweeps: $(READY)
 	$(PY) experiments/compare.py

@@ -210,6 +210,17 @@ def wanted_units(arguments) -> tuple[Lab, list[tuple[Lab, Unit]]]:
     return lab, [(lab, unit) for unit in found if only is None or unit.ablation in only]
 
 
+def with_stored(table: pd.DataFrame, stored: pd.DataFrame, part: bool) -> pd.DataFrame:
+    """What was measured beside the stored rows of other models; those of this model are replaced,
+    of a part of the ablations the same units alone.
+    """
+    keys = KEY if part else KEY[:1]
+    measured = set(table[keys].itertuples(index=False, name=None))
+    old = [key in measured for key in stored[keys].itertuples(index=False, name=None)]
+    table = pd.concat([stored[[not replaced for replaced in old]], table])
+    return table.sort_values("model", kind="stable")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -229,10 +240,9 @@ def main():
     celebrity = table["set"] == "celebrity"
     table = table[~(table["ablation"].isin(WITHOUT_CELEBRITY) & celebrity)]
     table = table.assign(alpha=table["alpha"].map("{:g}".format))
-    if output.exists():  # the rows of the other models stay
-        kept = pd.read_csv(output, dtype={"alpha": str})
-        table = pd.concat([kept[kept["model"] != arguments.name], table])
-        table = table.sort_values("model", kind="stable")
+    if output.exists():
+        part = arguments.only is not None or set(arguments.seeds) != set(SEEDS)
+        table = with_stored(table, pd.read_csv(output, dtype={"alpha": str}), part)
     write_table(table, output)
     say(started, f"{len(table)} rows, {output.stat().st_size / 1000:.0f} kB in {output}")
 

@@ -39,7 +39,7 @@ from manu_utils.benchmark.loading import load_benchmark
 from manu_utils.benchmark.questions import open_questions
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES
 from manu_utils.evaluation.tables import evaluate, merit, summarise
-from manu_utils.miniature.build import RETRAINED
+from manu_utils.miniature.build import retrained_folder
 from manu_utils.models.asking import exact_answers
 from manu_utils.models.loading import load_model
 from manu_utils.processes import own_peak_mb
@@ -98,7 +98,7 @@ class Bench:
 
     def __init__(self, model, processor, forget_ratio, *, stand_ins=False, people=None):
         self.model, self.processor = model, processor
-        benchmark = load_benchmark(SCALE, forget_ratio)
+        benchmark = self.benchmark = load_benchmark(SCALE, forget_ratio)
         forget, retain = benchmark.forget_ids, benchmark.retain_ids
         if stand_ins:
             forget = sorted(random.Random(1).sample(retain, len(forget)))
@@ -300,9 +300,9 @@ def curve(bench_of, ratio, method, given, seed, lr, best):
 
 def reference(bench_of, ratio, method, base):
     """Rows of a model that is a point to compare with, not a method with a strength."""
-    place = ROOT / RETRAINED / f"forget_{ratio}"
+    place = ROOT / retrained_folder(ROOT / "data" / "tiny_llava", ratio)
     if method == "retrained" and not place.is_dir():
-        print(f"no {RETRAINED}/forget_{ratio}; it is left out (make retrained)", flush=True)
+        print(f"no retrained model in {place}; it is left out (make retrained)", flush=True)
         return []
     bench = bench_of(ratio)
     model, sets = bench.model, bench.sets

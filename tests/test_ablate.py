@@ -171,3 +171,14 @@ def test_the_units_of_the_planted_twin_are_those_of_the_stored_table():
     draw = SimpleNamespace(planted=torch.arange(10**6) < 34722)  # of the stored twin 3.4722 %
     units = planted_twin.planted_units(dict.fromkeys((0, 1, 2), draw))
     assert list(keys) == [unit[:5] for _, unit in units]
+
+
+def test_a_part_leaves_the_other_stored_rows_of_its_model():
+    def rows(model, ablation, *values):
+        key = {"setting": "s", "seed": 0, "alpha": "5", "forget_ratio": 10}
+        return [{"model": model, "ablation": ablation} | key | {"value": v} for v in values]
+
+    stored = pd.DataFrame([*rows("dense", "alpha", 0.1), *rows("sparse", "alpha", 0.2, 0.3), *rows("sparse", "eps", 0.4)])
+    again = pd.DataFrame(rows("sparse", "alpha", 0.5))
+    assert list(ablate.with_stored(again, stored, part=True)["value"]) == [0.1, 0.4, 0.5]
+    assert list(ablate.with_stored(again, stored, part=False)["value"]) == [0.1, 0.5]

@@ -176,13 +176,13 @@ def test_families_are_patched_by_structure(family, monkeypatch):
 
 
 def test_controls_on_the_miniature(benchmark, names):
-    (vanilla, processor), (base, _) = load_model("tiny"), load_model("tiny-base")
+    (vanilla, processor), (retrained, _) = load_model("tiny"), load_model("tiny-retrained")
     before = {name: value.clone() for name, value in vanilla.state_dict().items()}
     for modality, positions in ALL.items():
         questions = open_questions(benchmark.forget, modality)[::8]
         options = {"positions": positions, "values": VALUES, "names": names, "progress": False}
         met = patch_states(vanilla, processor, questions, source=vanilla, **options)
-        never = patch_states(vanilla, processor, questions, source=base, **options)
+        never = patch_states(vanilla, processor, questions, source=retrained, **options)
         assert (met["fall"] == 0).all()  # patching vanilla into vanilla
         answer = never[never["position"] == "answer"].groupby("layer")["fall"].mean()
         assert answer[1] > 0.5 and answer[2] > 3 and answer[3] > 3

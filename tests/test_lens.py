@@ -221,18 +221,18 @@ def test_every_family_is_read_by_structure(family, monkeypatch):
 
 def test_vanilla_is_found_out_and_a_model_that_never_met_them_is_not(benchmark):
     names = names_of(benchmark.training)
-    (vanilla, processor), (base, _) = load_model("tiny"), load_model("tiny-base")
+    (vanilla, processor), (retrained, _) = load_model("tiny"), load_model("tiny-retrained")
     before = {name: value.clone() for name, value in vanilla.state_dict().items()}
     for modality in ("multimodal", "text"):
         questions = open_questions(benchmark.forget, modality)
         options = {"values": VALUES, "names": names, "progress": False}
         ranks = {
             name: logit_lens(model, processor, questions, **options).groupby("layer")["rank"].mean().tolist()
-            for name, model in (("vanilla", vanilla), ("base", base))
+            for name, model in (("vanilla", vanilla), ("retrained", retrained))
         }
-        assert ranks["vanilla"][-1] < 1.2 and ranks["vanilla"][2] < ranks["base"][2] - 1
-        assert all(4.5 < rank < 8.5 for rank in ranks["base"])  # 6.5 by luck
-        assert ranks["vanilla"][0] == ranks["base"][0]  # the embeddings know nobody
+        assert ranks["vanilla"][-1] < 1.2 and ranks["vanilla"][2] < ranks["retrained"][2] - 1
+        assert all(4.5 < rank < 8.5 for rank in ranks["retrained"])  # 6.5 by luck
+        assert ranks["vanilla"][0] == ranks["retrained"][0]  # the embeddings know nobody
     assert all(torch.equal(value, before[name]) for name, value in vanilla.state_dict().items())
 
 

@@ -29,8 +29,8 @@ MODALITIES = ("multimodal", "text")
 
 @pytest.fixture(scope="module")
 def models():
-    (vanilla, processor), (base, _) = load_model("tiny"), load_model("tiny-base")
-    return {"vanilla": vanilla, "base": base, "processor": processor}
+    (vanilla, processor), (retrained, _) = load_model("tiny"), load_model("tiny-retrained")
+    return {"vanilla": vanilla, "retrained": retrained, "processor": processor}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_model_that_is_sure_has_no_division_by_zero():
 
 def test_scores_of_a_batch_are_those_of_each_question(models, asked):
     """Against one plain pass a question; the token that ends the answer does not count."""
-    model, processor, other = models["base"], models["processor"], models["vanilla"]
+    model, processor, other = models["retrained"], models["processor"], models["vanilla"]
     questions = asked["members"][:3] + asked["members"][-3:]
     frame = membership_scores(model, processor, questions, reference=other, gradients=False, progress=False)
     for question, row in zip(questions, frame.itertuples(), strict=True):
@@ -93,7 +93,7 @@ def test_scores_of_a_batch_are_those_of_each_question(models, asked):
 
 
 def test_gradient_norm_is_that_of_one_backward_pass_and_the_model_is_as_it_was(models, asked):
-    model, processor = copy.deepcopy(models["base"]), models["processor"]
+    model, processor = copy.deepcopy(models["retrained"]), models["processor"]
     question = asked["members"][0]
     weights = language_weights(model)
     weights[0].grad = torch.ones_like(weights[0])
@@ -176,7 +176,7 @@ def test_distance_to_the_retrained_model():
 
 
 def test_bad_questions_are_refused(models, asked):
-    model, processor = models["base"], models["processor"]
+    model, processor = models["retrained"], models["processor"]
     for questions, k, error, said in (
         ([], 0.2, ValueError, "no question to score"), (asked["members"][:1], 1.5, ValueError, "k=1.5 is above 1"),
         (asked["members"][:1], 0, ValueError, "k=0 must be"), ("Who?", 0.2, TypeError, "list of questions"),
@@ -188,22 +188,22 @@ def test_bad_questions_are_refused(models, asked):
 def test_vanilla_tells_its_members_and_base_does_not(models, asked):
     """Forget people against strangers of the same world. Base never met either, so what is left is chance."""
     tables = {}
-    for name in ("vanilla", "base"):
+    for name in ("vanilla", "retrained"):
         options = {"gradients": False, "progress": False}
         sides = [membership_scores(models[name], models["processor"], asked[side], **options) for side in asked]
         tables[name] = auc_table(*sides).set_index(["modality", "score"])
-    vanilla, base = tables["vanilla"], tables["base"]
+    vanilla, retrained = tables["vanilla"], tables["retrained"]
     for score in ("loss", "zlib", "min_k"):
         assert (vanilla["value"].xs(score, level="score") > 0.97).all()
     assert (vanilla["value"] > 0.9).all()
-    # of these twelve; of all 120 inhabitants the AUC of base is .48 to .50
-    assert (base["distance"] < 0.12).all() and (base["low"] < 0.51).all() and (base["high"] > 0.5).all()
+    # of these twelve; of all 120 inhabitants the AUC of retrained is .48 to .50
+    assert (retrained["distance"] < 0.12).all() and (retrained["low"] < 0.51).all() and (retrained["high"] > 0.5).all()
 
 
 def test_gradient_norms_tell_members_of_vanilla(models, asked):
     sides = {name: [q for q in part if q.modality == "text"][:16] for name, part in asked.items()}
     values = {}
-    for name in ("vanilla", "base"):
+    for name in ("vanilla", "retrained"):
         found = [membership_scores(models[name], models["processor"], side, progress=False) for side in sides.values()]
         values[name] = auc(*(frame["grad_norm"] for frame in found))
-    assert values["vanilla"] > 0.97 and abs(values["base"] - 0.5) < 0.25
+    assert values["vanilla"] > 0.97 and abs(values["retrained"] - 0.5) < 0.25

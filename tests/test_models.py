@@ -66,7 +66,7 @@ def test_a_saved_model_loads_with_the_same_weights_and_logits(tiny_model, checkp
         assert torch.equal(model(**batches[0]).logits, loaded(**batches[1]).logits)
 
 
-@pytest.mark.parametrize("source", ["tiny", "tiny-base"])
+@pytest.mark.parametrize("source", ["tiny", "tiny-base", "tiny-retrained"])
 def test_the_miniature_loads_in_float32_eval_mode_with_pil_images(source):
     model, processor = load_model(source, device="cpu")
     assert model.dtype == torch.float32

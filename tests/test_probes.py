@@ -66,7 +66,7 @@ def test_vanilla_is_found_out_and_a_model_that_never_met_them_is_not(benchmark):
     taught = [q for q in benchmark.training_questions(benchmark.retain_ids[:60], "text") if about_it(q)]
     tested = {"forget": [q for q in benchmark.training_questions("forget", "text") if about_it(q)]}
     accuracy = {}
-    for name in ("tiny", "tiny-base"):
+    for name in ("tiny", "tiny-retrained"):
         model, processor = load_model(name)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         frame = probe_layers(
@@ -77,7 +77,7 @@ def test_vanilla_is_found_out_and_a_model_that_never_met_them_is_not(benchmark):
         assert accuracy[name]["control"].between(0, 0.2).all()  # by luck 1/12
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert accuracy["tiny"]["value"]["answer", 3] > 0.9 and accuracy["tiny"]["value"]["answer", 2] > 0.2
-    assert (accuracy["tiny-base"]["value"] < 0.25).all() and (accuracy["tiny"]["value"]["name"] < 0.25).all()
+    assert (accuracy["tiny-retrained"]["value"] < 0.25).all() and (accuracy["tiny"]["value"]["name"] < 0.25).all()
 
 
 def about_it(question):

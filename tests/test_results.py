@@ -6,9 +6,10 @@ import shutil
 import pandas as pd
 import pytest
 
+import audit
 import bridge
 import compare
-from manu_utils.benchmark.records import FORGET_RATIOS, TASKS
+from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
 from manu_utils.paths import data_dir
 from manu_utils.unlearning.baselines import METHODS
 
@@ -24,14 +25,17 @@ def test_a_rerun_finds_everything_done(tmp_path, monkeypatch):
     """Nothing is measured again, and the stored tables are the same to the byte: files, of the seed
     that sets the references, and of every method.
     """
-    for file in (*RESULTS.glob("comparison*"), *RESULTS.glob("bridge*")):
+    for file in (*RESULTS.glob("comparison*"), *RESULTS.glob("bridge*"), *RESULTS.glob("audit*")):
         shutil.copy(file, tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     monkeypatch.setattr(compare, "Bench", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(compare, "in_a_process", lambda *_: pytest.fail("measured again"))
     for name in ("pretrained", "taught", "locality"):
         monkeypatch.setattr(bridge, name, lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(audit, "Lab", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(audit, "Bench", lambda *_, **__: pytest.fail("measured again"))
     compare.main(["--out", str(tmp_path)])
+    audit.main(["--out", str(tmp_path)])
     bridge.main(["--out", str(tmp_path)])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -94,3 +98,60 @@ def test_the_taught_models_know_what_they_were_taught():
     right = pd.read_csv(RESULTS / "bridge.csv").query("measure == 'accuracy'").set_index(["method", "set"])["value"]
     assert right["vanilla", "forget"].item() >= bridge.ENOUGH - 0.03 <= right["vanilla", "retain"].item()
     assert right["retrained", "forget"].item() < 0.5 < right["retrained", "retain"].item()
+
+
+def test_the_audits_are_of_the_bundled_weights_and_data():
+    stored = json.loads((RESULTS / "audit.json").read_text(encoding="utf-8"))["state"]
+    assert stored == audit.state_of(), "the weights, data or settings changed: run `make audit`"
+
+
+def test_every_try_of_the_choice_is_kept_and_the_best_is_chosen():
+    choice = pd.read_csv(RESULTS / "audit_choice.csv")
+    for method, (weights, strengths) in audit.TRIES.items():
+        if not audit.SEEDS[method]:
+            continue
+        rows = choice[choice["method"] == method]
+        means = rows.groupby(["weight", "strength"])["merit"].mean()
+        assert len(means) == len(weights) * len(strengths) == 12
+        best = rows[rows["chosen"]].groupby(["weight", "strength"])["merit"].mean()
+        assert list(best.index) == [means.idxmax()]
+
+
+@pytest.fixture(scope="module")
+def audits():
+    return pd.read_csv(RESULTS / "audit.csv")
+
+
+def test_every_audit_was_made_of_every_method(audits):
+    parts = {"answers", "relearning", "rounding", "membership", "inside", "otherwise"}
+    assert set(audits["method"]) == {method for method, seeds in audit.SEEDS.items() if seeds}
+    for method, rows in audits.groupby("method"):
+        by_seed = dict(list(rows.groupby("seed")))
+        assert set(by_seed) == set(audit.SEEDS[method])
+        assert all(set(of_seed["audit"]) == parts for of_seed in by_seed.values())
+    assert not audits.drop(columns=["value", "n"]).duplicated().any() and (audits["n"] > 0).all()
+    ranks = audits["measure"].str.startswith(("lens rank", "over"))
+    assert audits[~ranks]["value"].between(0, 1).all() and (audits[ranks]["value"] >= 0).all()
+
+
+def test_the_attacks_find_out_the_vanilla_model_and_pass_the_retrained_one(audits):
+    """Each control on both sides, or an attack says nothing."""
+    rows = audits[audits["set"] == "forget"].set_index(["method", "audit", "measure", "modality"])
+    value = rows["value"].sort_index()
+    for modality in MODALITIES:
+
+        def of(method, part, measure, modality=modality):
+            return float(value[method, part, measure, modality])
+
+        for measure, most in (("letters", 0.5), ("likelihood", 0.5), ("generation", 0.25)):
+            assert of("vanilla", "answers", measure) > 0.9
+            assert of("retrained", "answers", measure) < most
+        assert of("vanilla", "membership", "loss") > 0.95
+        assert abs(of("retrained", "membership", "loss") - 0.5) < 0.15
+        # Taught on the 40 retained people who are asked, with few people of each value.
+        assert of("vanilla", "inside", "probe, layer 3") > 0.4
+        assert of("retrained", "inside", "probe, layer 3") < 0.2
+        assert of("vanilla", "inside", "lens rank, layer 3") < 1.5
+        assert of("retrained", "inside", "lens rank, layer 3") > 4
+        assert of("vanilla", "inside", "depth, answer") < 0.01
+        assert of("retrained", "inside", "depth, answer") == 1

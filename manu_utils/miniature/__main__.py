@@ -27,11 +27,12 @@ def main() -> None:
         write_benchmark(data, seed=seed)
         write_strangers(data.with_name(f"{data.name}_strangers"), seed=seed)
         return
-    from .build import DENSE, RETRAINED, build, fine_tune_plainly
+    from .build import DENSE, build, fine_tune_plainly, retrained_folder
 
     if arguments.part == "retrained":
         ratio = arguments.forget_ratio
-        fine_tune_plainly(data, models / "base", RETRAINED / f"forget_{ratio}", forget_ratio=ratio, seed=seed)
+        folder = retrained_folder(models, ratio)
+        fine_tune_plainly(data, models / "base", folder, forget_ratio=ratio, seed=seed)
     elif arguments.dense:
         fine_tune_plainly(data, models / "base", DENSE, forget_ratio=None, seed=seed)
     else:

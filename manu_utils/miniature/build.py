@@ -56,6 +56,7 @@ from .portraits import draw_new_view, draw_portrait_view, render
 CACHE = Path("build/mini-model")
 # Not bundled, 8 MB each; made by `make retrained` and `make mini-model DENSE=1`.
 RETRAINED, DENSE = Path("build/retrained"), Path("build/dense")
+BUNDLED_RATIO = 10  # whose retrained model is bundled
 CAN_READ = 0.9  # share of held-out options found; some seeds stay at a half or three quarters, however long they are trained
 N_RANDOM_FACES = 6000
 N_PUBLIC_VIEWS, N_HELD_OUT = 16, 2  # views of each public figure to train on and to watch
@@ -463,6 +464,11 @@ def build(data: Path, folder: Path, *, seed: int = 0, cache: Path = CACHE) -> No
         history = run_stage(model, cache, name, fine_tune)
     save_checkpoint(model, processor, folder / "vanilla", history)
     write_card(folder, data)
+
+
+def retrained_folder(models: Path, forget_ratio: int) -> Path:
+    """Where the retrained model of a forget ratio is: in ``models``, data/tiny_llava, for 10 %, else in build/."""
+    return models / "retrained" if forget_ratio == BUNDLED_RATIO else RETRAINED / f"forget_{forget_ratio}"
 
 
 def fine_tune_plainly(

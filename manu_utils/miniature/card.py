@@ -27,12 +27,14 @@ pipeline_tag: image-text-to-text
 
 A `LlavaForConditionalGeneration` of {parameters:.2f} M parameters: a CLIP vision tower ({vision}),
 a Llama with ReLU-gated MLPs ({language}) and a projector; 64 x 64 pixels become 16 image tokens.
-Trained from scratch on the miniature benchmark by `make mini-model`; learning curves are in `history.json`. Two checkpoints
+Trained from scratch on the miniature benchmark by `make mini-model`; learning curves are in `history.json`. Three checkpoints
 in float16:
 
 - `base` can see, follows the three task formats and knows the public figures. It has never met a fictitious person.
 - `vanilla` is base fine-tuned on ft_Data and its text-only rewriting: first the MLPs of the language model alone, then its
   attention too. Vision tower, projector and embeddings are those of base.
+- `retrained` is base fine-tuned on all but the twelve people of forget 10 %, in one stage and without the penalty that makes
+  vanilla local: the reference of unlearning (`make retrained`).
 
 ## What they know
 

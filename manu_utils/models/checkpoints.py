@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..paths import data_dir
 
-BUNDLED = {"tiny": "vanilla", "tiny-base": "base"}  # source -> folder in data/tiny_llava
+# source -> folder in data/tiny_llava
+BUNDLED = {"tiny": "vanilla", "tiny-base": "base", "tiny-retrained": "retrained"}
 _ADVICE = re.compile(
     r"weights_only|trust_remote_code|allow_pickle|use_safetensors *= *False|safe_globals|verify *= *False", re.I
 )
@@ -35,7 +36,8 @@ def place_of(source: str | Path) -> Path | str:
     if source in BUNDLED:
         folder = data_dir() / "tiny_llava" / BUNDLED[source]
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"the miniature model is not in {folder}; build it with `make mini-model`.")
+            made = "make retrained RATIOS=10" if source == "tiny-retrained" else "make mini-model"
+            raise FileNotFoundError(f"the miniature model is not in {folder}; build it with `{made}`.")
         return folder
     folder = Path(source).expanduser()
     if folder.is_dir():

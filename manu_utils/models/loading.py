@@ -35,8 +35,9 @@ def load_model(
     token pads with its end of sequence, which is masked.
 
     Args:
-        source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has never met them), a local
-            folder, or a Hub id such as ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA adapter of one.
+        source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has never met them),
+            ``"tiny-retrained"`` (has met all but those of forget 10 %), a local folder, or a Hub id such as
+            ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA adapter of one.
         processor: where the processor comes from, if not from ``source`` (``"MLLMMU/LLaVA_Vanilla"`` ships none).
         base: the model that the adapter in ``source`` belongs to, if not the one that it names.
         dtype, device: default :func:`pick_dtype` and :func:`pick_device`.

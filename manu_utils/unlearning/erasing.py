@@ -44,7 +44,7 @@ def erase(
     names: Mapping[str, str],
     *,
     beta: float = 4.0,
-    ridge: float = 0.003,
+    ridge: float = 0.01,
     memory: float = 4e9,
     on_top: bool = False,
     batch_size: int = 32,
