@@ -5,10 +5,11 @@
 
 Two stages, each kept in data/results:
 
-1. choice (audit_choice.csv): the settings of erasing, and of NPO with a retain term, on stand-ins,
-   the people whom experiments/compare.py draws from the retain set; twelve tries each. Those of the
-   other methods are the ones that it chose (comparison_choice.csv). What counts is the mean of
-   `merit` over open questions and letters; compare.py looked at open questions alone.
+1. choice (audit_choice.csv): the settings of erasing (and, when asked for, of NPO with a retain
+   term) on stand-ins, the people whom experiments/compare.py draws from the retain set; twelve
+   tries each. Those of the other methods are the ones that it chose (comparison_choice.csv). What
+   counts is the mean of `merit` over open questions and letters; compare.py looked at open
+   questions alone.
 2. audit (audit.csv): every attack on every method.
 
 Half of the strangers are what erasing is given; the other half are the control of every test of
