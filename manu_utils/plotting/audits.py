@@ -91,7 +91,7 @@ def relearning_curves(
     figure, grid = panels(title, n_rows, n_columns, figsize=size, sharey=True)
     places = [math.log2(1 + step) for step in steps]
     for axes, method in zip(grid.flat, methods, strict=False):
-        for name, modality, curve in _curves(frame, reference, steps, SETS[:1]):
+        for _, modality, curve in _curves(frame, reference, steps, SETS[:1]):
             axes.plot(places, curve, color=REFERENCE, linewidth=1, linestyle=dashes(modality))
         for name, modality, curve in _curves(frame, method, steps, SETS[::-1]):
             axes.plot(
