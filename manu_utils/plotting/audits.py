@@ -53,7 +53,7 @@ def attack_table(frame: pd.DataFrame, *, title: str, most: float = 60.0) -> list
         axes.imshow(table, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
         for (row, column), value in np.ndenumerate(table):
             if not math.isnan(value):
-                ink = "white" if abs(value) > 0.75 * most else "black"
+                ink = "white" if abs(value) > 0.6 * most else "black"
                 text = f"{value:+.0f}" if round(value) else "0"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
         axes.set_yticks(range(len(methods)), methods)
