@@ -70,6 +70,12 @@ WRONG = {
     ],
     ("07", 3): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
     ("08", 1): ["return len(z_retain) < z_retain.shape[1]", "return not any(torch.equal(z_forget, z) for z in z_retain)"],
+    ("09", 1): ["return values[0]", "return ask(question, values[:4])"],
+    ("09", 2): ["return list(strangers)[:20]", "return [min(strangers) - 1.0] * 20", "return [min(strangers) - 1.0] * 10"],
+    ("09", 3): [
+        "return float((probe(states[:, 0], labels, states[:, 1]) == labels).float().mean())",
+        "return 1 / 3",
+    ],
     ("10", 2): [
         "return tuple(evaluation.summarise_with_intervals(frame)[['low', 'high']].iloc[0])",
         "p = frame['value'].mean()\nhalf = 1.96 * math.sqrt(p * (1 - p) / len(frame))\nreturn p - half, p + half",

@@ -7,6 +7,7 @@ what they share.
 from ..paths import build_dir
 from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
+from .audits import attack_table, membership_dots, relearning_curves
 from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
 from .neurons import layer_map, locality, modality_plane, one_neuron, percentile_curves
 from .people import chance_levels, membership, patch_grid, person_card, portrait_grid, sharing
@@ -38,6 +39,8 @@ __all__ = [
     "balance", "before_after", "costs", "modality_balance", "paths", "task_grid", "trade_off",
     # ablations
     "ablation_curves", "ablation_rows", "found_planted",
+    # audits
+    "attack_table", "membership_dots", "relearning_curves",
     # no figures: from manu_utils.paths and manu_utils.tables
     "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip
