@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from compare import BATCH, SCALE, Bench, chosen
+from compare import SCALE, Bench, chosen
 from manu_utils.auditing import (
     answers_when_rounded,
     ask_otherwise,
@@ -52,9 +52,9 @@ from manu_utils.miniature.build import retrained_folder
 from manu_utils.miniature.people import ATTRIBUTES
 from manu_utils.models.asking import exact_answers, likeliest_options, truth_of
 from manu_utils.models.loading import load_model
-from manu_utils.unlearning.baselines import unlearn_by_training
+from manu_utils.models.neurons import language_mlps
 from manu_utils.unlearning.erasing import fit_layer, stranger_lessons
-from manu_utils.unlearning.rewriting import collect_moments, language_mlps
+from manu_utils.unlearning.rewriting import collect_moments
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
 from sweep import QUIET, RESULTS, ROOT, begin, fingerprint, read_table, sweep
 
@@ -79,7 +79,6 @@ METHOD_ORDER = (*REFERENCES, *COMPARED, *TRIES)
 SEEDS = {method: (0,) for method in METHOD_ORDER} | {"erase": (0, 1, 2), "npo + kl": ()}
 NPO_RATE, NPO_BATCH = 1e-4, 48
 N_KEPT = 700  # questions of each form and modality that erasing holds
-EVERY = 6  # steps between two looks
 STEPS, RATE = (0, 2, 4, 8, 16), 3e-4  # of relearning
 N_TAUGHT = 12  # retained people who are taught in relearning
 VALUES = {name: attribute.values for name, attribute in ATTRIBUTES.items()}
@@ -278,29 +277,13 @@ class Lab:
         yield
         self.bench.reset()
 
-    def trained(self, weight, steps, seed, measure):
-        """step -> what ``measure`` finds there, on one path of NPO with a KL term."""
-        found, visits = {}, itertools.count()
-
-        def watch():
-            if (step := EVERY * next(visits)) in steps:
-                found[step] = measure()
-            return {}
-
-        self.bench.reset()
-        options = {"retain_term": "kl", "retain_weight": weight, "retain_batch_size": NPO_BATCH}
-        unlearn_by_training(
-            "npo", self.model, self.processor, *self.bench.training.values(), lr=NPO_RATE,
-            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed, **options,
-            **QUIET,
-        )  # fmt: skip
-        self.bench.reset()
-        return found
-
     def results(self, method, weight, strengths, seed, measure):
         """strength -> what ``measure()`` finds with the model changed to it."""
         if method == "npo + kl":
-            return self.trained(weight, strengths, seed, measure)
+            options = {"retain_term": "kl", "retain_weight": weight}
+            options |= {"retain_batch_size": NPO_BATCH}
+            at = (strengths, seed, lambda _: measure())
+            return self.bench.path("npo", "both", NPO_RATE, *at, **options)
         found = {}
         for ridge in strengths:
             with self.erased(weight, ridge, seed):

@@ -139,8 +139,12 @@ class Bench:
         frame = evaluate(model or self.model, self.processor, sets or self.sets, **QUIET)
         return summarise(frame).to_dict("records")
 
-    def path(self, method, given, lr, steps, seed, measure):
-        """step -> what ``measure`` finds there, along one path of a training baseline."""
+    def path(self, method, given, lr, steps, seed, measure, **options):
+        """step -> what ``measure`` finds there, along one path of a training baseline.
+
+        Args:
+            options: others of ``unlearn_by_training``.
+        """
         found, visits = {}, itertools.count()
 
         def watch():
@@ -152,7 +156,7 @@ class Bench:
         forget = {m: self.training["forget"][m] for m in modalities_of(given)}
         unlearn_by_training(
             method, self.model, self.processor, forget, self.training["retain"], lr=lr,
-            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed, **QUIET,
+            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed, **options, **QUIET,
         )  # fmt: skip
         self.reset()
         return found

@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import torch
 
 from ..benchmark.records import MODALITIES, Question
 from ..checks import check_name, check_questions, check_whole, kind_of
 from ..models.asking import exact_answers
+from ..models.passes import kept_weights
 from ..models.precision import check_trainable, device_of, language_weights
 from ..models.training import answer_batches, answer_loss, train_language_model
 
@@ -147,7 +145,7 @@ def relearn(
             tables.append(table)
         return {}
 
-    with _kept_weights(model):
+    with kept_weights(language_weights(model)):
         train_language_model(
             model, lambda _: sum(answer_loss(model, batch) for batch in next(batches)),
             steps=max(wanted), lr=lr, lora_rank=lora_rank, seed=seed, warmup=_WARMUP, hold=1.0,
@@ -193,15 +191,3 @@ def _check_lessons(lessons, asked) -> None:
             f"person {both[0]} is taught and asked about as one of the forgotten; ask "
             "without_taught(asked, lessons), or give strangers IDs of their own."
         )
-
-
-@contextmanager
-def _kept_weights(model) -> Iterator[None]:
-    """On leaving, the weights of the language model are as they were, bit by bit."""
-    before = [(weight, weight.detach().to("cpu", copy=True)) for weight in language_weights(model)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, values in before:
-                weight.copy_(values)

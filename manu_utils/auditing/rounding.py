@@ -22,7 +22,7 @@ from ..benchmark.records import Question
 from ..checks import check_whole
 from ..models.asking import exact_answers
 from ..models.neurons import find_neurons
-from ..models.passes import check_model
+from ..models.passes import check_model, kept_weights
 from ..progress import bar
 from ..unlearning.pruning import pruned_neurons
 
@@ -106,21 +106,16 @@ def rounded(
             offloaded, or has weights that are not finite. The model is untouched.
     """
     _check_setting(bits, group)
-    weights, before = _linear_weights(model, vision), []
-    try:
+    weights = _linear_weights(model, vision)
+    with kept_weights(weights):
         with torch.no_grad():
             for weight in weights:
                 if bits == "nf4":
                     new = nf4(weight, group or 64)
                 else:
                     new = round_weights(weight, bits, group)
-                before.append((weight, weight.detach().to("cpu", copy=True)))
                 weight.copy_(new)
         yield model
-    finally:
-        with torch.no_grad():
-            for weight, values in before:
-                weight.copy_(values)
 
 
 def answers_when_rounded(

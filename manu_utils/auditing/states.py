@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.asking import in_batches
-from ..models.encoding import batches
+from ..models.encoding import batches, picture_tokens
 from ..models.passes import check_model, hooked
 from .values import Asked, place_of_words
 
@@ -170,7 +170,7 @@ def places_of(
 def _image_places(batch: dict[str, Tensor], asked: Sequence[Asked], model) -> tuple[Tensor, Tensor]:
     if asked[0].question.image is None:
         return _indices([])
-    found = (batch["input_ids"] == getattr(model.config, "image_token_id", -1)).cpu()
+    found = picture_tokens(model, batch).cpu()
     if not found.any(1).all():
         raise ValueError(
             f"a prompt of {type(model).__name__} has no image token; ask for other positions."

@@ -119,6 +119,11 @@ def find_neurons(model: nn.Module) -> list[MLP]:
     return mlps
 
 
+def language_mlps(model: nn.Module) -> list[MLP]:
+    """The MLPs of the language model, in the order of its layers; see :func:`find_neurons`."""
+    return [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+
+
 def split_selected(selected: Tensor, mlps: Sequence[MLP]) -> tuple[Tensor, ...]:
     """One selection of neurons, taken apart by MLP.
 

@@ -120,6 +120,18 @@ def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[Non
 
 
 @contextmanager
+def kept_weights(weights: Iterable[Tensor]) -> Iterator[None]:
+    """On leaving, also after an error, these weights are as they were, bit by bit; a copy is kept on the CPU."""
+    before = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, values in before:
+                weight.copy_(values)
+
+
+@contextmanager
 def kept_mode(model) -> Iterator[None]:
     """On leaving, every module of the model is in train or eval mode as it was."""
     modes = {module: module.training for module in model.modules()}

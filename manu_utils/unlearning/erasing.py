@@ -28,10 +28,11 @@ from torch import Tensor
 from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
 from ..models.encoding import encode, picture_tokens, plan_batches
+from ..models.neurons import language_mlps
 from ..models.passes import check_finite, hooked, quiet_pass
 from ..progress import bar
 from .pruning import Edit, check_unchanged
-from .rewriting import collect_moments, language_mlps, layers_that_fit
+from .rewriting import collect_moments, layers_that_fit
 from .strangers import Stranger, about
 
 

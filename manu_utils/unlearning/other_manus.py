@@ -17,7 +17,7 @@ from torch import Tensor
 from ..benchmark.records import Question, check_sets
 from ..checks import check_number, check_questions, check_whole
 from ..models.encoding import batches, encode, fitting
-from ..models.neurons import check_alpha, find_neurons, towers
+from ..models.neurons import check_alpha, find_neurons, language_mlps, towers
 from ..models.passes import check_finite, exact_device, hooked, quiet_pass
 from ..progress import bar
 from .pruning import Edit, check_unchanged, prune_rows
@@ -81,7 +81,7 @@ def manu_of_mip_editor(
         importance.append(importance_of_mip_editor(*z, tau))
     scores = importance[0] / (importance[1] + 1e-6)
     check_finite("the scores are", scores)
-    mlps = [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+    mlps = language_mlps(model)
     chosen = torch.zeros(len(scores), dtype=torch.bool)
     chosen[scores.topk(int(alpha / 100 * len(scores))).indices] = True
     saved = []
@@ -125,7 +125,7 @@ def _last_activations(
     model, processor, questions: Sequence[Question], picture: bool, batch_size: int, progress: bool
 ) -> Tensor:
     """z of every language neuron at the last token of each answer: [questions, neurons], CPU."""
-    mlps = [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+    mlps = language_mlps(model)
     found: dict[str, list[Tensor]] = {mlp.path: [] for mlp in mlps}
 
     def keep(path: str):

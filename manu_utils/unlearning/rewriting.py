@@ -23,7 +23,7 @@ from ..benchmark.records import MODALITIES, Question, check_sets
 from ..checks import check_names, check_number, check_questions, check_real, check_whole
 from ..models.asking import answer_logits, known
 from ..models.encoding import batches
-from ..models.neurons import MLP, find_neurons, split_selected
+from ..models.neurons import MLP, find_neurons, language_mlps, split_selected
 from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..progress import bar
 from .attribution import answer_margins, token_rarity
@@ -340,11 +340,6 @@ class _Shelf:
 
 def _zeros(*shape: int, device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device=device)
-
-
-def language_mlps(model) -> list[MLP]:
-    """The MLPs of the language model, in the order of its layers."""
-    return [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
 
 
 def _columns(model, selected: Tensor | None) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
-from ..models.neurons import find_neurons
+from ..models.neurons import find_neurons, language_mlps
 from ..progress import bar
 from .activations import collect_activations
 from .pruning import Edit, check_unchanged
@@ -92,7 +92,7 @@ def weaken(
     check_questions("forget", forget)
     if not forget or not all(forget.values()):
         raise ValueError("forget needs questions in every modality.")
-    mlps = [mlp for mlp in find_neurons(model) if mlp.tower == "language"]
+    mlps = language_mlps(model)
     if [len(part) for part in retain] != [mlp.size for mlp in mlps]:
         raise ValueError("retain holds coefficients of another model; read it with this one.")
     chosen = range(len(mlps)) if layers is None else layers
