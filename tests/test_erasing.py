@@ -111,6 +111,9 @@ def test_lettered_forms_offer_the_values_of_others(benchmark, names):
     assert {"Porto", "nurse", "Ashford", "asthma"} <= values  # without "Lives in" and "University."
     assert len({question.answer for question in made}) == 4
     assert made == lettered(asked, names, n=2, seed=1) != lettered(asked, names, n=2, seed=2)
+    towns = ("York", "New York", "Leeds", "Hull")
+    asked_of = [replace(asked[0], question="Where?", answer=f"Lives in {town}.") for town in towns]
+    assert set(lettered(asked_of, names)[0].options.values()) == set(towns)
     assert lettered(asked[:3], names) == []  # three wordings, one answer each
 
 

@@ -16,6 +16,7 @@ from ..benchmark.files import written_id
 from ..benchmark.records import Question
 from ..benchmark.rows import require_columns, training_records
 from ..benchmark.text_only import person_name
+from ..benchmark.values import differing_parts
 from ..checks import kind_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def find_values(
     for question in _checked(questions):
         answers.setdefault(_wording(question, names or {}), set()).add(question.answer.strip())
     return {
-        wording: tuple(sorted(_differing(sorted(own))))
+        wording: tuple(sorted(set(differing_parts(sorted(own)))))
         for wording, own in answers.items()
         if len(own) > 1
     }
@@ -197,20 +198,3 @@ def _wording(question: Question, names: Mapping[str, str]) -> str:
         else re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "{}", question.question)
     )
     return f"{question.task}: {text}"
-
-
-def _differing(answers: list[str]) -> set[str]:
-    """What is left of each of several different answers without the words that all begin and end
-    with."""
-    split = [re.findall(r"\w+|\W", answer) for answer in answers]
-    shortest = min(map(len, split))
-    start = next((i for i in range(shortest) if len({words[i] for words in split}) > 1), shortest)
-    end = next(
-        (i for i in range(shortest) if len({words[-1 - i] for words in split}) > 1), shortest
-    )
-    while (
-        start + end >= shortest and end
-    ):  # "in York", "in New York": nobody is left without a value
-        end -= 1
-    start = min(start, shortest - 1)
-    return {"".join(words[start : len(words) - end]).strip() for words in split}

@@ -5,13 +5,11 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from os.path import commonprefix
 from typing import NamedTuple
 
 import PIL.Image
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..benchmark.records import Question
+from ..benchmark.values import differing_parts
 from ..checks import check_whole
 from ..models.encoding import encode, picture_tokens
 from ..models.passes import hooked, quiet_pass
@@ -165,7 +164,8 @@ def lettered(
         groups[wording].append(question)
     made = []
     for wording, group in groups.items():
-        values = dict(zip((q.answer for q in group), _values([q.answer for q in group]), strict=True))
+        answers = [question.answer for question in group]
+        values = dict(zip(answers, differing_parts(answers), strict=True))
         different = sorted(set(values.values()))
         if "[Blank]" in wording or len(different) < 4:
             continue
@@ -181,11 +181,3 @@ def lettered(
                     replace(question, task="classification", options=lettered, answer=letter)
                 )
     return made
-
-
-def _values(answers: Sequence[str]) -> list[str]:
-    """Answers without the whole words that all of them begin and end with."""
-    words = [re.findall(r"\w+|[^\w\s]|\s+", answer) for answer in answers]
-    first = len(commonprefix(words))
-    last = len(commonprefix([part[first:][::-1] for part in words]))
-    return ["".join(part[first : len(part) - last]).strip() for part in words]
