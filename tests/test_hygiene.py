@@ -24,6 +24,7 @@ PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|private|var|opt|usr|mnt|work|content)/|\b[A-Za-z]:\\\w"
 )
+IN_WORDS = re.compile(r"<details><summary>The figure in words</summary>\n\n(.+)\n\n</details>\n")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bghp_[A-Za-z0-9]{16,}")
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
 FORBIDDEN_SOURCE = re.compile(r"^\s*[!%]|clear_output|filterwarnings|simplefilter|\binput\(", re.MULTILINE)
@@ -221,6 +222,16 @@ def test_each_figure_is_followed_by_text(path):
     for cell, following in zip(cells, [*cells[1:], None], strict=True):
         if has_picture(cell):
             assert following is not None and following.cell_type == "markdown", cell.source
+
+
+@every_notebook
+def test_each_figure_has_a_text_alternative(path):
+    """A fold below it, before anything else, that says what is to be seen."""
+    cells = read(path).cells
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        if has_picture(cell) or "plt.show()" in cell.source:
+            words = IN_WORDS.match(following.source)
+            assert words and 50 <= len(words[1]) <= 1000, cell.source
 
 
 @every_notebook

@@ -180,6 +180,27 @@ def test_good_notebook_is_stored_without_volatile_metadata(run):
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
+def test_a_stored_figure_has_its_text_alternative_and_its_rare_colours():
+    picture = PIL.Image.effect_noise((200, 200), 60).convert("RGB")
+    picture.paste((123, 63, 0), (0, 100, 200, 101))  # a thin line
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+
+    def plotted():
+        output = nbformat.v4.new_output("display_data", data, metadata={"image/png": {"width": 3}})
+        return nbformat.v4.new_code_cell("plot()", outputs=[output])
+
+    fold = "<details><summary>The figure in words</summary>\n\nA brown line.\n\n</details>\n\nMore."
+    cells = [plotted(), nbformat.v4.new_markdown_cell(fold), plotted()]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    runpy.run_path(str(SCRIPTS / "run_all.py"))["clean"](notebook)
+    assert notebook.cells[0].outputs[0].metadata == {"image/png": {"alt": "A brown line."}}
+    assert notebook.cells[2].outputs[0].metadata == {}
+    stored = PIL.Image.open(io.BytesIO(base64.b64decode(notebook.cells[0].outputs[0].data["image/png"]))).convert("RGB")
+    assert max(abs(one - other) for one, other in zip(stored.getpixel((50, 100)), (123, 63, 0), strict=True)) < 20
+
+
 def test_what_is_not_stored_stays_as_it_was(run):
     root, _ = run
     for name in ("01_noisy", "02_broken", "04_dead"):

@@ -8,15 +8,32 @@ from ..paths import build_dir
 from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
 from .audits import attack_table, membership_dots, relearning_curves
+from .drawings import flow_drawing, llava_drawing, neuron_drawing
 from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
-from .neurons import layer_map, locality, modality_plane, one_neuron, percentile_curves
-from .people import chance_levels, membership, patch_grid, person_card, portrait_grid, sharing
+from .neurons import (
+    importance_curves,
+    layer_map,
+    locality,
+    modality_plane,
+    one_neuron,
+    percentile_curves,
+)
+from .people import (
+    chance_levels,
+    membership,
+    patch_grid,
+    person_card,
+    portrait_grid,
+    set_key,
+    sharing,
+)
 from .results import balance, before_after, costs, modality_balance, paths, task_grid, trade_off
 from .selections import (
     agreement,
     frontier,
     neuron_reading,
     neuron_users,
+    outcomes,
     rank_plane,
     score_plane,
     where_it_cut,
@@ -27,14 +44,18 @@ __all__ = [
     # shared
     "COLOURS", "METHOD_STYLES", "MODALITY_NAMES", "SET_MARKERS", "method_style", "save_figure",
     # people
-    "chance_levels", "membership", "patch_grid", "person_card", "portrait_grid", "sharing",
+    "chance_levels", "membership", "patch_grid", "person_card", "portrait_grid", "set_key",
+    "sharing",
+    # drawings
+    "flow_drawing", "llava_drawing", "neuron_drawing",
     # learning
     "compare_models", "learning_curves", "token_strip", "weight_of_ascent",
     # neurons
-    "layer_map", "locality", "modality_plane", "one_neuron", "percentile_curves",
+    "importance_curves", "layer_map", "locality", "modality_plane", "one_neuron",
+    "percentile_curves",
     # selections
-    "agreement", "frontier", "neuron_reading", "neuron_users", "rank_plane", "score_plane",
-    "where_it_cut",
+    "agreement", "frontier", "neuron_reading", "neuron_users", "outcomes", "rank_plane",
+    "score_plane", "where_it_cut",
     # results
     "balance", "before_after", "costs", "modality_balance", "paths", "task_grid", "trade_off",
     # ablations

@@ -9,14 +9,16 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..teaching.tables import MODALITY_NAMES
-from .style import COLOURS, filled, modality_keys, panels, pick, styled
+from .style import COLOURS, filled, legend_below, modality_keys, panels, pick, styled
 
-# Hexagons: one neuron must be seen on white, and a coloured point on a thousand, in grey as well.
+# Hexagons: one neuron must be seen on white; under coloured points, a point on a thousand as well.
 GREYS = ListedColormap([str(shade) for shade in np.linspace(0.9, 0.6, 64)])
+DARK_GREYS = ListedColormap([str(shade) for shade in np.linspace(0.85, 0.1, 64)])
 
 
 def tower_colour(layer: str) -> str:
@@ -139,12 +141,12 @@ def one_neuron(values: pd.DataFrame, *, tau: float, title: str) -> list[Axes]:
     return list(grid)
 
 
-def hexagons(axes: Axes, x, y, *, floor: float) -> PolyCollection:
+def hexagons(axes: Axes, x, y, *, floor: float, greys: Colormap = GREYS) -> PolyCollection:
     """Log-log hexbin with one range and the diagonal; values below ``floor`` are drawn at it."""
     x, y = (np.log10(np.maximum(np.asarray(values, dtype=float), floor)) for values in (x, y))
     low, high = np.log10(floor), max(x.max(), y.max()) + 0.1
     picture = axes.hexbin(
-        x, y, gridsize=38, extent=(low, high, low, high), bins="log", mincnt=1, cmap=GREYS,
+        x, y, gridsize=38, extent=(low, high, low, high), bins="log", mincnt=1, cmap=greys,
     )
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":")
     ticks = np.arange(np.ceil(low), np.floor(high) + 1)
@@ -170,7 +172,8 @@ def modality_plane(frame: pd.DataFrame, *, title: str, label: str, floor: float)
     figure, [grid] = panels(title, 1, 2, figsize=(8, 4.0), sharey=True, layout="compressed")
     for axes, people in zip(grid, ("forget", "retain"), strict=True):
         rows = frame[frame["set"] == people]
-        picture = hexagons(axes, rows["multimodal"], rows["text"], floor=floor)
+        sides = (rows["multimodal"], rows["text"])
+        picture = hexagons(axes, *sides, floor=floor, greys=DARK_GREYS)
         difference = rows["multimodal"] - rows["text"]
         sides = (difference > 0, difference == 0, difference < 0)
         below, on, above = (100 * side.mean() for side in sides)
@@ -183,6 +186,33 @@ def modality_plane(frame: pd.DataFrame, *, title: str, label: str, floor: float)
         axes.set(xlabel=f"{label}, image + text")
     grid[0].set(ylabel=f"{label}, text alone")
     figure.colorbar(picture, ax=list(grid), label="neurons (log scale)", shrink=0.8)
+    return list(grid)
+
+
+@styled
+def importance_curves(values: dict[str, object], towers: Sequence[str], *, title: str) -> list[Axes]:
+    """How the neurons share out the values of each importance function: a panel per function.
+
+    Args:
+        values: name of the function -> one number per neuron, not negative.
+        towers: ``"vision"`` or ``"language"`` for each neuron; a line each.
+    """
+    towers = np.asarray(towers)
+    figure, [grid] = panels(title, 1, len(values), figsize=(8, 3.2), sharey=True)
+    looks = {"vision": {"linestyle": "-"}, "language": {"linestyle": "--"}}
+    for axes, (name, of_neurons) in zip(grid, values.items(), strict=True):
+        of_neurons = np.asarray(of_neurons, dtype=float)
+        for tower, look in looks.items():
+            part = of_neurons[towers == tower]
+            axes.ecdf(part, color=COLOURS[tower], linewidth=2.2, **look)
+        axes.set(xlim=(-0.04, max(1.04, 1.02 * np.quantile(of_neurons, 0.999))), xlabel="value")
+        axes.set_title(name)
+        axes.grid(axis="y")
+    grid[0].set(ylabel="neurons with at most this value, %")
+    grid[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    names = {"vision": "vision tower", "language": "language model"}
+    keys = [Line2D([], [], color=COLOURS[t], label=n, **looks[t]) for t, n in names.items()]
+    legend_below(figure, keys)
     return list(grid)
 
 

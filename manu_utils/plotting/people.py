@@ -9,17 +9,28 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from PIL.Image import Image
 
-from .style import COLOURS, legend_below, panels, styled
+from ..teaching.tables import MODALITY_NAMES
+from .style import (
+    COLOURS,
+    SET_FRAMES,
+    SET_MARKERS,
+    dashes,
+    legend_below,
+    mark,
+    panels,
+    styled,
+)
 
 
-def portrait(axes: Axes, image: Image, colour: str) -> None:
-    """One picture with a coloured frame."""
+def portrait(axes: Axes, image: Image, people: str) -> None:
+    """One picture, framed in the colour and the line of its set."""
     axes.imshow(image.convert("RGB"))
     axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(visible=True, color=colour, linewidth=3)
+    frame = {"color": COLOURS[people], "linestyle": SET_FRAMES.get(people, "-"), "linewidth": 3}
+    axes.spines[:].set(visible=True, capstyle="butt", **frame)
 
 
 @styled
@@ -35,17 +46,39 @@ def portrait_grid(
     n_rows, used = -(-len(images) // n_columns), len(images)
     figure, grid = panels(title, n_rows, n_columns, figsize=(1.55 * n_columns, 1.8 * n_rows + 0.5))
     for axes, image, text, group in zip(grid.flat, images, titles, people, strict=False):
-        portrait(axes, image, COLOURS[group])
+        portrait(axes, image, group)
         axes.set_title(text, fontsize=9)
     for axes in grid.flat[used:]:
         axes.axis("off")
     frames = [
         Patch(
-            facecolor="none", edgecolor=COLOURS[name], linewidth=3, label=f"{name} set",
+            facecolor="none", edgecolor=COLOURS[name], linestyle=SET_FRAMES[name], linewidth=3,
+            label=f"{name} set",
         ) for name in dict.fromkeys(people)
     ]
     legend_below(figure, frames)
     return list(grid.flat[:used])
+
+
+@styled
+def set_key(*, title: str) -> Axes:
+    """How each set is drawn in all figures: its colour, its marker in both modalities, its frame."""
+    _, [[axes]] = panels(title, figsize=(6.4, 2.2))
+    for row, (name, line) in enumerate(SET_FRAMES.items()):
+        colour = COLOURS[name]
+        axes.text(0, row, f"{name} set", va="center", fontsize=10)
+        axes.add_patch(Rectangle((2.2, row - 0.3), 1, 0.6, color=colour, linewidth=0))
+        for x, modality in ((4.6, "multimodal"), (6.6, "text")):
+            axes.plot([x - 0.6, x + 0.6], [row, row], color=colour, linestyle=dashes(modality))
+            mark(axes, x, row, (colour, SET_MARKERS[name]), modality, markersize=8)
+        look = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": 3}
+        axes.add_patch(Rectangle((8.2, row - 0.28), 1.4, 0.56, **look))
+    heads = {2.7: "colour", 4.6: MODALITY_NAMES["multimodal"], 6.6: MODALITY_NAMES["text"], 8.9: "frame"}
+    for x, head in heads.items():
+        axes.text(x, -0.9, head, ha="center", va="center", fontsize=10)
+    axes.set(xlim=(0, 10), ylim=(len(SET_FRAMES) - 0.5, -1.3))
+    axes.axis("off")
+    return axes
 
 
 @styled
@@ -57,7 +90,7 @@ def person_card(image: Image, name: str, facts: dict[str, str], people: str) -> 
         people: the set, a key of :data:`COLOURS`.
     """
     _, [[picture, text]] = panels(None, 1, 2, figsize=(6.4, 2.3), width_ratios=(0.36, 0.64))
-    portrait(picture, image, COLOURS[people])
+    portrait(picture, image, people)
     text.axis("off")
     text.text(0, 0.96, name, fontsize=13, fontweight="bold", va="top")
     text.text(1, 0.94, f"{people} set", fontsize=10, va="top", ha="right", color=COLOURS[people])
@@ -148,7 +181,7 @@ def patch_grid(image: Image, size: int, patch: int) -> list[Axes]:
     """A portrait as people see it, and as the vision tower gets it: ``size`` pixels wide, cut into
     numbered patches."""
     _, [[whole, cut]] = panels(None, 1, 2, figsize=(6.4, 3.3))
-    portrait(whole, image, COLOURS["vanilla"])
+    portrait(whole, image, "vanilla")
     whole.set_title(f"portrait: {image.width} × {image.height} pixels")
     side = size // patch
     cut.imshow(image.convert("RGB").resize((size, size)), interpolation="nearest")

@@ -16,7 +16,16 @@ from scipy.stats import rankdata
 from ..teaching.tables import MODALITY_NAMES
 from .learning import shown
 from .neurons import GREYS, heat_map, hexagons, tower_colour
-from .style import COLOURS, dashes, panels, styled
+from .style import (
+    COLOURS,
+    dashes,
+    key,
+    mark,
+    method_style,
+    modality_keys,
+    panels,
+    styled,
+)
 
 
 @styled
@@ -89,6 +98,27 @@ def agreement(table: pd.DataFrame, *, chance: float, title: str) -> Axes:
         axes.get_xticks(), list(table.columns), rotation=20, ha="right", rotation_mode="anchor",
     )
     axes.set(xlabel=f"two random choices overlap by {chance:.2f}")
+    return axes
+
+
+@styled
+def outcomes(frame: pd.DataFrame, *, title: str) -> Axes:
+    """What each choice of neurons leaves: a mark per method and modality, left and up is better.
+
+    Args:
+        frame: one row per method and modality: ``method``, ``modality``, ``forget`` and ``retain``
+            (shares of questions still answered, 0..1).
+    """
+    _, [[axes]] = panels(title, figsize=(6.4, 4.0))
+    axes.plot([0, 100], [0, 100], color="#7F7F7F", linewidth=0.9, linestyle=":")
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="forget questions still answered, %")
+    axes.set(ylabel="retain questions still answered, %")
+    for row in frame.itertuples():
+        place = (100 * row.forget, 100 * row.retain)
+        mark(axes, *place, method_style(row.method), row.modality, markersize=9)
+    methods = dict.fromkeys(frame["method"])
+    handles = [key(name, style=method_style(name)) for name in methods] + modality_keys()
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
 

@@ -1,7 +1,8 @@
 """What all figures share: the style sheet, one colour for one thing, and the grammar of marks.
 
-Colour says which set, tower or method. In grey, a set and a method are known by their marker, and
-the modality by fill and line: image + text is filled and solid, text alone hollow and dashed.
+Colour says which set, tower or method. In grey, a set and a method are known by their marker,
+a framed picture by the line of its frame, and the modality by fill and line: image + text is filled
+and solid, text alone hollow and dashed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ COLOURS = {
     "vanilla": "#B0B0B0", "vision": "#CC79A7", "language": "#56B4E9",
 }  # fmt: skip
 SET_MARKERS = {"forget": "o", "retain": "s", "test": "^", "celebrity": "D"}
+SET_FRAMES = {"forget": "-", "retain": (0, (6, 1.5)), "test": (0, (1, 1)), "celebrity": "-."}
 
 # Models and methods: none of the colours above, so that none looks like a set, and no marker twice.
 # `plain` is the paper's score where no modality can be contrasted.
