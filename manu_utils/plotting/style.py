@@ -32,7 +32,7 @@ COLOURS = {
     "vanilla": "#B0B0B0", "vision": "#CC79A7", "language": "#56B4E9",
 }  # fmt: skip
 SET_MARKERS = {"forget": "o", "retain": "s", "test": "^", "celebrity": "D"}
-SET_FRAMES = {"forget": "-", "retain": (0, (6, 1.5)), "test": (0, (1, 1)), "celebrity": "-."}
+SET_FRAMES = {"forget": "-", "retain": (0, (2.5, 1)), "test": (0, (1, 1)), "celebrity": "-."}
 
 # Models and methods: none of the colours above, so that none looks like a set, and no marker twice.
 # `plain` is the paper's score where no modality can be contrasted.
