@@ -35,7 +35,7 @@ HELD = {
     "rmu": ("rmu", {}),
 }
 HELD_RATE, HELD_BATCH = 2e-4, 32  # learning rate; retained questions per modality and step
-HELD_STEPS = (12, 24, 48, 96)
+HELD_STEPS = (24, 48, 96, 192)
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0)
 N_FISHER = 300  # questions per modality and set that SSD reads
 ONE = (math.nan,)  # of methods with one knob
@@ -44,7 +44,7 @@ TRIES = {
     **{name: ((1.0, 4.0, 16.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
     "rmu": ((4.0, 32.0, 256.0), HELD_STEPS),
     "task vector": ((12.0, 24.0, 48.0), (0.25, 0.5, 1.0, 2.0)),  # steps of the copy; λ
-    "ssd": ((5.0, 10.0, 20.0, 40.0), (0.1, 1.0, 3.0)),  # α; λ
+    "ssd": ((2.0, 5.0, 10.0, 20.0), (1.0, 3.0, 10.0)),  # α; λ
     "depn": (ONE, (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)),  # α in %
     "kvw": ((0.01, 0.03, 0.1, 0.3), (1, 2, 4)),  # γ; rounds
     "paper": (ONE, ALPHAS),  # α in %
