@@ -40,7 +40,7 @@ from manu_utils.miniature.build import retrained_folder
 from manu_utils.miniature.people import ATTRIBUTES
 from manu_utils.models.asking import exact_answers, likeliest_options
 from manu_utils.models.loading import load_model
-from methods import HELD, Lab, asked_sets, best_settings
+from methods import HELD, Lab, asked_sets, best_settings, drop_other_settings, written
 from sweep import (
     QUIET,
     RESULTS,
@@ -48,10 +48,8 @@ from sweep import (
     begin,
     fingerprint,
     in_the_order_of,
-    locked,
     read_table,
     sweep,
-    write_table,
 )
 
 KEYS = ["scale", "seed", "forget_ratio", "method", "settings"]
@@ -224,20 +222,6 @@ def chosen_settings():
     return {method: at[method, "both"] for method in COMPARED} | best
 
 
-def written(settings):
-    """Settings as the table has them: "0.0001 24"; "none" of a reference."""
-    return " ".join(f"{value:g}" for value in settings if value == value) or "none"
-
-
-def drop_other_settings(place, settings):
-    """Remove rows of methods whose settings have been chosen anew."""
-    with locked():
-        table = read_table(place, COLUMNS)
-        now = table["method"].map(lambda method: written(settings.get(method, ())))
-        if len(table) and not (stays := table["settings"] == now).all():
-            write_table(table[stays], place, "%.5g")
-
-
 def state_of():
     """A fingerprint of what the results depend on, but for the settings, which are in the rows."""
     settings = f"{STEPS} {RATE} {N_TAUGHT} {FORMS} {N_LIKELY}"
@@ -259,7 +243,7 @@ def run(arguments):
         return Lab(Bench(*given, ratio))
 
     settings, units = chosen_settings(), []
-    drop_other_settings(out / "audit.csv", settings)
+    drop_other_settings(out / "audit.csv", COLUMNS, settings)
     for ratio, method in itertools.product(arguments.ratios, METHOD_ORDER):
         seeds = SEEDS[method] if arguments.seeds is None else arguments.seeds
         if method not in arguments.methods:

@@ -23,7 +23,7 @@ from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vect
 from manu_utils.unlearning.saliency import diagonal_fisher
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
 from manu_utils.unlearning.weakening import knowledge_coefficients, weaken
-from sweep import QUIET, strengths
+from sweep import QUIET, locked, read_table, strengths, write_table
 
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {
@@ -52,7 +52,6 @@ TRIES = {
     "rewrite": ((0.03, 0.1, 0.3), (2, 4, 8, 16)),  # ridge; rounds
     "erase": ((1.0, 2.0, 4.0, 8.0), (0.003, 0.01, 0.03)),  # β; ridge
 }
-DRAWS = (1, 2)  # of the stand-ins
 N_KEPT = 700  # questions of each form and modality that erasing holds
 
 
@@ -259,12 +258,26 @@ def best_settings(table):
     first.
 
     Raises:
-        ValueError: a method that was not tried on every draw.
+        ValueError: a method that was tried on other draws than the first.
     """
-    found = {}
+    found, draws = {}, set(table["draw"][table["method"] == table["method"].iloc[0]])
     for method, rows in table.groupby("method", sort=False):
-        if set(rows["draw"]) != set(DRAWS):
-            raise ValueError(f"{method} was not tried on the draws {DRAWS}; run rivals.py first.")
+        if set(rows["draw"]) != draws:
+            raise ValueError(f"{method} was not tried on the draws {sorted(draws)} of the others.")
         means = rows.groupby(["weight", "strength"], sort=False, dropna=False)["merit"].mean()
         found[method] = means.idxmax()
     return found
+
+
+def written(settings):
+    """Settings as tables have them: "0.0001 24"; "none" of a reference."""
+    return " ".join(f"{value:g}" for value in settings if value == value) or "none"
+
+
+def drop_other_settings(place, columns, settings):
+    """Remove rows of methods whose settings have been chosen anew."""
+    with locked():
+        table = read_table(place, columns)
+        now = table["method"].map(lambda method: written(settings.get(method, ())))
+        if len(table) and not (stays := table["settings"] == now).all():
+            write_table(table[stays], place, "%.5g")

@@ -5,10 +5,10 @@
 
 Two stages, each kept in data/results:
 
-1. choice (rivals_choice.csv): twelve tries of every method (TRIES in methods.py) on two draws of
-   stand-ins, retained people who play the forget set; nobody is in both draws, and nobody of the
-   forget set takes part. What counts is `merit`, by open questions and by letters, images and text,
-   the mean of tasks and draws.
+1. choice (rivals_choice.csv): twelve tries of every method (TRIES in methods.py) on stand-ins,
+   retained people who play the forget set; nobody of the forget set takes part. What counts is
+   `merit`, by open questions and by letters, images and text, the mean of both. `--draws 1 2`
+   takes a second draw of stand-ins, who share nobody with the first, and the mean of all.
 2. report (rivals.csv): open questions and letters of every set, forget 10 %, three seeds, at the
    settings with the best mean.
 """
@@ -21,18 +21,25 @@ import torch
 
 from compare import SCALE, Bench
 from manu_utils.models.loading import load_model
-from methods import DRAWS, TRIES, Lab, best_settings, by_task, choices
+from methods import (
+    TRIES,
+    Lab,
+    best_settings,
+    by_task,
+    choices,
+    drop_other_settings,
+    written,
+)
 from sweep import RESULTS, ROOT, begin, fingerprint, in_the_order_of, sweep
 
-KEYS = ["scale", "method", "draw", "seed", "forget_ratio"]
-SETTINGS = ["weight", "strength"]
+KEYS = ["scale", "method", "draw", "seed", "forget_ratio", "settings"]
 COLUMNS = {
     "rivals_choice": [
-        "scale", "method", "draw", *SETTINGS, "task", "forget_quality", "utility", "balance",
-        "merit",
+        "scale", "method", "draw", "weight", "strength", "task", "forget_quality", "utility",
+        "balance", "merit",
     ],
     "rivals": [
-        "scale", "seed", "forget_ratio", "method", *SETTINGS, "set", "task", "modality", "value",
+        "scale", "seed", "forget_ratio", "method", "settings", "set", "task", "modality", "value",
         "n",
     ],
 }  # fmt: skip
@@ -45,8 +52,7 @@ def report(lab, method, weight, strength, seed):
         frames = by_task(lab.bench)
         return [row | {"task": t} for t in frames for row in frames[t].to_dict("records")]
 
-    found = lab.results(method, weight, (strength,), seed, measure)[strength]
-    return [{"weight": weight, "strength": strength} | row for row in found]
+    return lab.results(method, weight, (strength,), seed, measure)[strength]
 
 
 def measured(folder, name, units):
@@ -83,16 +89,19 @@ def run(arguments):
         for method in arguments.methods
     ]
     tried = measured(out, "rivals_choice", units)
-    if set(arguments.draws) != set(DRAWS):
+    if arguments.choice_only:
         return
-    settings = best_settings(tried[tried["method"].isin(arguments.methods)])
+    settings = best_settings(tried)
+    drop_other_settings(out / "rivals.csv", COLUMNS["rivals"], settings)
     units = [
         (
-            key | {"seed": seed, "forget_ratio": 10, "method": method},
+            key
+            | {"seed": seed, "forget_ratio": 10}
+            | {"method": method, "settings": written(settings[method])},
             lambda method=method, seed=seed: report(lab_of(0), method, *settings[method], seed),
         )
         for seed in arguments.seeds
-        for method in settings
+        for method in arguments.methods
     ]
     measured(out, "rivals", units)
 
@@ -101,7 +110,8 @@ def main(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--methods", nargs="+", choices=TRIES, default=list(TRIES), help="default: all")
-    add("--draws", type=int, nargs="+", default=list(DRAWS), help="with one the choice alone")
+    add("--draws", type=int, nargs="+", default=[1], help="of stand-ins, such as 1 2")
+    add("--choice-only", action="store_true", help="report nothing yet")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--threads", type=int, default=1)
     add("--out", type=Path, default=RESULTS)

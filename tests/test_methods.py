@@ -33,8 +33,9 @@ def test_the_best_mean_of_tasks_and_draws_is_chosen():
     lucky = tried({(1, 12): [("open", 0.9), ("letters", 0.9), ("open", 0.1), ("letters", 0.1)],
                    (1, 24): both(0.6, 0.6)})  # fmt: skip
     assert methods.best_settings(lucky) == {"npo + kl": (1, 24)}
-    with pytest.raises(ValueError, match="not tried on the draws"):
-        methods.best_settings(table[table["draw"] == 1])
+    once = table[table["draw"] == 1].assign(method="rmu")
+    with pytest.raises(ValueError, match="rmu was not tried on the draws"):
+        methods.best_settings(pd.concat([table, once]))
 
 
 def test_a_method_with_one_knob_is_chosen_too():
@@ -59,10 +60,10 @@ def test_rows_of_settings_that_are_chosen_anew_are_measured_anew(tmp_path):
     row = dict.fromkeys(audit.COLUMNS, 0)
     rows = [("vanilla", "none"), ("erase", "4 0.01"), ("rmu", "32 24")]
     table = pd.DataFrame([row | {"method": m, "settings": s} for m, s in rows])
-    audit.write_table(table, place)
-    audit.drop_other_settings(place, {"erase": (4.0, 0.01), "rmu": (32.0, 48)})
+    methods.write_table(table, place)
+    methods.drop_other_settings(place, audit.COLUMNS, {"erase": (4.0, 0.01), "rmu": (32.0, 48)})
     assert list(pd.read_csv(place)["method"]) == ["vanilla", "erase"]
-    assert audit.written((float("nan"), 5.0)) == "5" and audit.written(()) == "none"
+    assert methods.written((float("nan"), 5.0)) == "5" and methods.written(()) == "none"
 
 
 @pytest.fixture(scope="module")
