@@ -27,7 +27,7 @@ from sweep import QUIET, locked, read_table, strengths, write_table
 
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {
-    "gd, held": ("gd", {}),
+    "gd + ce": ("gd", {}),
     "npo + kl": ("npo", {"retain_term": "kl"}),
     "simnpo + ce": ("simnpo", {"retain_term": "cross-entropy"}),
     "undial + ce": ("undial", {"retain_term": "cross-entropy"}),
@@ -49,7 +49,7 @@ TRIES = {
     "kvw": ((0.01, 0.03, 0.1, 0.3), (1, 2, 4)),  # γ; rounds
     "paper": (ONE, ALPHAS),  # α in %
     "coverage": (ONE, ALPHAS),
-    "rewrite": ((0.03, 0.1, 0.3), (2, 4, 8, 16)),  # ridge; rounds
+    "rewrite": ((0.1, 0.3, 1.0), (2, 4, 8, 16)),  # ridge; rounds
     "erase": ((1.0, 2.0, 4.0, 8.0), (0.003, 0.01, 0.03)),  # β; ridge
 }
 N_KEPT = 700  # questions of each form and modality that erasing holds

@@ -65,12 +65,15 @@ def sweep(
 def in_the_order_of(
     methods: Sequence[str], keys: Sequence[str]
 ) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """For ``arrange``: four decimals, sorted by the key columns, methods in the order given. So a
-    table does not depend on what was measured first.
+    """For ``arrange``: four decimals, sorted by the key columns, methods in the order given and
+    others behind them. So a table does not depend on what was measured first.
     """
+    place = {method: number for number, method in enumerate(methods)}
 
     def by(column: pd.Series) -> pd.Series:
-        return column.map(list(methods).index) if column.name == "method" else column
+        if column.name != "method":
+            return column
+        return column.map(lambda method: place.get(method, len(place)))
 
     def arrange(table: pd.DataFrame) -> pd.DataFrame:
         present = [key for key in keys if key in table]
