@@ -47,7 +47,17 @@ from manu_utils.unlearning.baselines import METHODS, unlearn_by_training, with_s
 from manu_utils.unlearning.evidence import Evidence, unlearn
 from manu_utils.unlearning.rewriting import rewrite
 from manu_utils.unlearning.scores import PRUNINGS
-from sweep import QUIET, RESULTS, ROOT, begin, fingerprint, read_table, strengths, sweep
+from sweep import (
+    QUIET,
+    RESULTS,
+    ROOT,
+    begin,
+    fingerprint,
+    in_the_order_of,
+    read_table,
+    strengths,
+    sweep,
+)
 
 SCALE = "tiny"
 RATES = (1e-4, 3e-4)  # learning rates to choose from
@@ -92,17 +102,17 @@ class Bench:
     """The vanilla model, put back before every use, and the questions of one forget ratio.
 
     Args:
-        stand_ins: let as many retained people play the forget set.
+        stand_ins: let as many retained people play the forget set: the first draw of them, or the
+            second, and so on; nobody is in two of them.
         people: evaluate at most so many people of each set (for trying things out).
     """
 
-    def __init__(self, model, processor, forget_ratio, *, stand_ins=False, people=None):
+    def __init__(self, model, processor, forget_ratio, *, stand_ins=0, people=None):
         self.model, self.processor = model, processor
         benchmark = self.benchmark = load_benchmark(SCALE, forget_ratio)
         forget, retain = benchmark.forget_ids, benchmark.retain_ids
         if stand_ins:
-            forget = sorted(random.Random(1).sample(retain, len(forget)))
-            retain = [person for person in retain if person not in set(forget)]
+            forget, retain = played_by(retain, len(forget), stand_ins)
         self.training = {
             name: {m: benchmark.training_questions(ids, m) for m in MODALITIES}
             for name, ids in (("forget", forget), ("retain", retain))
@@ -183,21 +193,19 @@ class Bench:
         return {value: measure(value) for value in strengths(evidence, method, values, seed)}
 
 
-def in_order(column):
-    """What to sort a column by."""
-    return column.map(METHOD_ORDER.index) if column.name == "method" else column
+def played_by(retain, n, draw):
+    """Who of the retain set plays the forget set in a draw, the first being 1; and the others."""
+    left = retain
+    for number in range(1, draw + 1):
+        chosen = sorted(random.Random(number).sample(left, n))
+        left = [person for person in left if person not in set(chosen)]
+    return chosen, [person for person in retain if person not in set(chosen)]
 
 
 def measured(folder, name, units):
-    """The table ``name`` with all of its units; its order does not depend on which came first."""
-    columns = COLUMNS[name]
-    key = [column for column in KEYS if column in columns]
-
-    def arrange(table):
-        return table.round(4).sort_values(key, key=in_order, kind="stable")
-
-    options = {"arrange": arrange, "float_format": "%.5g"}
-    return sweep(folder / f"{name}.csv", columns, units, **options)
+    """The table ``name`` with all of its units."""
+    options = {"arrange": in_the_order_of(METHOD_ORDER, KEYS), "float_format": "%.5g"}
+    return sweep(folder / f"{name}.csv", COLUMNS[name], units, **options)
 
 
 def state_of(people):
@@ -224,7 +232,7 @@ def before_and_never(bench, base):
 
 def choices(bench_of, base, method, given):
     """Rows of every learning rate and strength of a method, on stand-ins; the best is chosen."""
-    bench, ms, rows = bench_of(10, stand_ins=True), modalities_of(given), []
+    bench, ms, rows = bench_of(10, stand_ins=1), modalities_of(given), []
     vanilla, target = (series(answers, ms) for answers in before_and_never(bench, base))
     for lr in RATES if method in METHODS else (math.nan,):
         values = strengths_of(method)

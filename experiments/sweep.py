@@ -62,6 +62,26 @@ def sweep(
     return read_table(place, columns)
 
 
+def in_the_order_of(
+    methods: Sequence[str], keys: Sequence[str]
+) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """For ``arrange``: four decimals, sorted by the key columns, methods in the order given and
+    others behind them. So a table does not depend on what was measured first.
+    """
+    place = {method: number for number, method in enumerate(methods)}
+
+    def by(column: pd.Series) -> pd.Series:
+        if column.name != "method":
+            return column
+        return column.map(lambda method: place.get(method, len(place)))
+
+    def arrange(table: pd.DataFrame) -> pd.DataFrame:
+        present = [key for key in keys if key in table]
+        return table.round(4).sort_values(present, key=by, kind="stable")
+
+    return arrange
+
+
 def of_key(table: pd.DataFrame, key: dict) -> pd.Series:
     """Which rows are of the unit of this key."""
     return (table[list(key)] == pd.Series(key)).all(axis=1)

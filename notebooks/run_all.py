@@ -4,7 +4,7 @@ Each runs in a fresh kernel of this Python, `--jobs` at a time. Executed copies 
 below MANU_BUILD if that names a folder; the notebooks themselves write figures and the leaderboard there
 too. A notebook that fails is named with the cell, the error and the command that repeats it alone.
 `--write-back` also stores the outputs in notebooks/, without anything that differs between two runs of the
-same code.
+same code. `--times 2` runs all cells again in the same kernel: a cell that a reader runs once more must work.
 """
 
 import argparse
@@ -131,9 +131,9 @@ def write(notebook, path: Path) -> None:
 
 
 async def execute(
-    path: Path, build: Path, write_back: bool, threads: int, cell_seconds: int
+    path: Path, build: Path, write_back: bool, threads: int, cell_seconds: int, times: int = 1
 ) -> str | None:
-    """Runs one notebook, and says what went wrong, if anything."""
+    """Runs one notebook, so many times in one kernel, and says what went wrong, if anything."""
     notebook = nbformat.read(path, as_version=4)
     pictures_before = pictures_of(notebook)
     environment = os.environ | QUIET | INLINE | {
@@ -156,25 +156,27 @@ async def execute(
         coalesce_streams=True,
     )
     client.log.disabled = True  # what it would say is in the exceptions
-    problem, number = None, 0
+    problem, number, again = None, 0, ""
     try:
         await client.async_start_new_kernel(cwd=str(path.parent), env=environment)
         await client.async_start_new_kernel_client()
-        for index, cell in enumerate(notebook.cells):
-            number += cell.cell_type == "code"
-            await client.async_execute_cell(
-                cell, index, execution_count=client.code_cells_executed + 1
-            )
+        for time_ in range(times):
+            number, again = 0, " run again" if time_ else ""
+            for index, cell in enumerate(notebook.cells):
+                number += cell.cell_type == "code"
+                await client.async_execute_cell(
+                    cell, index, execution_count=client.code_cells_executed + 1
+                )
     except CellExecutionError as error:
-        problem = f"code cell {number}: {first_line(f'{error.ename}: {error.evalue}')}"
+        problem = f"code cell {number}{again}: {first_line(f'{error.ename}: {error.evalue}')}"
     except CellTimeoutError:
         longer = f"--cell-seconds {3 * cell_seconds}"
-        problem = f"code cell {number}: not done after {cell_seconds} s; a slow machine takes {longer}"
+        problem = f"code cell {number}{again}: not done after {cell_seconds} s; a slow machine takes {longer}"
     except DeadKernelError:
         kernel_died = f"the kernel died ({sys.executable})"
-        problem = f"code cell {number}: {kernel_died}; if memory ran out, try --jobs 1"
+        problem = f"code cell {number}{again}: {kernel_died}; if memory ran out, try --jobs 1"
     except Exception as error:  # this notebook ends, not the others
-        where = f"code cell {number}" if number else f"the kernel did not start ({sys.executable})"
+        where = f"code cell {number}{again}" if number else f"the kernel did not start ({sys.executable})"
         problem = f"{where}: {first_line(f'{type(error).__name__}: {error}')}"
     finally:  # also when interrupted
         if client.kc is not None:
@@ -234,8 +236,9 @@ async def run(paths: list[Path], build: Path, arguments, options: list[str]) -> 
             print(f"{mark('started')} {path.stem} started", flush=True)
             started = time.perf_counter()
             problem = await execute(
-                path, build, arguments.write_back, arguments.threads, arguments.cell_seconds
-            )
+                path, build, arguments.write_back, arguments.threads, arguments.cell_seconds,
+                arguments.times,
+            )  # fmt: skip
             seconds = time.perf_counter() - started
         done += 1
         line = f"{mark('failed' if problem else 'done')} {done}/{len(paths)}  {path.stem:<32} {seconds:6.1f} s"
@@ -314,13 +317,19 @@ def main() -> int:
     parser.add_argument(
         "--cell-seconds", type=positive, default=CELL_SECONDS, help="limit of a cell"
     )
+    again = "run all cells so many times in one kernel; not with --write-back"
+    parser.add_argument("--times", type=positive, default=1, help=again)
     arguments = parser.parse_args()
+    if arguments.times > 1 and arguments.write_back:
+        parser.error("--write-back stores what one run gives; leave --times out")
 
     options = ["--write-back"] if arguments.write_back else []
     if arguments.threads is not None:
         options += ["--threads", str(arguments.threads)]
     if arguments.cell_seconds != CELL_SECONDS:
         options += ["--cell-seconds", str(arguments.cell_seconds)]
+    if arguments.times > 1:
+        options += ["--times", str(arguments.times)]
     arguments.threads = arguments.threads or max(1, cores // arguments.jobs)
     paths = named(arguments.names)
     build = Path(os.environ.get("MANU_BUILD") or NOTEBOOKS.parent / "build").absolute()

@@ -137,6 +137,17 @@ def test_a_cell_without_end_is_named_and_not_printed(tmp_path):
     )
 
 
+def test_a_cell_that_cannot_be_run_again_is_named(tmp_path):
+    grows = ["seen = globals().get('seen', 0) + 1", "assert seen == 1"]
+    root = clone_of(tmp_path, {"00_good": ["n = 1", "n + 1"], "02_grows": grows})
+    assert finish(start(root, "--times", "1")).returncode == 0
+    twice = finish(start(root, "--times", "2"))
+    assert "✓" in twice.stdout and twice.returncode == 1  # 00 works again, 02 does not
+    assert "code cell 2 run again: AssertionError" in twice.stdout and "--times 2\n" in twice.stdout
+    refused = finish(start(root, "--times", "2", "--write-back"))
+    assert refused.returncode == 2 and "leave --times out" in refused.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 def test_the_command_repeats_one_notebook(tmp_path):
     root = clone_of(tmp_path, {name: NOTEBOOKS[name] for name in ("00_good", "02_broken")})

@@ -1,6 +1,7 @@
 """What is still known."""
 
 from .answers_file import fingerprint
+from .choosing import choose_alpha
 from .factuality import judge_factuality
 from .judging import find_letter, normalise, parse_letter
 from .official import PITFALLS, evaluate_official, official_prompts, official_scores
@@ -8,7 +9,7 @@ from .robust import evaluate_robust, robust_prompts, summarise_with_intervals
 from .tables import evaluate, merit, summarise
 
 __all__ = [
-    "PITFALLS", "evaluate", "evaluate_official", "evaluate_robust", "find_letter",
+    "PITFALLS", "choose_alpha", "evaluate", "evaluate_official", "evaluate_robust", "find_letter",
     "fingerprint", "judge_factuality", "merit", "normalise", "official_prompts",
     "official_scores", "parse_letter", "robust_prompts", "summarise",
     "summarise_with_intervals",

@@ -1,0 +1,124 @@
+"""Every method at settings that were chosen alike: the run behind "Fair rivals" of notebook 06.
+
+    python experiments/rivals.py             # about four hours of one core; resumable
+    python experiments/rivals.py --methods "npo + kl" ssd    # a part; two may share the work
+
+Two stages, each kept in data/results:
+
+1. choice (rivals_choice.csv): twelve tries of every method (TRIES in methods.py) on stand-ins,
+   retained people who play the forget set; nobody of the forget set takes part. What counts is
+   `merit`, by open questions and by letters, images and text, the mean of both. `--draws 1 2`
+   takes a second draw of stand-ins, who share nobody with the first, and the mean of all.
+2. report (rivals.csv): open questions and letters of every set, forget 10 %, three seeds, at the
+   settings with the best mean.
+"""
+
+import argparse
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from compare import SCALE, Bench
+from manu_utils.models.loading import load_model
+from methods import (
+    TRIES,
+    Lab,
+    best_settings,
+    by_task,
+    choices,
+    drop_other_settings,
+    written,
+)
+from sweep import RESULTS, ROOT, begin, fingerprint, in_the_order_of, sweep
+
+KEYS = ["scale", "method", "draw", "seed", "forget_ratio", "settings"]
+COLUMNS = {
+    "rivals_choice": [
+        "scale", "method", "draw", "weight", "strength", "task", "forget_quality", "utility",
+        "balance", "merit",
+    ],
+    "rivals": [
+        "scale", "seed", "forget_ratio", "method", "settings", "set", "task", "modality", "value",
+        "n",
+    ],
+}  # fmt: skip
+
+
+def report(lab, method, weight, strength, seed):
+    """Rows of open questions and letters of every set, at one setting."""
+
+    def measure():
+        frames = by_task(lab.bench)
+        return [row | {"task": t} for t in frames for row in frames[t].to_dict("records")]
+
+    return lab.results(method, weight, (strength,), seed, measure)[strength]
+
+
+def measured(folder, name, units):
+    """The table ``name`` with all of its units."""
+    options = {"arrange": in_the_order_of(list(TRIES), KEYS), "float_format": "%.5g"}
+    return sweep(folder / f"{name}.csv", COLUMNS[name], units, **options)
+
+
+def state_of():
+    """A fingerprint of the world and its models; the settings of a try stand in its rows."""
+    folder = ROOT / "data" / "tiny_llava"
+    weights = (folder / name / "model.safetensors" for name in ("vanilla", "base"))
+    strangers = sorted((ROOT / "data" / "mllmu_mini_strangers").rglob("*.parquet"))
+    return fingerprint("", *weights, *strangers)
+
+
+def run(arguments):
+    """Both stages."""
+    out, key = arguments.out, {"scale": SCALE}
+    tables = [out / f"{name}.csv" for name in COLUMNS]
+    begin(state_of(), out / "rivals.json", "python experiments/rivals.py", tables)
+    given, (base, _) = load_model(SCALE), load_model(f"{SCALE}-base")
+
+    @lru_cache(maxsize=1)
+    def lab_of(draw):
+        return Lab(Bench(*given, 10, stand_ins=draw))
+
+    units = [
+        (
+            key | {"method": method, "draw": draw},
+            lambda method=method, draw=draw: choices(lab_of(draw), base, method, seed=draw),
+        )
+        for draw in arguments.draws
+        for method in arguments.methods
+    ]
+    tried = measured(out, "rivals_choice", units)
+    if arguments.choice_only:
+        return
+    settings = best_settings(tried)
+    drop_other_settings(out / "rivals.csv", COLUMNS["rivals"], settings)
+    units = [
+        (
+            key
+            | {"seed": seed, "forget_ratio": 10}
+            | {"method": method, "settings": written(settings[method])},
+            lambda method=method, seed=seed: report(lab_of(0), method, *settings[method], seed),
+        )
+        for seed in arguments.seeds
+        for method in arguments.methods
+    ]
+    measured(out, "rivals", units)
+
+
+def main(given=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=TRIES, default=list(TRIES), help="default: all")
+    add("--draws", type=int, nargs="+", default=[1], help="of stand-ins, such as 1 2")
+    add("--choice-only", action="store_true", help="report nothing yet")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args(given)
+    torch.set_num_threads(arguments.threads)
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()
