@@ -2,6 +2,7 @@
 # make test       unit tests, notebook hygiene, then every notebook against its stored outputs
 # make test-portable  the same as on an older CPU (AVX2, no bfloat16), with one thread and with two
 # make lab        open JupyterLab in notebooks/
+# make student    the notebooks without solutions into build/student, with them in the cells into build/teacher (nbgrader's marks)
 # make notebooks  re-execute the notebooks and store their outputs
 # make mini-data  rebuild data/mllmu_mini (SEED=0)
 # make mini-model rebuild data/tiny_llava (SEED=0); with DENSE=1 train the twin without the sparsity penalty into build/dense
@@ -36,8 +37,8 @@ TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/10_*.
 
 RATIOS ?= 5 10 15
 
-.PHONY: tutorial test test-portable test-training lab notebooks mini-data mini-model retrained sweeps audit bench mutants \
-        repository clean distclean
+.PHONY: tutorial test test-portable test-training lab student notebooks mini-data mini-model retrained sweeps audit bench \
+        mutants repository clean distclean
 
 tutorial: $(READY)
 	$(RUN) $(PY) notebooks/run_all.py
@@ -59,6 +60,9 @@ test-training: $(READY)
 # First of all kernels named python3 the one of this environment, whatever else JUPYTER_PATH offers.
 lab: $(READY)
 	JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter:$$JUPYTER_PATH" $(PY) -m jupyter lab --notebook-dir=notebooks
+
+student: $(READY)
+	$(PY) notebooks/student.py
 
 notebooks: $(READY)
 	$(PY) notebooks/repository.py

@@ -10,7 +10,7 @@ import torch
 
 TESTS = Path(__file__).parent
 # For what tests share, and for the scripts that have tests.
-sys.path[:0] = [str(TESTS), *(str(TESTS.parent / name) for name in ("experiments", "speed"))]
+sys.path[:0] = [str(TESTS), *(str(TESTS.parent / name) for name in ("experiments", "speed", "notebooks"))]
 
 
 @pytest.fixture(scope="session")

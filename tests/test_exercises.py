@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import nbformat
 import pytest
+from student import graded, solved
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 SOLUTION = re.compile(r"<details>\s*<summary>\s*Solution.*?```python\n(.*?)```.*?</details>", re.DOTALL)
@@ -138,10 +139,11 @@ def test_stub_is_not_attempted(path, number, setup, stub, check, solution, prepa
 
 @every_exercise
 def test_solution_passes(path, number, setup, stub, check, solution, prepared, capsys):
+    """As the cells stand in the teacher's version, which are those of the notebook in another wrapping."""
     names = prepared(path, setup)
-    exec(solution, names)
+    exec(solved(stub, solution), names)
     capsys.readouterr()
-    exec(check, names)
+    exec(graded(check, points=1), names)
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("✓ ")
 
 

@@ -34,6 +34,25 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
     check(bool(right), claim, hint)
 
 
+def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> int:
+    """Check an exercise as :func:`attempt` does, and return its points, 0 if it was not attempted.
+
+    For cells that nbgrader grades: it takes a number below the cell as the points, an error as none.
+
+    Raises:
+        AssertionError: with the hint, if the attempt is wrong.
+    """
+    ran = []
+
+    def once() -> bool:
+        right = exercise()
+        ran.append(True)
+        return right
+
+    attempt(once, claim, hint)
+    return points if ran else 0
+
+
 def _say(sign: str, plain: str, text: str) -> None:
     """Print a line; where stdout can print few characters (cp1252, ASCII) with another sign, rather than fail."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
