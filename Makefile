@@ -3,6 +3,8 @@
 # make test-portable  the same as on an older CPU (AVX2, no bfloat16), with one thread and with two
 # make lab        open JupyterLab in notebooks/
 # make student    the notebooks without solutions into build/student, with them in the cells into build/teacher (nbgrader's marks)
+# make slides     slides of the notebooks into build/slides (reveal.js, no network needed)
+# make site       the executed series as a static book into build/site
 # make notebooks  re-execute the notebooks and store their outputs
 # make mini-data  rebuild data/mllmu_mini (SEED=0)
 # make mini-model rebuild data/tiny_llava (SEED=0); with DENSE=1 train the twin without the sparsity penalty into build/dense
@@ -37,8 +39,8 @@ TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/10_*.
 
 RATIOS ?= 5 10 15
 
-.PHONY: tutorial test test-portable test-training lab student notebooks mini-data mini-model retrained sweeps audit bench \
-        mutants repository clean distclean
+.PHONY: tutorial test test-portable test-training lab student slides site notebooks mini-data mini-model \
+        retrained sweeps audit bench mutants repository clean distclean
 
 tutorial: $(READY)
 	$(RUN) $(PY) notebooks/run_all.py
@@ -63,6 +65,12 @@ lab: $(READY)
 
 student: $(READY)
 	$(PY) notebooks/student.py
+
+slides: $(READY)
+	$(PY) notebooks/slides.py
+
+site: $(READY)
+	$(PY) notebooks/book.py
 
 notebooks: $(READY)
 	$(PY) notebooks/repository.py

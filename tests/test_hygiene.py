@@ -276,7 +276,7 @@ def test_absolute_paths_are_recognised(text, found):
 
 
 def test_code_passes_ruff():
-    folders = ["manu_utils", "notebooks", "tests", "experiments", "speed", "examples", "conftest.py"]
+    folders = ["manu_utils", "notebooks", "tests", "experiments", "speed", "examples", "docs", "conftest.py"]
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", *folders]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
