@@ -8,6 +8,7 @@ from latex2mathml.converter import convert
 BADGE = re.compile(r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)")
 MARKS = re.compile(r"[*`$]|\[([^\]]*)\]\([^)]*\)")
 LATEX = re.compile(r"\\[a-zA-Z]+\s*|[{}]")
+FIGURE_IN_WORDS = re.compile(r"<details><summary>The figure in words</summary>\s*(.+?)\s*</details>", re.DOTALL)
 SENTENCE = re.compile(r"(.+?[.:?])(?=\s[A-Z*`]|\s*$)", re.DOTALL)
 
 
@@ -46,13 +47,17 @@ def title_of(source: str) -> str:
 
 
 def alternative_text(cell, following) -> str:
-    """A text for whoever does not see the picture: its title and the first sentence of the Markdown that reads it.
+    """A text for whoever does not see the picture: the fold "The figure in words" below it, or else its title and the first
+    sentence of the Markdown that reads it.
 
     Args:
         cell: a code cell with a picture.
         following: the cell after it, or None.
     """
-    reading = plain(following.source) if following is not None and following.cell_type == "markdown" else ""
+    below = following.source if following is not None and following.cell_type == "markdown" else ""
+    if words := FIGURE_IN_WORDS.match(below):
+        return plain(words[1])
+    reading = plain(below)
     first = SENTENCE.match(reading)
     parts = [title_of(cell.source), first[1] if first else reading]
     return " ".join(part.rstrip(":") + ("" if part[-1] in ".?" else ".") for part in parts if part)

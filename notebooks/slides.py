@@ -24,6 +24,7 @@ from student import HEADING, tagged, without_answers
 from traitlets.config import Config
 
 KEY_LINES = 8  # code of at most so many lines is shown
+TALL = 12  # an output of more lines begins a slide
 SHORT = 300  # a figure joins the slide of a text of at most so many characters
 HIDDEN = "hide-input"
 NETWORK = "https://unpkg.com/reveal.js@5"
@@ -55,6 +56,12 @@ TEMPLATE = """
 <script>
 Reveal.initialize({hash: true, slideNumber: "c/t", transition: "none", center: false, width: 1280, height: 800,
                    margin: 0.04, plugins: [RevealNotes]});
+function fit() {  // what is taller than the slide is drawn smaller, down to half its size
+  const slide = Reveal.getCurrentSlide(), tall = slide.scrollHeight / 800;
+  if (tall > 1) for (const part of slide.children) part.style.zoom = Math.max(1 / tall, 0.5);
+}
+Reveal.on("ready", fit);
+Reveal.on("slidechanged", fit);
 </script>
 {%- endblock -%}
 """
@@ -90,6 +97,12 @@ def is_key(cell) -> bool:
     return len(lines) <= KEY_LINES and not has_picture(cell) and not imports
 
 
+def is_tall(cell) -> bool:
+    data = [output.get("data", {}) for output in cell.outputs]
+    rows = sum(d["text/html"].count("<tr") if "text/html" in d else d.get("text/plain", "").count("\n") for d in data)
+    return rows + sum(output.get("text", "").count("\n") for output in cell.outputs) > TALL
+
+
 def on_slides(notebook):
     """A copy of a notebook with nbconvert's `slide_type` on each cell, and the input of most code cells taken off."""
     result = copy.deepcopy(notebook)
@@ -117,11 +130,11 @@ def on_slides(notebook):
                 if "image/png" in output.get("data", {}):
                     output.metadata["alt"] = alternative_text(cell, following)
         elif tagged(cell, "check"):
-            kind = ("subslide" if beside_figure else "fragment") if cell.outputs else "skip"
+            kind = ("subslide" if beside_figure or is_tall(cell) else "fragment") if cell.outputs else "skip"
         else:
             show_code = is_key(cell)
             kind = "fragment" if cell.outputs else "-"
-            kind = "subslide" if beside_figure else kind
+            kind = "subslide" if beside_figure or is_tall(cell) else kind
             kind = kind if cell.outputs or show_code else "skip"
         after_figure = has_picture(cell)
         if kind not in ("notes", "skip"):

@@ -24,6 +24,7 @@ RATING = re.compile(r"^### Exercise .*?(●+)", re.MULTILINE)
 ATTEMPT = re.compile(r"^attempt\(\s*", re.MULTILINE)
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 PLACE = "*Your answer:*"
+ANSWERS = ("Answer", "Solution", "What you should see")  # beginnings of the summaries of folds that give an answer away
 # What nbgrader wants of each marked cell, version 3 of its metadata.
 MARK = {"schema_version": 3, "task": False}
 WRITTEN = MARK | {"grade": False, "solution": True, "locked": False}
@@ -73,7 +74,7 @@ def graded(check: str, points: int) -> str:
 
 def without_answers(text: str) -> str:
     """Markdown in which the answer to a prediction is a place to write; hints and other folds stay."""
-    return FOLD.sub(lambda fold: PLACE if fold[1].startswith(("Answer", "Solution")) else fold[0], text)
+    return FOLD.sub(lambda fold: PLACE if fold[1].startswith(ANSWERS) else fold[0], text)
 
 
 def hints(text: str) -> str:

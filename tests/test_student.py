@@ -9,7 +9,7 @@ from collections import Counter
 
 import nbformat
 import pytest
-from student import BEGIN, FOLD, graded, solved, student_version, tagged, teacher_version, unsolved, without_answers
+from student import ANSWERS, BEGIN, FOLD, graded, solved, student_version, tagged, teacher_version, unsolved, without_answers
 from test_exercises import EXERCISES, NOTEBOOKS
 from test_hygiene import broken_links, names_of
 
@@ -46,7 +46,7 @@ def test_no_solution_is_left_for_the_student(path):
     source = "\n".join(cell.source for cell in STUDENT[path].cells)
     assert BEGIN not in source and not re.search(r"^Discussion:", source, re.MULTILINE)
     folds = {fold[1] for fold in FOLD.finditer(source)}
-    assert not {fold for fold in folds if fold.startswith(("Solution", "Answer"))}, folds
+    assert not {fold for fold in folds if fold.startswith(ANSWERS)}, folds
     for found, number, _, stub, check, solution in EXERCISES:
         if found == path:
             before = "\n".join(cell.source for cell in READ[path].cells).split(stub)[0] + check
