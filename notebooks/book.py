@@ -22,6 +22,7 @@ LINK = re.compile(r"(?<!!)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 WIDE = """\
 @media (min-width: 63em) and (max-width: 82em) { .content { width: min(58em, calc(100vw - 15em - 7em)); } }
 @media (min-width: 100em) { .content { width: 60em; } }
+table.docutils td { min-width: 6.5em; }
 .cell_output { overflow-x: auto; }
 .cell_output img { max-width: 100%; height: auto; }
 div.math { overflow-x: auto; margin: 1em 0; }
