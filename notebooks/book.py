@@ -104,7 +104,7 @@ def main() -> int:
     build = Path(os.environ.get("MANU_BUILD") or ROOT / "build").absolute()
     source, site = build / "site-pages", build / "site"
     lay_out(source, paths)
-    options = ["-c", str(DOCS), "-b", "html", "-q", "-W", "--keep-going", "-d", str(build / "site-cache")]
+    options = ["-c", str(DOCS), "-b", "html", "-q", "-W", "--keep-going", "-d", str(build / "site-cache" / "doctrees")]
     static = ["-D", f"html_static_path={source / '_static'}"]
     failed = sphinx([*options, *static, str(source), str(site)])
     if not failed:

@@ -18,7 +18,7 @@ import nbformat
 from jinja2 import DictLoader
 from nbconvert import SlidesExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from pages import BADGE, alternative_text, has_picture, mathml
+from pages import BADGE, FIGURE_IN_WORDS, alternative_text, has_picture, mathml
 from run_all import NOTEBOOKS, named, shown
 from student import HEADING, tagged, without_answers
 from traitlets.config import Config
@@ -56,8 +56,13 @@ TEMPLATE = """
 <script>
 Reveal.initialize({hash: true, slideNumber: "c/t", transition: "none", center: false, width: 1280, height: 800,
                    margin: 0.04, plugins: [RevealNotes]});
-function fit() {  // what is taller than the slide is drawn smaller, down to half its size
-  const slide = Reveal.getCurrentSlide(), tall = slide.scrollHeight / 800;
+function fit() {  // what is wider or taller than the slide is drawn smaller, down to half its size
+  const slide = Reveal.getCurrentSlide();
+  for (const formula of slide.querySelectorAll("math[display=block]")) {
+    const wide = formula.scrollWidth / formula.clientWidth;
+    if (wide > 1) formula.style.fontSize = `${100 / wide}%`;
+  }
+  const tall = slide.scrollHeight / 800;
   if (tall > 1) for (const part of slide.children) part.style.zoom = Math.max(1 / tall, 0.5);
 }
 Reveal.on("ready", fit);
@@ -115,7 +120,7 @@ def on_slides(notebook):
             level = re.match(r"#+(?= )", cell.source)
             if level:
                 discussing, taking = False, cell.source.startswith("## Take it")
-            cell.source = without_answers(BADGE.sub("", cell.source))
+            cell.source = without_answers(FIGURE_IN_WORDS.sub("", BADGE.sub("", cell.source)))
             kind = "slide" if level and len(level[0]) < 3 else "notes" if after_figure and not level else "subslide"
             if discussing:
                 kind = "skip"
