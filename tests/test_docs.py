@@ -79,7 +79,7 @@ def test_minutes_are_those_of_readme_and_notebooks():
     rows = [cells_of(line) for line in GUIDES["instructor"].splitlines() if re.match(r"\| \d\d \| \d", line)]
     assert [row[0] for row in rows] == list(NOTEBOOKS)
     for number, seconds, reading, exercises in rows:
-        assert re.search(rf"^\| {number} [^|]*\|[^|]*\| {seconds} \|", README, re.MULTILINE), number
+        assert re.search(rf"^\| \[{number} [^|]*\|[^|]*\| {seconds} \|", README, re.MULTILINE), number
         stated = re.search(r"the reading takes (\d+)", PROSE[number])
         assert reading == (stated[1] if stated else "–"), (number, stated)
         total = sum(map(int, re.findall(r"^### Exercise .*?(\d+) minutes", PROSE[number], re.MULTILINE)))
