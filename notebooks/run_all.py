@@ -40,6 +40,7 @@ INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 PORTABLE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # a repetition needs them as well
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 IN_WORDS = re.compile(r"<details><summary>The figure in words</summary>\s*(.+?)\s*</details>", re.DOTALL)
+WIDGET = "application/vnd.jupyter.widget-view+json"
 MARKS = {
     "started": ("▶", ">"),
     "done": ("✓", "ok"),
@@ -81,6 +82,7 @@ def clean(notebook) -> None:
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = {}
+                output.get("data", {}).pop(WIDGET, None)  # without its state it could not be shown
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = shrink(output.data["image/png"])
                     if words:

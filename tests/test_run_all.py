@@ -212,6 +212,16 @@ def test_a_stored_figure_has_its_text_alternative_and_its_rare_colours():
     assert max(abs(one - other) for one, other in zip(stored.getpixel((50, 100)), (123, 63, 0), strict=True)) < 20
 
 
+def test_a_widget_is_not_stored_but_the_picture_in_its_place_is():
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "image/png": picture}
+    cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", view)])
+    runpy.run_path(str(SCRIPTS / "run_all.py"))["clean"](nbformat.v4.new_notebook(cells=[cell]))
+    assert list(cell.outputs[0].data) == ["image/png"]
+
+
 def test_what_is_not_stored_stays_as_it_was(run):
     root, _ = run
     for name in ("01_noisy", "02_broken", "04_dead"):

@@ -9,6 +9,7 @@ from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
 from .audits import attack_table, membership_dots, relearning_curves
 from .drawings import flow_drawing, llava_drawing, neuron_drawing
+from .explorer import Explorer, choices_by_alpha, explored
 from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
 from .neurons import (
     importance_curves,
@@ -62,6 +63,8 @@ __all__ = [
     "ablation_curves", "ablation_rows", "found_planted",
     # audits
     "attack_table", "membership_dots", "relearning_curves",
+    # explorer
+    "Explorer", "choices_by_alpha", "explored",
     # no figures: from manu_utils.paths and manu_utils.tables
     "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip
