@@ -47,12 +47,20 @@ def test_attempt_gives_the_hint(wrong):
         attempt(lambda: wrong, "it is right", "think again")
 
 
-def test_attempt_shows_other_errors():
-    def broken():
-        raise KeyError("z")
-
-    with pytest.raises(KeyError):
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        (lambda: {}["z"], "KeyError: 'z'"),
+        (lambda: None.shape, "AttributeError: 'NoneType' object has no attribute 'shape'"),
+        (lambda: torch.ones(2), "RuntimeError: Boolean value of Tensor with more than one value is ambiguous"),
+        (lambda: (_ for _ in ()).throw(ValueError()), "ValueError"),
+    ],
+)
+def test_an_error_of_the_attempt_becomes_the_hint(broken, what):
+    message = f"^✗ it is right: the attempt raised {re.escape(what)}. think again$"
+    with pytest.raises(AssertionError, match=message) as raised:
         attempt(broken, "it is right", "think again")
+    assert raised.value.__cause__ is not None, "the traceback is shown above"
 
 
 # ------------------------------------------------------------------------------------------------ arguments

@@ -24,14 +24,17 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
         exercise: runs the reader's function and says whether the result is right.
 
     Raises:
-        AssertionError: with the hint, if the attempt is wrong.
+        AssertionError: with the hint, if the attempt is wrong or raises an error, which it names.
     """
     try:
-        right = exercise()
+        right = bool(exercise())
     except NotImplementedError:
         _say("○", "--", "not attempted yet")
         return
-    check(bool(right), claim, hint)
+    except Exception as error:  # whatever it is, the reader is told what was asked for; the traceback stays above
+        what = f"{type(error).__name__}: {error}".strip().removesuffix(".").removesuffix(":")
+        raise AssertionError(f"✗ {claim}: the attempt raised {what}. {hint}") from error
+    check(right, claim, hint)
 
 
 def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> int:
