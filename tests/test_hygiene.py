@@ -165,6 +165,66 @@ def test_no_shell_and_no_hidden_warnings(path):
         assert not found, found[0]
 
 
+QUIZ_QUESTION = re.compile(r"^\*\*(\d)\.\*\* ", re.MULTILINE)
+QUIZ_OPTION = re.compile(r"^- \*\*([A-E])\*\* ", re.MULTILINE)
+QUIZ_ANSWER = re.compile(r"<details><summary>Answer</summary>\n\n\*\*([A-E])\.\*\* (.+)\n\n</details>")
+
+
+def faults_of_quiz(text):
+    """What is wrong: too few or many questions, no right answer, or an option of which nothing is said."""
+    _, *parts = re.split(r"^(?=\*\*\d\.\*\* )", text, flags=re.MULTILINE)
+    found = [] if 3 <= len(parts) <= 5 else [f"{len(parts)} questions, not three to five"]
+    for number, part in enumerate(parts, start=1):
+        options, answers = QUIZ_OPTION.findall(part), QUIZ_ANSWER.findall(part)
+        if QUIZ_QUESTION.findall(part) != [str(number)] or options != list("ABCDE")[: len(options)] or len(options) < 3:
+            found.append(f"question {number}: number or options")
+        elif len(answers) != 1 or answers[0][0] not in options:
+            found.append(f"question {number}: no answer, or none of its options")
+        elif missing := [o for o in options if o != answers[0][0] and not re.search(rf"\b{o}\b", answers[0][1])]:
+            found.append(f"question {number}: nothing is said of {', '.join(missing)}")
+    return found
+
+
+@every_notebook
+def test_a_quiz_ends_the_notebook(path):
+    cells = read(path).cells
+    places = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("## Quiz\n")]
+    assert len(places) == 1, f"{len(places)} quizzes"
+    assert faults_of_quiz(cells[places[0]].source) == []
+    assert not any("exercise" in cell.metadata.get("tags", []) for cell in cells[places[0] :]), "exercises come before it"
+
+
+QUIZ = """## Quiz
+
+**1.** What?
+
+- **A** This.
+- **B** That.
+- **C** None.
+
+<details><summary>Answer</summary>
+
+**B.** Not this (not A), and not none (not C).
+
+</details>
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "n_faults"),
+    [
+        ("".join(QUIZ.replace("1.", f"{n}.") for n in (1, 2, 3)), 0),
+        ("".join(QUIZ.replace("1.", f"{n}.") for n in (1, 2)), 1),
+        ("".join(QUIZ.replace("1.", f"{n}.") for n in (1, 2, 2)), 1),
+        ("".join(QUIZ.replace("1.", f"{n}.") for n in (1, 2, 3)).replace("(not C)", ""), 3),
+        ("".join(QUIZ.replace("1.", f"{n}.") for n in (1, 2, 3)).replace("**B.**", "**D.**"), 3),
+        ("".join(QUIZ.replace("1.", f"{n}.") for n in (1, 2, 3)).replace("<details>", ""), 3),
+    ],
+)
+def test_faults_of_a_quiz_are_found(text, n_faults):
+    assert len(faults_of_quiz(text)) == n_faults
+
+
 @every_notebook
 def test_lines_of_code_are_short(path):
     """On the page and in the folded solutions; the setup cell is shared and not read."""
