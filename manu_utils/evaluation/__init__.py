@@ -4,6 +4,7 @@ from .answers_file import fingerprint
 from .choosing import choose_alpha
 from .factuality import judge_factuality
 from .judging import find_letter, normalise, parse_letter
+from .multiple_choice import IN_WORDS, LETTERED, OF_MMLU, choose
 from .official import PITFALLS, evaluate_official, official_prompts, official_scores
 from .robust import evaluate_robust, robust_prompts, summarise_with_intervals
 from .tables import evaluate, merit, summarise
@@ -25,11 +26,11 @@ from .tofu import (
 )
 
 __all__ = [
-    "PITFALLS", "answer_measures", "ask_tofu", "choose_alpha", "evaluate", "evaluate_official",
-    "evaluate_robust", "exact_memorisation", "extraction_strength", "find_letter",
-    "fingerprint", "forget_quality", "forget_truth_ratio", "judge_factuality", "merit",
-    "model_utility", "normalise", "official_prompts", "official_scores", "parse_letter",
-    "probability", "relative_probability", "robust_prompts", "rouge_recall", "summarise",
-    "summarise_tofu", "summarise_with_intervals", "truth_ratio", "utility_parts",
-    "utility_truth_ratio",
+    "IN_WORDS", "LETTERED", "OF_MMLU", "PITFALLS", "answer_measures", "ask_tofu", "choose",
+    "choose_alpha", "evaluate", "evaluate_official", "evaluate_robust", "exact_memorisation",
+    "extraction_strength", "find_letter", "fingerprint", "forget_quality", "forget_truth_ratio",
+    "judge_factuality", "merit", "model_utility", "normalise", "official_prompts",
+    "official_scores", "parse_letter", "probability", "relative_probability", "robust_prompts",
+    "rouge_recall", "summarise", "summarise_tofu", "summarise_with_intervals", "truth_ratio",
+    "utility_parts", "utility_truth_ratio",
 ]  # fmt: skip
