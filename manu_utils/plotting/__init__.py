@@ -39,6 +39,7 @@ from .selections import (
     where_it_cut,
 )
 from .style import COLOURS, METHOD_STYLES, SET_MARKERS, method_style, save_figure
+from .text_alone import quality_plane, quiz_dots, ratio_steps
 
 __all__ = [
     # shared
@@ -62,6 +63,8 @@ __all__ = [
     "ablation_curves", "ablation_rows", "found_planted",
     # audits
     "attack_table", "membership_dots", "relearning_curves",
+    # text alone
+    "quality_plane", "quiz_dots", "ratio_steps",
     # no figures: from manu_utils.paths and manu_utils.tables
     "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip
