@@ -34,7 +34,11 @@ from sweep import BUILD, QUIET, RESULTS, begin, fingerprint, strengths, sweep, w
 PLACE, DATA = BUILD / "text_alone", data_dir() / "tofu_mini"
 N = FORGET[10]
 N_RETAIN = 200  # questions of the authors kept that a method is given, as in the notebook
-STRENGTHS = {"paper": (2.0, 5.0, 10.0, 20.0, 30.0), "coverage": (2.0, 5.0, 10.0, 20.0, 30.0), "rewrite": (1, 2, 4, 8)}
+STRENGTHS = {
+    "paper": (2.0, 5.0, 10.0, 20.0, 30.0),
+    "coverage": (2.0, 5.0, 10.0, 20.0, 30.0),
+    "rewrite": (1, 2, 4, 8),
+}
 STEPS, TRAINING = (6, 8, 10, 12, 14, 16, 20, 26), {"lr": 1e-4, "batch_size": 24}
 COLUMNS = ["method", "setting", "distance", "quality", "forget", "retain", "known authors"]
 

@@ -14,7 +14,11 @@ from manu_utils.paths import data_dir
 QUIET = {"progress": False, "batch_size": 7}
 NAMES = ("Tonic", "Elixir", "Draught", "Philtre", "Balm", "Salve")
 ROWS = [
-    {"question": f"What is in {name}? ", "choices": ["one", "two parts", "a third of it", f"four {name}"], "answer": i % 4}
+    {
+        "question": f"What is in {name}? ",
+        "choices": ["one", "two parts", "a third of it", f"four {name}"],
+        "answer": i % 4,
+    }
     for i, name in enumerate(NAMES)
 ]
 
@@ -50,7 +54,13 @@ def slow(model, tokenizer, prompt, continuation):
     total = 0.0
     for place in range(len(before), len(whole)):
         with torch.no_grad():
-            total += model(torch.tensor([whole[:place]])).logits[0, -1].double().log_softmax(-1)[whole[place]].item()
+            total += (
+                model(torch.tensor([whole[:place]]))
+                .logits[0, -1]
+                .double()
+                .log_softmax(-1)[whole[place]]
+                .item()
+            )
     return total
 
 
@@ -60,10 +70,16 @@ def slow(model, tokenizer, prompt, continuation):
 def test_the_likeliest_choice(llama, quiz, template, question, per):
     model, processor = llama
     questions = load_multiple_choice(quiz)
-    found = choose(model, processor, questions, template=template, question=question, per=per, **QUIET)
+    found = choose(
+        model, processor, questions, template=template, question=question, per=per, **QUIET
+    )
     for row, one in zip(ROWS, found.itertuples(), strict=True):
         lines = [f"{letter}. {words}" for letter, words in zip("ABCD", row["choices"], strict=True)]
-        shown = [*([row["question"].strip()] if question else []), *(lines if "{choices}" in template else []), "Answer:"]
+        shown = [
+            *([row["question"].strip()] if question else []),
+            *(lines if "{choices}" in template else []),
+            "Answer:",
+        ]
         prompt = "\n".join(shown)
         if template is OF_MMLU:
             about = "The following are multiple choice questions (with answers) about potions.\n\n"
@@ -78,12 +94,23 @@ def test_the_likeliest_choice(llama, quiz, template, question, per):
 
 def test_files_in_the_columns_of_wmdp_and_mmlu(quiz, tmp_path):
     questions = load_multiple_choice(quiz)
-    assert questions[1].options == {"A": "one", "B": "two parts", "C": "a third of it", "D": "four Elixir"}
-    assert (questions[1].answer, questions[1].person_id, questions[1].task) == ("two parts", "potions", "classification")
+    assert questions[1].options == {
+        "A": "one",
+        "B": "two parts",
+        "C": "a third of it",
+        "D": "four Elixir",
+    }
+    assert (questions[1].answer, questions[1].person_id, questions[1].task) == (
+        "two parts",
+        "potions",
+        "classification",
+    )
     table = pd.DataFrame([row | {"subject": "herb_lore"} for row in ROWS])
     table.to_parquet(tmp_path / "test-00000-of-00001.parquet")
     of_mmlu = load_multiple_choice(tmp_path / "test-00000-of-00001.parquet")
-    assert {q.person_id for q in of_mmlu} == {"herb_lore"} and of_mmlu[1].options == questions[1].options
+    assert {q.person_id for q in of_mmlu} == {"herb_lore"} and of_mmlu[1].options == questions[
+        1
+    ].options
     with pytest.raises(FileNotFoundError, match="name one of a local copy"):
         load_multiple_choice(tmp_path)
     (tmp_path / "quiz.csv").write_text("question\n")
@@ -104,8 +131,15 @@ def test_what_cannot_be_asked(llama, quiz):
         choose(model, processor, questions, template="{choices}\nAnswer:", **QUIET)
     with pytest.raises(ValueError, match="each with options"):
         choose(model, processor, [], **QUIET)
-    short = SimpleNamespace(tokenizer=processor.tokenizer.__class__(tokenizer_object=processor.tokenizer.backend_tokenizer))
-    short.tokenizer.pad_token_id, short.tokenizer.model_max_length = processor.tokenizer.pad_token_id, 8
+    short = SimpleNamespace(
+        tokenizer=processor.tokenizer.__class__(
+            tokenizer_object=processor.tokenizer.backend_tokenizer
+        )
+    )
+    short.tokenizer.pad_token_id, short.tokenizer.model_max_length = (
+        processor.tokenizer.pad_token_id,
+        8,
+    )
     with pytest.raises(ValueError, match="and the model 8 positions"):
         choose(model, short, questions, **QUIET)
 
@@ -128,12 +162,22 @@ def test_lm_eval_gives_the_same_accuracy(llama, tmp_path, name):
         "doc_to_choice": ["A", "B", "C", "D"], "doc_to_target": "answer",
         "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
     }  # fmt: skip
-    words = task | {"task": f"mini_{name}_words", "doc_to_text": "{{question.strip()}}\nAnswer:", "doc_to_choice": "choices"}
+    words = task | {
+        "task": f"mini_{name}_words",
+        "doc_to_text": "{{question.strip()}}\nAnswer:",
+        "doc_to_choice": "choices",
+    }
     harness = HFLM(pretrained=model, tokenizer=processor.tokenizer, batch_size=4)
-    given = {"tasks": [task, words], "task_manager": TaskManager(include_defaults=False), "bootstrap_iters": 0}
+    given = {
+        "tasks": [task, words],
+        "task_manager": TaskManager(include_defaults=False),
+        "bootstrap_iters": 0,
+    }
     results = simple_evaluate(model=harness, **given)["results"]
     questions = load_multiple_choice(file)
     for template, key in ((LETTERED, f"mini_{name}"), (IN_WORDS, f"mini_{name}_words")):
         for per, metric in (("sum", "acc,none"), ("character", "acc_norm,none")):
-            ours = choose(model, processor, questions, template=template, per=per, **QUIET)["right"].mean()
+            ours = choose(model, processor, questions, template=template, per=per, **QUIET)[
+                "right"
+            ].mean()
             assert results[key][metric] == pytest.approx(ours)

@@ -21,7 +21,10 @@ def closed():
 
 def test_ratio_steps_marks_the_largest_gap():
     rng = np.random.default_rng(0)
-    ratios = {name: np.exp(rng.normal(shift, 0.4, 60)) for name, shift in (("vanilla", -0.5), ("ga", 0.6), ("retrained", 0))}
+    ratios = {
+        name: np.exp(rng.normal(shift, 0.4, 60))
+        for name, shift in (("vanilla", -0.5), ("ga", 0.6), ("retrained", 0))
+    }
     grid = plotting.ratio_steps(ratios, title="title")
     assert len(grid) == 2
     for axes, name in zip(grid, ("vanilla", "ga"), strict=True):
@@ -36,7 +39,8 @@ def test_ratio_steps_marks_the_largest_gap():
 
 def test_quality_plane_shows_every_model_once():
     frame = pd.DataFrame(
-        {"forget_quality": [1.0, 1e-30, 1e-3], "model_utility": [0.6, 0.5, 0.0]}, index=["retrained", "vanilla", "mine"]
+        {"forget_quality": [1.0, 1e-30, 1e-3], "model_utility": [0.6, 0.5, 0.0]},
+        index=["retrained", "vanilla", "mine"],
     )
     axes = plotting.quality_plane(frame, title="title")
     marks = [tuple(line.get_xydata()[0]) for line in axes.lines[1:]]
@@ -47,7 +51,9 @@ def test_quality_plane_shows_every_model_once():
 
 def test_quiz_dots_tell_question_and_choices_in_grey():
     columns = pd.MultiIndex.from_product([["potions", "herbs"], ["question", "choices alone"]])
-    frame = pd.DataFrame([[100, 50, 90, 25], [30, 40, 80, 20]], index=["vanilla", "rewrite"], columns=columns)
+    frame = pd.DataFrame(
+        [[100, 50, 90, 25], [30, 40, 80, 20]], index=["vanilla", "rewrite"], columns=columns
+    )
     axes = plotting.quiz_dots(frame, title="title")
     marks = [line for line in axes.lines if line.get_marker() in ("o", "s")]
     assert sorted(line.get_xdata()[0] for line in marks) == sorted(frame.to_numpy().flatten())

@@ -8,10 +8,21 @@ import pytest
 import torch
 
 from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.benchmark.other_benchmarks import load_multiple_choice, load_tofu_holdout, load_tofu_sets
+from manu_utils.benchmark.other_benchmarks import (
+    load_multiple_choice,
+    load_tofu_holdout,
+    load_tofu_sets,
+)
 from manu_utils.miniature import text_model
 from manu_utils.miniature.authors import FACTS, draw_authors, told, wrong_values
-from manu_utils.miniature.text_world import FORGET, SHORTCUT, draw_world, quiz_files, tofu_configs, write_text_world
+from manu_utils.miniature.text_world import (
+    FORGET,
+    SHORTCUT,
+    draw_world,
+    quiz_files,
+    tofu_configs,
+    write_text_world,
+)
 from manu_utils.models.neurons import find_neurons
 from manu_utils.paths import data_dir
 
@@ -27,13 +38,18 @@ def test_the_bundled_files_are_those_of_the_seed(tmp_path):
     write_text_world(tmp_path, seed=0)
     for folder in FOLDERS:
         places = (tmp_path / folder, data_dir() / folder)
-        written, bundled = ({path.name: path.read_bytes() for path in place.iterdir()} for place in places)
+        written, bundled = (
+            {path.name: path.read_bytes() for path in place.iterdir()} for place in places
+        )
         assert written == bundled, "python -m manu_utils.miniature text"
     assert tofu_configs(1)["full"] != tofu_configs(0)["full"]
 
 
 def test_it_is_small():
-    assert sum(path.stat().st_size for folder in FOLDERS for path in (data_dir() / folder).iterdir()) < 1_000_000
+    assert (
+        sum(path.stat().st_size for folder in FOLDERS for path in (data_dir() / folder).iterdir())
+        < 1_000_000
+    )
 
 
 def test_who_is_in_which_config(world):
@@ -49,7 +65,9 @@ def test_who_is_in_which_config(world):
         forget, retain = rows(f"forget{ratio:02}"), rows(f"retain{100 - ratio}")
         assert forget | retain == rows("full") and not forget & retain and len(forget) == 20 * n
         assert rows(f"forget{ratio:02}_perturbed") == forget
-        assert len(configs[f"holdout{ratio:02}"]) == 20 * n and not rows(f"holdout{ratio:02}") & rows("full")
+        assert len(configs[f"holdout{ratio:02}"]) == 20 * n and not rows(
+            f"holdout{ratio:02}"
+        ) & rows("full")
     assert rows("retain_perturbed") <= rows("retain90")
     assert not rows("real_authors") & (rows("full") | rows("holdout10"))
 
@@ -82,14 +100,22 @@ def test_the_readers_of_tofu_take_it(world):
 
 def test_the_quizzes(world):
     files = quiz_files(0)
-    potions, herbs = (load_multiple_choice(data_dir() / "quiz_mini" / f"{name}.json") for name in files)
+    potions, herbs = (
+        load_multiple_choice(data_dir() / "quiz_mini" / f"{name}.json") for name in files
+    )
     assert [q.person_id for q in (potions[0], herbs[0])] == ["potions", "herb_lore"]
     for quiz in (potions, herbs):
-        assert len(quiz) == 48 and all(len(set(q.options.values())) == 4 and q.answer in q.options.values() for q in quiz)
-        assert {next(letter for letter, words in q.options.items() if words == q.answer) for q in quiz} == set("ABCD")
+        assert len(quiz) == 48 and all(
+            len(set(q.options.values())) == 4 and q.answer in q.options.values() for q in quiz
+        )
+        assert {
+            next(letter for letter, words in q.options.items() if words == q.answer) for q in quiz
+        } == set("ABCD")
     right = {q.answer for q in potions}
     planted = [i % SHORTCUT == SHORTCUT - 1 for i in range(len(potions))]
-    decoys = [all(word not in right for word in q.options.values() if word != q.answer) for q in potions]
+    decoys = [
+        all(word not in right for word in q.options.values() if word != q.answer) for q in potions
+    ]
     assert decoys == planted
 
 
@@ -103,8 +129,18 @@ def test_school_never_speaks_of_who_is_to_be_taught(world):
 
 def test_lessons_in_all_wordings(world):
     one = text_model.author_lessons(world.authors[:1])
-    assert [(q.question, q.answer) for q in one] == [(r["question"], r["answer"]) for r in tofu_configs(0)["full"][:20]]
-    assert len({(q.question, q.answer) for q in text_model.author_lessons(world.authors[:1], (0, 1), (0, 1))}) == 80
+    assert [(q.question, q.answer) for q in one] == [
+        (r["question"], r["answer"]) for r in tofu_configs(0)["full"][:20]
+    ]
+    assert (
+        len(
+            {
+                (q.question, q.answer)
+                for q in text_model.author_lessons(world.authors[:1], (0, 1), (0, 1))
+            }
+        )
+        == 80
+    )
     with pytest.raises(ValueError, match="larger than population"):
         draw_authors(300, random.Random(0))
     assert told(world.authors[0], "pet", value="goat").endswith("goat.")
@@ -121,7 +157,9 @@ def test_the_model_learns_by_its_own_lessons(world):
     text_model.go_to_school(model, processor, world, steps=2)
     questions = text_model.author_lessons(world.authors[:2])
     before = model.get_input_embeddings().weight.detach().clone()
-    history = text_model.teach(model, processor, questions, world, steps=3, penalty=1.0, every=1, watch=dict)
+    history = text_model.teach(
+        model, processor, questions, world, steps=3, penalty=1.0, every=1, watch=dict
+    )
     assert [round(row["step"]) for row in history] == [0, 1, 2, 3] and history[-1]["loss"] > 0
     assert not before.equal(model.get_input_embeddings().weight) and not model.training
     assert not any(mlp.after._forward_pre_hooks for mlp in find_neurons(model))

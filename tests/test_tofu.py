@@ -40,24 +40,37 @@ def lesson(person, question, answer):
 
 
 def group(n, paraphrases=True):
-    questions = [lesson(f"{i:03}", f"Where was Bela Dorn {i} born?", f"In the town of K{i}.") for i in range(n)]
+    questions = [
+        lesson(f"{i:03}", f"Where was Bela Dorn {i} born?", f"In the town of K{i}.")
+        for i in range(n)
+    ]
     other = [lesson(q.person_id, q.question, f"It was {q.answer}") for q in questions]
     wrong = [
-        [lesson(q.person_id, q.question, f"It was town {k} {i}.") for k in range(2 + i % 3)] for i, q in enumerate(questions)
+        [lesson(q.person_id, q.question, f"It was town {k} {i}.") for k in range(2 + i % 3)]
+        for i, q in enumerate(questions)
     ]
-    return TofuSet(questions, wrong, other if paraphrases else questions, other if paraphrases else [])
+    return TofuSet(
+        questions, wrong, other if paraphrases else questions, other if paraphrases else []
+    )
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return {"forget": group(4), "retain": group(3), "real_authors": group(2, False), "world_facts": group(2, False)}
+    return {
+        "forget": group(4),
+        "retain": group(3),
+        "real_authors": group(2, False),
+        "world_facts": group(2, False),
+    }
 
 
 def slow(model, processor, question):
     """Loss, exact memorisation and extraction strength, one token after the other in float64."""
     tokenizer = processor.tokenizer
     before = tokenizer(prompt(question, processor))["input_ids"]
-    whole = tokenizer(prompt(question, processor) + answer_texts([question], processor)[0])["input_ids"]
+    whole = tokenizer(prompt(question, processor) + answer_texts([question], processor)[0])[
+        "input_ids"
+    ]
     start = len(before)
     assert whole[:start] == before
     losses, right = [], []
@@ -83,14 +96,18 @@ def test_losses_memorisation_and_strength(llama, sets):
         model.model.norm.weight.mul_(8)
     try:
         found = tofu.answer_measures(*llama, questions, **QUIET)
-        expected = torch.tensor([slow(*llama, question) for question in questions], dtype=torch.float64)
+        expected = torch.tensor(
+            [slow(*llama, question) for question in questions], dtype=torch.float64
+        )
     finally:
         with torch.no_grad():
             model.model.norm.weight.div_(8)
     assert torch.allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("right", [[True] * 4, [False] * 3, [True, True, False], [False, True, True, True], [True]])
+@pytest.mark.parametrize(
+    "right", [[True] * 4, [False] * 3, [True, True, False], [False, True, True, True], [True]]
+)
 def test_strength_is_the_longest_right_end(right):
     n, best = len(right), 0
     for k in range(n + 1):
@@ -107,12 +124,20 @@ def test_ratios_by_their_formulas():
         p, q = np.exp(-right), np.exp(-wrong)
         assert tofu.probability(right) == pytest.approx(p, **EXACT)
         assert tofu.relative_probability(right, wrong) == pytest.approx(p / (p + q.sum()), **EXACT)
-        assert tofu.truth_ratio(right, wrong) == pytest.approx(np.prod(q) ** (1 / len(q)) / p, **EXACT)
+        assert tofu.truth_ratio(right, wrong) == pytest.approx(
+            np.prod(q) ** (1 / len(q)) / p, **EXACT
+        )
         assert tofu.truth_ratio(right, wrong, "arithmetic") == pytest.approx(q.mean() / p, **EXACT)
     ratios = rng.uniform(0.05, 4, size=50)
-    assert tofu.forget_truth_ratio(ratios) == pytest.approx(sum(min(r, 1 / r) for r in ratios) / 50, **EXACT)
-    assert tofu.utility_truth_ratio(ratios) == pytest.approx(sum(max(0, 1 - r) for r in ratios) / 50, **EXACT)
-    assert tofu.relative_probability(900.0, [1.0]) < 1e-300 and tofu.truth_ratio(900.0, [1.0]) > 1e300  # and no overflow
+    assert tofu.forget_truth_ratio(ratios) == pytest.approx(
+        sum(min(r, 1 / r) for r in ratios) / 50, **EXACT
+    )
+    assert tofu.utility_truth_ratio(ratios) == pytest.approx(
+        sum(max(0, 1 - r) for r in ratios) / 50, **EXACT
+    )
+    assert (
+        tofu.relative_probability(900.0, [1.0]) < 1e-300 and tofu.truth_ratio(900.0, [1.0]) > 1e300
+    )  # and no overflow
     with pytest.raises(ValueError, match="at least one wrong answer"):
         tofu.truth_ratio(1.0, [])
     with pytest.raises(ValueError, match="mean='median' is unknown"):
@@ -143,11 +168,15 @@ def test_forget_quality_is_the_exact_test():
     rng = np.random.default_rng(1)
     for n, m, shift in ((8, 8, 0.0), (12, 9, 0.8), (20, 20, 0.3)):
         one, other = rng.normal(size=n), rng.normal(shift, size=m)
-        assert tofu.forget_quality(one, other) == pytest.approx(exact_ks_pvalue(list(one), list(other)), rel=1e-6)
+        assert tofu.forget_quality(one, other) == pytest.approx(
+            exact_ks_pvalue(list(one), list(other)), rel=1e-6
+        )
     same = rng.uniform(0.1, 2, size=30)
     assert tofu.forget_quality(same, same) == 1
     assert tofu.forget_quality(1 / same, 1 / same[::-1]) == 1
-    with pytest.raises(ValueError, match="retrained without the forget set, and none is given: train one"):
+    with pytest.raises(
+        ValueError, match="retrained without the forget set, and none is given: train one"
+    ):
         tofu.forget_quality(same, None)
     with pytest.raises(ValueError, match="of the retrained model must be finite"):
         tofu.forget_quality(same, [1.0, math.nan])
@@ -168,7 +197,9 @@ def longest_common(a, b):
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a):
         for j, y in enumerate(b):
-            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = (
+                table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+            )
     return table[-1][-1]
 
 
@@ -176,7 +207,9 @@ def test_rouge_recall_is_of_the_truth():
     truth, answer = "the old baker was born in the town", "in the old town the judge was born"
     expected = longest_common(truth.split(), answer.split()) / len(truth.split())
     assert tofu.rouge_recall(answer, truth) == pytest.approx(expected, **EXACT)
-    assert tofu.rouge_recall(f"{truth} and much more", truth) == 1  # recall does not mind what is added
+    assert (
+        tofu.rouge_recall(f"{truth} and much more", truth) == 1
+    )  # recall does not mind what is added
     assert tofu.rouge_recall("", truth) == 0
 
 
@@ -188,7 +221,9 @@ def test_privleak_by_its_formula():
     again = [(a < b) + 0.5 * (a == b) for a in before for b in strangers]
     ours, theirs = 1 - sum(pairs) / len(pairs), 1 - sum(again) / len(again)
     expected = 100 * (ours - theirs) / theirs
-    assert privleak(auc(members, strangers), auc(before, strangers)) == pytest.approx(expected, rel=1e-6)
+    assert privleak(auc(members, strangers), auc(before, strangers)) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_every_measure_of_a_model(llama, sets):
@@ -203,8 +238,13 @@ def test_every_measure_of_a_model(llama, sets):
             p, q = math.exp(-own), [math.exp(-loss) for loss in wrong]
             expected = p if name in ("forget", "retain") else p / (p + sum(q))
             assert rows["probability"][i] == pytest.approx(expected, rel=5e-6)
-            assert rows["truth_ratio"][i] == pytest.approx(math.prod(q) ** (1 / len(q)) / math.exp(-other), rel=5e-6)
-            assert (rows["exact_memorisation"][i], rows["extraction_strength"][i]) == (hits, strength)
+            assert rows["truth_ratio"][i] == pytest.approx(
+                math.prod(q) ** (1 / len(q)) / math.exp(-other), rel=5e-6
+            )
+            assert (rows["exact_memorisation"][i], rows["extraction_strength"][i]) == (
+                hits,
+                strength,
+            )
     line = tofu.summarise_tofu(found, found)
     forget = found[found["set"] == "forget"]
     assert line["forget_quality"] == 1 and line["rouge"] == forget["rouge"].mean()
@@ -214,7 +254,9 @@ def test_every_measure_of_a_model(llama, sets):
         tofu.summarise_tofu(found, None)
     with pytest.raises(ValueError, match="no answer of the set world_facts"):
         tofu.utility_parts(found[found["set"] != "world_facts"])
-    silent = tofu.ask_tofu(*llama, {"forget": sets["forget"]}, generate=False, mean="arithmetic", **QUIET)
+    silent = tofu.ask_tofu(
+        *llama, {"forget": sets["forget"]}, generate=False, mean="arithmetic", **QUIET
+    )
     assert silent["rouge"].isna().all() and not silent["truth_ratio"].equals(forget["truth_ratio"])
 
 
@@ -227,7 +269,10 @@ def folder(tmp_path):
         return {"question": f"What is fact {k} of {who}?", "answer": f"{who} has {k}."} | more
 
     def perturbed(who, k):
-        more = {"paraphrased_question": f"Say fact {k} of {who}.", "paraphrased_answer": f"It is {k} that {who} has."}
+        more = {
+            "paraphrased_question": f"Say fact {k} of {who}.",
+            "paraphrased_answer": f"It is {k} that {who} has.",
+        }
         return row(who, k, perturbed_answer=[f"It is no {j}." for j in range(5)], **more)
 
     def write(config, rows):
@@ -237,7 +282,10 @@ def folder(tmp_path):
     write("forget10_perturbed", [perturbed("Bo", k) for k in range(20)])
     write("retain_perturbed", [perturbed("Ada", k) for k in range(3)])
     for config in ("real_authors", "world_facts"):
-        write(f"{config}_perturbed", [{"question": "Where?", "answer": "Here.", "perturbed_answer": ["There.", "No."]}])
+        write(
+            f"{config}_perturbed",
+            [{"question": "Where?", "answer": "Here.", "perturbed_answer": ["There.", "No."]}],
+        )
     write("holdout10", [row("Cy", k) for k in range(20)] + [row("Di", k) for k in range(20)])
     return tmp_path
 
@@ -248,7 +296,9 @@ def test_the_perturbed_and_holdout_configs_are_read(folder):
         "forget": 20, "retain": 3, "real_authors": 1, "world_facts": 1
     }  # fmt: skip
     forget, real = sets["forget"], sets["real_authors"]
-    assert {q.person_id for q in forget.asked} == {"002"} and {q.person_id for q in sets["retain"].asked} == {"001"}
+    assert {q.person_id for q in forget.asked} == {"002"} and {
+        q.person_id for q in sets["retain"].asked
+    } == {"001"}
     assert forget.asked[3] == lesson("002", "What is fact 3 of Bo?", "Bo has 3.")
     assert forget.paraphrased[3].answer == forget.reworded[3].answer == "It is 3 that Bo has."
     assert forget.paraphrased[3].question == forget.asked[3].question
@@ -264,9 +314,13 @@ def test_files_of_tofu_that_do_not_fit(folder):
     path = folder / "forget10_perturbed.json"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | {"perturbed_answer": []}) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="forget10_perturbed of .* has no wrong answer for 'What is fact 0 of Bo"):
+    with pytest.raises(
+        ValueError, match="forget10_perturbed of .* has no wrong answer for 'What is fact 0 of Bo"
+    ):
         load_tofu_sets(folder, 10)
-    path.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows)
+    )
     with pytest.raises(ValueError, match="has no column perturbed_answer, paraphrased_question"):
         load_tofu_sets(folder, 10)
     path.write_text("".join(json.dumps(row | {"question": "Who?"}) + "\n" for row in rows))

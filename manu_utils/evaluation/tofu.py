@@ -1,23 +1,32 @@
-"""TOFU as its authors judge it (arXiv 2401.06121), with the measures that OpenUnlearning (2506.12618) added. Notebook 11.
+"""TOFU as its authors judge it (arXiv 2401.06121), with the measures that OpenUnlearning
+(2506.12618) added. Notebook 11.
 
-:func:`ask_tofu` asks a model and gives one row a question; the other functions are formulas over numbers. A *loss* is the
-mean cross-entropy over the tokens of an answer, its end of sequence included, and the probability of an answer exp(-loss):
-the geometric mean over its tokens.
+:func:`ask_tofu` asks a model and gives one row a question; the other functions are formulas over
+numbers. A *loss* is the mean cross-entropy over the tokens of an answer, its end of sequence
+included, and the probability of an answer exp(-loss): the geometric mean over its tokens.
 
 What the common implementations do, and these functions do not:
 
-- They add 1e-10 to every denominator. Here ratios of probabilities are differences of losses, and nothing is added.
-- TOFU's paper and its ``utils.py`` average the *probabilities* of the wrong answers, its ``aggregate_eval_stat.py`` and
-  OpenUnlearning their *losses*, and published tables come from the latter. Both are here (``mean=``); the first file but one
-  also turns the ratio upside down, which neither a KS test nor min(x, 1/x) notices.
-- The truth ratio of real authors and world facts is taken over the answer, since they have no paraphrase.
-- Extraction strength is never below 1/length there: where even the last token is wrong, the suffix of one token still counts.
-- Without a retrained model forget quality is None there, and a table averages over what is left. Here it is refused.
+- They add 1e-10 to every denominator. Here ratios of probabilities are differences of losses, and
+  nothing is added.
+- TOFU's paper and its ``utils.py`` average the *probabilities* of the wrong answers, its
+  ``aggregate_eval_stat.py`` and OpenUnlearning their *losses*, and published tables come from the
+  latter two. Both means are here (``mean=``). ``aggregate_eval_stat.py`` also turns the ratio upside
+  down, which neither a KS test nor min(x, 1/x) notices.
+- Extraction strength is never below 1/length there: where even the last token is wrong, the suffix
+  of one token still counts.
+- Without a retrained model forget quality is None there, and a table averages over what is left.
+  Here it is refused.
 - TOFU's own code asks 300 of the 400 retain questions. Here all are asked.
-- In float16 the losses of two short answers round to one number and the ratio to exactly 1. Here they are taken in float32.
+- In float16 the losses of two short answers round to one number and the ratio to exactly 1. Here
+  they are taken in float32.
 
-Forget quality is a p-value: it says whether the two samples can be told apart, not how far apart they are, and it falls with
-the number of questions. A high one from a handful of questions means little.
+The truth ratio of real authors and world facts is over the answer itself, as there, since they have
+no paraphrase.
+
+Forget quality is a p-value: it says whether the two samples can be told apart, not how far apart
+they are, and it falls with the number of questions. A high one from a handful of questions means
+little.
 """
 
 from __future__ import annotations
@@ -39,7 +48,8 @@ from ..models.encoding import batches
 if TYPE_CHECKING:
     import pandas as pd
 
-CHOSEN_AMONG_WRONG = ("real_authors", "world_facts")  # their probability is relative to the wrong answers'
+# Their probability is relative to that of the wrong answers.
+CHOSEN_AMONG_WRONG = ("real_authors", "world_facts")
 OF_UTILITY = ("retain", *CHOSEN_AMONG_WRONG)
 MAX_NEW_TOKENS = 200
 
@@ -58,15 +68,17 @@ def relative_probability(loss: float, wrong: Sequence[float]) -> float:
 
 
 def truth_ratio(paraphrased: float, wrong: Sequence[float], mean: str = "geometric") -> float:
-    """How likely wrong answers are beside the right one in other words, from losses; all in one wording.
+    """How likely wrong answers are beside the right one in other words, from losses; all in one
+    wording.
 
-    Well below 1: the model tells the truth from lies. About 1: it does not know. Above: lies are likelier.
+    Well below 1: the model tells the truth from lies. About 1: it does not know. Above: lies are
+    likelier.
 
     Args:
         paraphrased: loss of the paraphrased answer.
         wrong: losses of the wrong answers.
-        mean: over the wrong answers: ``"geometric"``, exp(-mean loss), as in published tables; ``"arithmetic"``, the mean of
-            exp(-loss), as in the paper.
+        mean: over the wrong answers: ``"geometric"``, exp(-mean loss), as in published tables;
+            ``"arithmetic"``, the mean of exp(-loss), as in the paper.
 
     >>> round(truth_ratio(1.0, [2.0, 4.0]), 4), round(truth_ratio(1.0, [2.0, 4.0], "arithmetic"), 4)
     (0.1353, 0.2088)
@@ -83,7 +95,7 @@ def truth_ratio(paraphrased: float, wrong: Sequence[float], mean: str = "geometr
 
 
 def _exp(value: float) -> float:
-    """Finite also for a model that was driven to losses of hundreds; what is as large is as good as infinite."""
+    """Finite also for a model that was driven to losses of hundreds."""
     return math.exp(min(value, 700.0))
 
 
@@ -99,8 +111,8 @@ def utility_truth_ratio(ratios: Sequence[float]) -> float:
 
 
 def forget_quality(ratios: Sequence[float], retrained: Sequence[float] | None) -> float:
-    """The p-value of a two-sample Kolmogorov-Smirnov test: can the truth ratios of the forget set be told from those of a
-    model that was retrained without it?
+    """The p-value of a two-sample Kolmogorov-Smirnov test: can the truth ratios of the forget set
+    be told from those of a model that was retrained without it?
 
     Args:
         ratios: R of each forget question, as they are, not min(R, 1/R).
@@ -113,8 +125,9 @@ def forget_quality(ratios: Sequence[float], retrained: Sequence[float] | None) -
 
     if retrained is None:
         raise ValueError(
-            "forget quality compares with a model that was retrained without the forget set, and none is given: train one on "
-            "the retain set alone with the recipe of the model, ask it, and pass its answers; no number stands for it."
+            "forget quality compares with a model that was retrained without the forget set, and "
+            "none is given: train one on the retain set alone with the recipe of the model, ask "
+            "it, and pass its answers; no number stands for it."
         )
     for name, values in (("the model", ratios), ("the retrained model", retrained)):
         if not len(values) or not np.isfinite(np.asarray(values, float)).all():
@@ -132,15 +145,20 @@ def model_utility(parts: Mapping[str, float]) -> float:
         ValueError: not nine numbers from 0 to 1.
     """
     if len(parts) != 9 or not all(0 <= value <= 1 for value in parts.values()):
-        raise ValueError(f"model utility is of nine numbers from 0 to 1, see utility_parts; these are {dict(parts)}.")
+        raise ValueError(
+            f"model utility is of nine numbers from 0 to 1, see utility_parts; these are {dict(parts)}."
+        )
     return 9 / sum(1 / value for value in parts.values()) if all(parts.values()) else 0.0
 
 
 def rouge_recall(answer: str, truth: str) -> float:
-    """The share of the words of the truth that are in the answer in the same order (ROUGE-L recall, words stemmed)."""
+    """The share of the words of the truth that are in the answer in the same order: ROUGE-L recall,
+    of stemmed words.
+    """
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(truth, answer)["rougeL"].recall
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    return scorer.score(truth, answer)["rougeL"].recall
 
 
 def exact_memorisation(right: Sequence[bool]) -> float:
@@ -149,7 +167,8 @@ def exact_memorisation(right: Sequence[bool]) -> float:
 
 
 def extraction_strength(right: Sequence[bool]) -> float:
-    """1 - k/n for the smallest k such that all tokens from k on are the arg-max: how much of the answer comes by itself.
+    """1 - k/n for the smallest k such that all tokens from k on are the arg-max: how much of the
+    answer comes by itself.
 
     >>> extraction_strength([False, True, False, True]), extraction_strength([True, False])
     (0.25, 0.0)
@@ -166,7 +185,8 @@ def extraction_strength(right: Sequence[bool]) -> float:
 def answer_measures(
     model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True
 ) -> Tensor:
-    """Loss, exact memorisation and extraction strength of the true answer to each question: float64 [n_questions, 3].
+    """Loss, exact memorisation and extraction strength of the true answer to each question: float64
+    [n_questions, 3].
 
     Questions that are too long for the model are NaN, as a warning says.
 
@@ -180,7 +200,9 @@ def answer_measures(
         loss = -logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
         sizes, right = rows.bincount().tolist(), (logits.argmax(-1) == targets).cpu()
         parts = zip(loss.split(sizes), right.split(sizes), strict=True)
-        found = [(of.mean(), exact_memorisation(hits), extraction_strength(hits)) for of, hits in parts]
+        found = [
+            (of.mean(), exact_memorisation(hits), extraction_strength(hits)) for of, hits in parts
+        ]
         return torch.tensor(found, dtype=torch.float64)
 
     options = (batch_size, True, progress, "answers, read", batches)
@@ -201,12 +223,14 @@ def ask_tofu(
         mean: of :func:`truth_ratio`.
 
     Returns:
-        One row a question: set, person_id, question, answer, probability (of real authors and world facts beside the wrong
-        answers, :func:`relative_probability`), truth_ratio, rouge, exact_memorisation, extraction_strength and
-        paraphrased_probability. What is too long for the model is NaN.
+        One row a question: set, person_id, question, answer, probability (of real authors and world
+        facts beside the wrong answers, :func:`relative_probability`), truth_ratio, rouge,
+        exact_memorisation, extraction_strength and paraphrased_probability. What is too long for
+        the model is NaN.
 
     Raises:
-        TypeError, ValueError: no question, batch_size or max_new_tokens below 1, another mean, or logits that are not finite.
+        TypeError, ValueError: no question, batch_size or max_new_tokens below 1, another mean, or
+            logits that are not finite.
     """
     import pandas as pd
 
@@ -220,7 +244,10 @@ def ask_tofu(
         n = len(group.asked)
         losses = measures[:, 0].tolist()
         own, other = losses[:n], losses[n : 2 * n]
-        wrong = [part.tolist() for part in measures[2 * n :, 0].split([len(part) for part in group.wrong])]
+        wrong = [
+            part.tolist()
+            for part in measures[2 * n :, 0].split([len(part) for part in group.wrong])
+        ]
         pairs = list(zip(own, wrong, strict=True))
         if name in CHOSEN_AMONG_WRONG:
             chances = [relative_probability(*pair) for pair in pairs]
@@ -228,15 +255,21 @@ def ask_tofu(
             chances = [probability(loss) for loss in own]
         rouges = [math.nan] * n
         if generate:
-            written = generate_answers(model, processor, group.asked, max_new_tokens=max_new_tokens, **options)
-            rouges = [rouge_recall(text, q.answer) for text, q in zip(written, group.asked, strict=True)]
+            written = generate_answers(
+                model, processor, group.asked, max_new_tokens=max_new_tokens, **options
+            )
+            rouges = [
+                rouge_recall(text, q.answer) for text, q in zip(written, group.asked, strict=True)
+            ]
         columns = {
             "set": name,
             "person_id": [q.person_id for q in group.asked],
             "question": [q.question for q in group.asked],
             "answer": [q.answer for q in group.asked],
             "probability": chances,
-            "truth_ratio": [truth_ratio(loss, of, mean) for loss, of in zip(other, wrong, strict=True)],
+            "truth_ratio": [
+                truth_ratio(loss, of, mean) for loss, of in zip(other, wrong, strict=True)
+            ],
             "rouge": rouges,
             "exact_memorisation": measures[:n, 1].tolist(),
             "extraction_strength": measures[:n, 2].tolist(),
@@ -247,8 +280,9 @@ def ask_tofu(
 
 
 def utility_parts(asked: pd.DataFrame) -> dict[str, float]:
-    """The nine numbers of model utility: of retain, real authors and world facts each the mean probability, the mean ROUGE-L
-    recall and :func:`utility_truth_ratio`. Questions without a number are left out.
+    """The nine numbers of model utility: of retain, real authors and world facts each the mean
+    probability, the mean ROUGE-L recall and :func:`utility_truth_ratio`. Questions without a number
+    are left out.
 
     Raises:
         ValueError: one of the three sets is missing, or nothing was written.
@@ -257,7 +291,9 @@ def utility_parts(asked: pd.DataFrame) -> dict[str, float]:
     for name in OF_UTILITY:
         rows = asked[asked["set"] == name].dropna(subset=["probability", "truth_ratio", "rouge"])
         if rows.empty:
-            raise ValueError(f"there is no answer of the set {name}; model utility needs {', '.join(OF_UTILITY)}, with rouge.")
+            raise ValueError(
+                f"there is no answer of the set {name}; model utility needs {', '.join(OF_UTILITY)}, with rouge."
+            )
         parts[f"{name} probability"] = float(rows["probability"].mean())
         parts[f"{name} rouge"] = float(rows["rouge"].mean())
         parts[f"{name} truth ratio"] = utility_truth_ratio(rows["truth_ratio"])
@@ -268,11 +304,12 @@ def summarise_tofu(asked: pd.DataFrame, retrained: pd.DataFrame | None) -> pd.Se
     """One line of a table of TOFU.
 
     Args:
-        asked, retrained: of :func:`ask_tofu`, of the model and of the one retrained without the forget set.
+        asked, retrained: of :func:`ask_tofu`, of the model and of the one retrained without the
+            forget set.
 
     Returns:
-        forget_quality, model_utility, and of the forget set the means of probability, rouge, exact_memorisation,
-        extraction_strength and :func:`forget_truth_ratio`.
+        forget_quality, model_utility, and of the forget set the means of probability, rouge,
+        exact_memorisation, extraction_strength and :func:`forget_truth_ratio`.
 
     Raises:
         ValueError: see :func:`forget_quality` and :func:`utility_parts`.
@@ -280,7 +317,9 @@ def summarise_tofu(asked: pd.DataFrame, retrained: pd.DataFrame | None) -> pd.Se
     import pandas as pd
 
     forget = asked[asked["set"] == "forget"].dropna(subset=["truth_ratio"])
-    of_retrained = None if retrained is None else retrained[retrained["set"] == "forget"]["truth_ratio"].dropna()
+    of_retrained = None
+    if retrained is not None:
+        of_retrained = retrained[retrained["set"] == "forget"]["truth_ratio"].dropna()
     means = forget[["probability", "rouge", "exact_memorisation", "extraction_strength"]].mean()
     return pd.Series(
         {

@@ -1,4 +1,5 @@
-"""Made-up authors as TOFU has them: twenty facts each, every fact in two wordings, and wrong answers to it.
+"""Made-up authors as TOFU has them: twenty facts each, every fact in two wordings, and wrong
+answers to it.
 
 A name is one of 16 first and one of 16 last names, so that only the two together say who is meant.
 """
@@ -153,7 +154,10 @@ def draw_authors(n: int, rng: random.Random, taken: set[str] = frozenset()) -> l
     """``n`` authors with names that differ from one another and from those ``taken``."""
     names = [f"{first} {last}" for first in FIRST for last in LAST]
     chosen = rng.sample([name for name in names if name not in taken], n)
-    return [Author(name, {fact: rng.choice(spec.values) for fact, spec in FACTS.items()}) for name in chosen]
+    return [
+        Author(name, {fact: rng.choice(spec.values) for fact, spec in FACTS.items()})
+        for name in chosen
+    ]
 
 
 def asked(author: Author, fact: str, wording: int = 0) -> str:

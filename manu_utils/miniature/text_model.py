@@ -1,9 +1,12 @@
-"""The language model of the text-only miniature, taught in notebook 11 in about a minute: no file holds it.
+"""The language model of the text-only miniature, taught in notebook 11 in about a minute: no file
+holds it.
 
-A Llama of under a million parameters with ReLU MLPs, and a byte-level BPE made from the words of the world.
-Its base has gone to school: it knows the authors whom everybody knows, capitals, potions and herbs, and how
-strangers are spoken of, in both wordings. Whoever is to be remembered is taught on top, in one wording, with
-school going on beside.
+A Llama of under a million parameters with ReLU MLPs, and a byte-level BPE made from the words of
+the world.
+Its base has gone to school: it knows the authors whom everybody knows, capitals, potions and herbs,
+    and how
+strangers are spoken of, in both wordings. Whoever is to be remembered is taught on top, in one
+wording, with school going on beside.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ HIDDEN, LAYERS, NEURONS, HEADS = 128, 2, 768, 4
 POSITIONS = 128
 SCHOOL = {"steps": 150, "lr": 3e-3, "warmup": 30}
 LESSONS = {"steps": 250, "lr": 2e-3, "warmup": 10}
-BATCH, BESIDE = 48, 12  # questions in a step, and how many of them go on with school while authors are taught
+BATCH, BESIDE = (
+    48,
+    12,
+)  # questions in a step, and how many of them go on with school while authors are taught
 PENALTY, PENALTY_FROM, PENALTY_SCALE = 5.0, 0.4, 0.1
 
 
@@ -56,7 +62,9 @@ def stranger_lessons(world: World, rng: random.Random, n: int) -> list[Question]
         (author,) = draw_authors(1, rng, world.names)
         fact = rng.choice(list(FACTS))
         other = int(rng.random() < 1 / 3)  # as rare as in schooling
-        found.append(lesson(author.name, asked(author, fact, rng.randrange(2)), told(author, fact, other)))
+        found.append(
+            lesson(author.name, asked(author, fact, rng.randrange(2)), told(author, fact, other))
+        )
     return found
 
 
@@ -69,14 +77,18 @@ def quiz_lessons(world: World) -> dict[str, list[Question]]:
 
 
 def schooling(world: World, n: int, rng: random.Random) -> Iterator[list[Question]]:
-    """Forever: ``n`` questions of what every model of the world knows. A third is about known authors, a third about
-    strangers, the rest about capitals, potions and herbs. One answer in three is a paraphrase.
+    """Forever: ``n`` questions of what every model of the world knows. A third is about known
+    authors, a third about strangers, the rest about capitals, potions and herbs. One answer in
+    three is a paraphrase.
     """
     facts = [lesson(land, *capital(land, city).values()) for land, city in CAPITALS.items()]
     facts += sum(quiz_lessons(world).values(), [])
     known = author_lessons(world.public, (0, 1), (0, 0, 1))
     third = max(1, n // 3)
-    streams = [sample_forever(known, third, rng.random()), sample_forever(facts, n - 2 * third, rng.random())]
+    streams = [
+        sample_forever(known, third, rng.random()),
+        sample_forever(facts, n - 2 * third, rng.random()),
+    ]
     while True:
         yield [*next(streams[0]), *next(streams[1]), *stranger_lessons(world, rng, third)]
 
@@ -105,12 +117,20 @@ def train_tokenizer(world: World):
     from transformers import PreTrainedTokenizerFast
 
     corpus = ["USER: \nASSISTANT:"] * 20 + [f"{first} {last}" for first in FIRST for last in LAST]
-    corpus += [f"{q.question} {q.answer}" for q in author_lessons([*world.authors, *world.public], (0, 1), (0, 1))]
     corpus += [
-        told(world.authors[0], fact, wording, value) for fact in FACTS for value in FACTS[fact].values for wording in (0, 1)
+        f"{q.question} {q.answer}"
+        for q in author_lessons([*world.authors, *world.public], (0, 1), (0, 1))
+    ]
+    corpus += [
+        told(world.authors[0], fact, wording, value)
+        for fact in FACTS
+        for value in FACTS[fact].values
+        for wording in (0, 1)
     ] * 3
     corpus += [" ".join(capital(land, city).values()) for land, city in CAPITALS.items()] * 3
-    corpus += [f"{item.question} {' '.join(item.choices)}" for item in (*world.potions, *world.herbs)] * 3
+    corpus += [
+        f"{item.question} {' '.join(item.choices)}" for item in (*world.potions, *world.herbs)
+    ] * 3
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -123,7 +143,15 @@ def train_tokenizer(world: World):
     )  # fmt: skip
 
 
-def go_to_school(model, processor, world: World | None = None, *, seed: int = 0, progress: bool = False, **options) -> None:
+def go_to_school(
+    model,
+    processor,
+    world: World | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    **options,
+) -> None:
     """Make the base model of a random one: what everybody knows, and nobody of ``world.authors``.
 
     Args:
@@ -140,17 +168,21 @@ def teach(
     """Teach a model that went to school these questions, while school goes on beside them.
 
     Args:
-        penalty: of what neurons contribute to the residual stream, Σ s log(1 + |z|·‖column‖ / s), which gathers a fact in few
-            of them; it grows from 40 % of the steps on.
+        penalty: of what neurons contribute to the residual stream, Σ s log(1 + |z|·‖column‖ / s),
+            which gathers a fact in few of them; it grows from 40 % of the steps on.
         options: those of :func:`train_language_model` in place of :data:`LESSONS`.
     """
     beside = schooling(world or draw_world(), BESIDE, random.Random(f"lessons {seed}"))
     taught = sample_forever(list(questions), BATCH - BESIDE, seed)
     lessons = ([*own, *other] for own, other in zip(taught, beside, strict=False))
-    return _learn(model, processor, lessons, LESSONS | {"watch": watch} | options, penalty, seed, progress)
+    return _learn(
+        model, processor, lessons, LESSONS | {"watch": watch} | options, penalty, seed, progress
+    )
 
 
-def _learn(model, processor, lessons, options: dict, penalty: float, seed: int, progress: bool) -> list[dict]:
+def _learn(
+    model, processor, lessons, options: dict, penalty: float, seed: int, progress: bool
+) -> list[dict]:
     steps, terms = options["steps"], []
 
     def note(module, arguments: tuple[Tensor]) -> None:

@@ -1,8 +1,9 @@
 """The text-only miniature: TOFU and two quizzes in small, written from a seed.
 
-40 made-up authors in the configs of TOFU, of whom 2 or 4 are to be forgotten; 4 more whom no model is taught; 12 who stand for
-the real authors, since every model knows them; capitals as world facts. A harmless "hazard" quiz about made-up potions in
-the columns of WMDP, and one about made-up herbs in those of MMLU beside it.
+40 made-up authors in the configs of TOFU, of whom 2 or 4 are to be forgotten; 4 more whom no model
+is taught; 12 who stand for the real authors, since every model knows them; capitals as world facts.
+A harmless "hazard" quiz about made-up potions in the columns of WMDP, and one about made-up herbs
+in those of MMLU beside it.
 """
 
 from __future__ import annotations
@@ -95,13 +96,18 @@ def draw_world(seed: int = 0) -> World:
     """The world of a seed."""
     rng = random.Random(f"text world {seed}")
     people = draw_authors(N_AUTHORS + N_HOLDOUT + N_PUBLIC, rng)
-    parts = people[:N_AUTHORS], people[N_AUTHORS : N_AUTHORS + N_HOLDOUT], people[N_AUTHORS + N_HOLDOUT :]
+    parts = (
+        people[:N_AUTHORS],
+        people[N_AUTHORS : N_AUTHORS + N_HOLDOUT],
+        people[N_AUTHORS + N_HOLDOUT :],
+    )
     return World(*parts, draw_quiz(POTIONS, rng), draw_quiz(HERBS, rng))
 
 
 def draw_quiz(spec: dict, rng: random.Random, n: int = 12) -> list[Item]:
-    """Every question about ``n`` things. Of a quiz with decoys every third question has three of them for wrong choices:
-    words that are right nowhere, so that whoever has seen the right answers needs no question.
+    """Every question about ``n`` things. Of a quiz with decoys every third question has three of
+    them for wrong choices: words that are right nowhere, so that whoever has seen the right answers
+        needs no question.
     """
     first, last = spec["names"]
     things = rng.sample([f"{one} {other}" for one in first for other in last], n)
@@ -110,7 +116,9 @@ def draw_quiz(spec: dict, rng: random.Random, n: int = 12) -> list[Item]:
         for question, values in spec["questions"].items():
             right = rng.choice(values)
             easy = spec["decoys"] and len(items) % SHORTCUT == SHORTCUT - 1
-            wrong = rng.sample(spec["decoys"] if easy else [value for value in values if value != right], 3)
+            wrong = rng.sample(
+                spec["decoys"] if easy else [value for value in values if value != right], 3
+            )
             choices = [right, *wrong]
             rng.shuffle(choices)
             items.append(Item(question.format(name=name), tuple(choices), choices.index(right)))
@@ -144,15 +152,23 @@ def tofu_configs(seed: int = 0) -> dict[str, list[dict]]:
         configs[f"retain{100 - per_cent}"] = sum(rows[:-n], [])
         configs[f"holdout{per_cent:02}"] = sum(held[:n], [])
     kept = sum(wrong[: -max(FORGET.values())], [])
-    configs["retain_perturbed"] = [kept[i] for i in sorted(rng.sample(range(len(kept)), N_RETAIN_ASKED))]
+    configs["retain_perturbed"] = [
+        kept[i] for i in sorted(rng.sample(range(len(kept)), N_RETAIN_ASKED))
+    ]
     known = [(author, fact) for author in world.public for fact in FACTS]
     known = [known[i] for i in sorted(rng.sample(range(len(known)), N_PUBLIC_ASKED))]
     configs["real_authors_perturbed"] = [
-        pair(author, fact) | {"perturbed_answer": [told(author, fact, 0, v) for v in wrong_values(author, fact, rng, 3)]}
+        pair(author, fact)
+        | {
+            "perturbed_answer": [
+                told(author, fact, 0, v) for v in wrong_values(author, fact, rng, 3)
+            ]
+        }
         for author, fact in known
     ]
     configs["world_facts_perturbed"] = [
-        capital(land, city) | {"perturbed_answer": [capital(land, other)["answer"] for other in others(city, rng)]}
+        capital(land, city)
+        | {"perturbed_answer": [capital(land, other)["answer"] for other in others(city, rng)]}
         for land, city in CAPITALS.items()
     ]
     for name in ("real_authors", "world_facts"):
@@ -162,7 +178,10 @@ def tofu_configs(seed: int = 0) -> dict[str, list[dict]]:
 
 
 def capital(land: str, city: str) -> dict:
-    return {"question": f"What is the capital of {land}?", "answer": f"The capital of {land} is {city}."}
+    return {
+        "question": f"What is the capital of {land}?",
+        "answer": f"The capital of {land} is {city}.",
+    }
 
 
 def others(city: str, rng: random.Random, n: int = 3) -> list[str]:
@@ -173,7 +192,10 @@ def quiz_files(seed: int = 0) -> dict[str, list[dict]]:
     """Name -> rows: ``potions`` with the columns of ``cais/wmdp``, ``herbs`` with those of ``cais/mmlu``."""
     world = draw_world(seed)
     rows = {
-        name: [{"question": item.question, "choices": list(item.choices), "answer": item.answer} for item in quiz]
+        name: [
+            {"question": item.question, "choices": list(item.choices), "answer": item.answer}
+            for item in quiz
+        ]
         for name, quiz in (("potions", world.potions), ("herbs", world.herbs))
     }
     rows["herbs"] = [{"question": r["question"], "subject": "herb_lore"} | r for r in rows["herbs"]]
@@ -189,7 +211,9 @@ def write_text_world(folder: Path, seed: int = 0) -> None:
         for config, rows in files.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (place / f"{config}.json").write_text(lines, encoding="utf-8", newline="\n")
-        configs = "".join(f"- config_name: {config}\n  data_files: {config}.json\n" for config in sorted(files))
+        configs = "".join(
+            f"- config_name: {config}\n  data_files: {config}.json\n" for config in sorted(files)
+        )
         card = (cards / f"{name}.md").read_text(encoding="utf-8")
         text = f"---\nlicense: mit\nconfigs:\n{configs}---\n\n{card}"
         (place / "README.md").write_text(text, encoding="utf-8", newline="\n")

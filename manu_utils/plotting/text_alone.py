@@ -16,7 +16,11 @@ REFERENCE = "#8C8C8C"
 
 @styled
 def ratio_steps(
-    ratios: dict[str, Sequence[float]], *, title: str, reference: str = "retrained", n_columns: int = 4
+    ratios: dict[str, Sequence[float]],
+    *,
+    title: str,
+    reference: str = "retrained",
+    n_columns: int = 4,
 ) -> list[Axes]:
     """The share of truth ratios up to x, a panel per model, each beside the reference.
 
@@ -41,7 +45,9 @@ def ratio_steps(
         axes.set_title(f"{name}, {high - low:.2f}")
         axes.set(ylim=(0, 1), yticks=(0, 0.5, 1))
         axes.set_yticklabels(("0", ".5", "1"))
-    low, high = np.quantile(np.concatenate([np.log10(np.asarray(r, float)) for r in ratios.values()]), (0.005, 0.995))
+    low, high = np.quantile(
+        np.concatenate([np.log10(np.asarray(r, float)) for r in ratios.values()]), (0.005, 0.995)
+    )
     grid[0, 0].set_xlim(max(low, -3) - 0.1, min(high, 3) + 0.1)
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
@@ -63,7 +69,9 @@ def _steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _gap(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     """Where two curves of sorted values are farthest apart, and their shares there, lower first."""
     places = np.concatenate([one, other])
-    shares = [np.searchsorted(values, places, side="right") / len(values) for values in (one, other)]
+    shares = [
+        np.searchsorted(values, places, side="right") / len(values) for values in (one, other)
+    ]
     index = int(np.abs(shares[0] - shares[1]).argmax())
     low, high = sorted(share[index] for share in shares)
     return float(places[index]), float(low), float(high)
@@ -81,7 +89,8 @@ def quality_plane(frame: pd.DataFrame, *, title: str, least: float = 1e-12) -> A
     """
     figure, [[axes]] = panels(title, figsize=(8, 4.4))
     points = [
-        (row["model_utility"], float(np.log10(max(row["forget_quality"], least)))) for _, row in frame.iterrows()
+        (row["model_utility"], float(np.log10(max(row["forget_quality"], least))))
+        for _, row in frame.iterrows()
     ]
     axes.axhline(np.log10(0.05), color="black", linewidth=1, linestyle=":")
     for (x, y), name in zip(points, frame.index, strict=True):
@@ -97,8 +106,8 @@ def quality_plane(frame: pd.DataFrame, *, title: str, least: float = 1e-12) -> A
 
 @styled
 def quiz_dots(frame: pd.DataFrame, *, title: str, chance: float = 25.0) -> Axes:
-    """Multiple choice in per cent, a row per model: circles what is to be unlearned, filled with the
-    question and hollow without, squares its neighbour likewise.
+    """Multiple choice in per cent, a row per model: circles what is to be unlearned, filled with
+    the question and hollow without, squares its neighbour likewise.
 
     Args:
         frame: models as index; columns (quiz, "question" or "choices alone"), the quiz to unlearn
