@@ -217,6 +217,20 @@ def test_the_two_ends_are_the_named_variants(statistics, mlps):
     assert score("paper", **statistics, mlps=mlps).equal(by_hand)
 
 
+def test_without_a_contrast_one_modality_will_do(statistics, mlps):
+    alone = {name: {"text": of["text"]} for name, of in statistics.items()}
+    found = switched_score(**alone, mlps=mlps, contrast=False)
+    plain = [
+        (s.total_abs + s.n_active) / s.counts() + variance(s).sqrt() + (s.total_squares / s.counts()).sqrt()
+        for s in (alone["forget"]["text"], alone["retain"]["text"])
+    ]
+    assert torch.allclose(found, plain[0] / (plain[1] + EPS), rtol=1e-9)
+    with pytest.raises(ValueError, match="forget has no multimodal statistics"):
+        switched_score(**alone, mlps=mlps)
+    with pytest.raises(ValueError, match="forget has no multimodal statistics"):
+        switched_score(**alone, mlps=mlps, contrast=False, one_modality=True)
+
+
 def test_pooled_layers_share_their_activations():
     generator = torch.Generator().manual_seed(2)
     towers = {"vision": 5, "language": 7}

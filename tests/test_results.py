@@ -9,6 +9,7 @@ import pytest
 import audit
 import bridge
 import compare
+import text_alone
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
 from manu_utils.paths import data_dir
 from manu_utils.unlearning.baselines import METHODS
@@ -155,3 +156,16 @@ def test_the_attacks_find_out_the_vanilla_model_and_pass_the_retrained_one(audit
         assert of("retrained", "inside", "lens rank, layer 3") > 4
         assert of("vanilla", "inside", "depth, answer") < 0.01
         assert of("retrained", "inside", "depth, answer") == 1
+
+
+def test_the_settings_of_text_alone_were_looked_for_on_the_bundled_authors():
+    place = RESULTS / "text_alone.csv"
+    about = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+    assert about["state"] == text_alone.state_of(), "authors, recipe or grids changed: python experiments/text_alone.py"
+    table = pd.read_csv(place)
+    tried = {method: tuple(rows["setting"]) for method, rows in table.groupby("method")}
+    expected = text_alone.STRENGTHS | dict.fromkeys(text_alone.METHODS, text_alone.STEPS)
+    assert tried == expected | {"vanilla": (0,), "retrained": (0,)}
+    rows = table.set_index("method")
+    assert rows.loc["vanilla", "forget"] > 0.75 and rows.loc["retrained", "forget"] < 0.25
+    assert rows.loc["retrained", "distance"] == 0 and rows.loc["vanilla", "distance"] > 0.3

@@ -22,24 +22,30 @@ test           the same portraits (there are no new ones):   paraphrased questio
 retain         everybody else; asked are the authors in      everybody else; asked are the questions in
                ``retain_perturbed``, as for forget           ``retain_perturbed``
 celebrity      ``real_faces``: the name among wrong ones     ``real_authors_perturbed``
-not used       ``real_world``, ``full`` and ``default``      ``world_facts``, ``holdoutXX``
+not used       ``real_world``, ``full`` and ``default``      ``world_facts``, ``holdoutXX``: see below
 ============== ============================================= ======================================================
 
 There are four options, as in MLLMU-Bench, the wrong ones being the first three of the file; their order is drawn from a seed
-that depends on the words alone. These are the tasks of MLLMU-Bench, not the official metrics of TOFU (probability and truth
-ratio of whole answers) and CLEAR. Columns and files are as the two publish them; another layout fails with what is missing.
+that depends on the words alone. These are the tasks of MLLMU-Bench, not the official metrics of CLEAR. Columns and files are
+as the two publish them; another layout fails with what is missing.
+
+For TOFU as its authors judge it (:mod:`manu_utils.evaluation.tofu`) there are :func:`load_tofu_sets`, which keeps the
+perturbed and paraphrased answers and reads ``world_facts_perturbed`` as well, and :func:`load_tofu_holdout`. Multiple choice
+in the columns of WMDP and MMLU is read by :func:`load_multiple_choice`.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..progress import no_dataset_bars
 from .files import read_config
+from .records import Question
 from .sets import Benchmark
 
 if TYPE_CHECKING:
@@ -62,24 +68,11 @@ def load_tofu(source: str | Path, forget_ratio: int, modalities: Sequence[str] =
     Raises:
         ValueError: a missing column, or a question that is not in ``full``; also what ``read_config`` raises.
     """
-    full = _read(source, "full", ["question", "answer"])
-    if len(full) % QUESTIONS_PER_AUTHOR:
-        raise ValueError(f"full of {source} has {len(full)} rows, which is not {QUESTIONS_PER_AUTHOR} for each author.")
-    author_of: dict = {}
-    for place, row in enumerate(full):
-        author = f"{place // QUESTIONS_PER_AUTHOR + 1:03}"
-        author_of[row["question"].strip(), row["answer"].strip()] = author
-        author_of.setdefault(row["question"].strip(), author)
+    authored = _tofu_authors(source)
 
     def by_author(config: str, columns: list[str]) -> dict[str, list[dict]]:
         grouped: dict[str, list[dict]] = {}
-        for row in _read(source, config, columns):
-            question = row["question"].strip()
-            author = author_of.get((question, row["answer"].strip())) or author_of.get(question)
-            if author is None:
-                raise ValueError(
-                    f"{config} of {source} asks {question!r}, which is not in full; fetch both from the same release."
-                )
+        for author, row in authored(config, columns):
             grouped.setdefault(author, []).append(row)
         return grouped
 
@@ -112,6 +105,142 @@ def load_tofu(source: str | Path, forget_ratio: int, modalities: Sequence[str] =
         forget_ratio=forget_ratio,
         source=str(source),
     )
+
+
+@dataclass(frozen=True)
+class TofuSet:
+    """What is asked of one group of TOFU, all lists in the order of the file.
+
+    Attributes:
+        asked: the questions with their answers, as they are taught.
+        wrong: for each of them the same question with several wrong answers.
+        paraphrased: the same questions with the answer in other words; the answer itself for real authors and world facts,
+            which have no other wording.
+        reworded: the questions in other words with the answer in other words; empty where there are none.
+    """
+
+    asked: list[Question]
+    wrong: list[list[Question]]
+    paraphrased: list[Question]
+    reworded: list[Question]
+
+
+def load_tofu_sets(source: str | Path, forget_ratio: int) -> dict[str, TofuSet]:
+    """TOFU as its authors judge it: ``forget``, ``retain``, ``real_authors`` and ``world_facts``, from the perturbed configs.
+
+    Args:
+        source: a local folder or ``"locuslab/TOFU"``.
+        forget_ratio: 1, 5 or 10.
+
+    Returns:
+        Name -> questions. People are called as in :func:`load_tofu`, real authors and facts by their number.
+
+    Raises:
+        ValueError: a missing column, a question that is not in ``full``, or a question without a wrong answer; also what
+            ``read_config`` raises.
+    """
+    authored, plain = _tofu_authors(source), ["question", "answer", "perturbed_answer"]
+
+    def numbered(config: str) -> Iterator[tuple[str, dict]]:
+        return ((f"{config}_{i + 1:03}", row) for i, row in enumerate(_read(source, f"{config}_perturbed", plain)))
+
+    def read(config: str, rows: Iterable[tuple[str, dict]], paraphrases: bool) -> TofuSet:
+        rows = list(rows)
+        if empty := [row["question"] for _, row in rows if not row["perturbed_answer"]]:
+            raise ValueError(f"{config} of {source} has no wrong answer for {empty[0]!r}; fetch the file again.")
+        other = "paraphrased_answer" if paraphrases else "answer"
+        return TofuSet(
+            asked=[_asked(who, row["question"], row["answer"]) for who, row in rows],
+            wrong=[[_asked(who, row["question"], wrong) for wrong in row["perturbed_answer"]] for who, row in rows],
+            paraphrased=[_asked(who, row["question"], row[other]) for who, row in rows],
+            reworded=[_asked(who, row["paraphrased_question"], row[other]) for who, row in rows if paraphrases],
+        )
+
+    worded = [*plain, "paraphrased_question", "paraphrased_answer"]
+    forget_of = f"forget{forget_ratio:02}_perturbed"
+    return {
+        "forget": read(forget_of, authored(forget_of, worded), True),
+        "retain": read("retain_perturbed", authored("retain_perturbed", worded), True),
+        "real_authors": read("real_authors_perturbed", numbered("real_authors"), False),
+        "world_facts": read("world_facts_perturbed", numbered("world_facts"), False),
+    }
+
+
+def load_tofu_holdout(source: str | Path, forget_ratio: int) -> list[Question]:
+    """``holdoutXX`` of TOFU: questions about authors whom no model was taught, the control of membership tests.
+
+    Raises:
+        ValueError, FileNotFoundError: see ``read_config``; older releases of TOFU have no such config.
+    """
+    rows = _read(source, f"holdout{forget_ratio:02}", ["question", "answer"])
+    return [
+        _asked(f"holdout_{place // QUESTIONS_PER_AUTHOR + 1:03}", row["question"], row["answer"])
+        for place, row in enumerate(rows)
+    ]
+
+
+def _asked(person: str, question: str, answer: str) -> Question:
+    return Question(person, question, answer, None, "training")
+
+
+def _tofu_authors(source: str | Path) -> Callable[[str, list[str]], Iterator[tuple[str, dict]]]:
+    """A reader of (author, row) of the configs that ask about the authors of ``full``."""
+    full = _read(source, "full", ["question", "answer"])
+    if len(full) % QUESTIONS_PER_AUTHOR:
+        raise ValueError(f"full of {source} has {len(full)} rows, which is not {QUESTIONS_PER_AUTHOR} for each author.")
+    author_of: dict = {}
+    for place, row in enumerate(full):
+        author = f"{place // QUESTIONS_PER_AUTHOR + 1:03}"
+        author_of[row["question"].strip(), row["answer"].strip()] = author
+        author_of.setdefault(row["question"].strip(), author)
+
+    def authored(config: str, columns: list[str]) -> Iterator[tuple[str, dict]]:
+        for row in _read(source, config, columns):
+            question = row["question"].strip()
+            author = author_of.get((question, row["answer"].strip())) or author_of.get(question)
+            if author is None:
+                raise ValueError(
+                    f"{config} of {source} asks {question!r}, which is not in full; fetch both from the same release."
+                )
+            yield author, row
+
+    return authored
+
+
+def load_multiple_choice(file: str | Path) -> list[Question]:
+    """Multiple choice in the columns of WMDP and MMLU: question, choices, answer (the place of the right one) and, of MMLU,
+    subject.
+
+    Args:
+        file: one local file, such as ``wmdp-bio/test-00000-of-00001.parquet``; parquet or JSON lines.
+
+    Returns:
+        Text questions of the task classification, options A, B, ..., with the subject, or else the name of the file, for
+        person_id.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, a missing column, or an answer that is none of the choices.
+    """
+    import pandas as pd
+
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}; name one of a local copy, not a folder or a Hub id.")
+    if file.suffix not in (".parquet", ".json", ".jsonl"):
+        raise ValueError(f"{file} is neither .parquet nor .json nor .jsonl.")
+    rows = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True)
+    if missing := [column for column in ("question", "choices", "answer") if column not in rows]:
+        raise ValueError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(rows)}.")
+    subjects = rows["subject"] if "subject" in rows else [file.stem] * len(rows)
+    questions = []
+    for subject, asked, choices, right in zip(subjects, rows["question"], rows["choices"], rows["answer"], strict=True):
+        choices = [str(choice) for choice in choices]
+        if not 0 <= right < len(choices):
+            raise ValueError(f"{file}: the answer to {asked!r} is {right}, but there are {len(choices)} choices.")
+        options = {chr(ord("A") + place): words for place, words in enumerate(choices)}
+        questions.append(Question(str(subject), asked, choices[int(right)], None, "classification", options))
+    return questions
 
 
 def load_clear(source: str | Path, forget_ratio: int, modalities: Sequence[str]) -> Benchmark:

@@ -4,13 +4,33 @@ from .answers_file import fingerprint
 from .choosing import choose_alpha
 from .factuality import judge_factuality
 from .judging import find_letter, normalise, parse_letter
+from .multiple_choice import IN_WORDS, LETTERED, OF_MMLU, choose
 from .official import PITFALLS, evaluate_official, official_prompts, official_scores
 from .robust import evaluate_robust, robust_prompts, summarise_with_intervals
 from .tables import evaluate, merit, summarise
+from .tofu import (
+    answer_measures,
+    ask_tofu,
+    exact_memorisation,
+    extraction_strength,
+    forget_quality,
+    forget_truth_ratio,
+    model_utility,
+    probability,
+    relative_probability,
+    rouge_recall,
+    summarise_tofu,
+    truth_ratio,
+    utility_parts,
+    utility_truth_ratio,
+)
 
 __all__ = [
-    "PITFALLS", "choose_alpha", "evaluate", "evaluate_official", "evaluate_robust", "find_letter",
-    "fingerprint", "judge_factuality", "merit", "normalise", "official_prompts",
-    "official_scores", "parse_letter", "robust_prompts", "summarise",
-    "summarise_with_intervals",
+    "IN_WORDS", "LETTERED", "OF_MMLU", "PITFALLS", "answer_measures", "ask_tofu", "choose",
+    "choose_alpha", "evaluate", "evaluate_official", "evaluate_robust", "exact_memorisation",
+    "extraction_strength", "find_letter", "fingerprint", "forget_quality", "forget_truth_ratio",
+    "judge_factuality", "merit", "model_utility", "normalise", "official_prompts",
+    "official_scores", "parse_letter", "probability", "relative_probability", "robust_prompts",
+    "rouge_recall", "summarise", "summarise_tofu", "summarise_with_intervals", "truth_ratio",
+    "utility_parts", "utility_truth_ratio",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""``python -m manu_utils.miniature data|model|retrained``: rebuild the bundled miniature, or a model to compare it with.
+"""``python -m manu_utils.miniature data|text|model|retrained``: rebuild the bundled miniature, or a model to compare it with.
 
 Options: ``--seed N``; model: ``--dense``; retrained: ``--forget-ratio 5|10|15``.
 """
@@ -11,7 +11,7 @@ from ..paths import data_dir
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m manu_utils.miniature", description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["data", "model", "retrained"])
+    parser.add_argument("part", choices=["data", "text", "model", "retrained"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--dense", action="store_true", help="model: from the bundled base, without the sparsity penalty, into build/dense"
@@ -26,6 +26,11 @@ def main() -> None:
 
         write_benchmark(data, seed=seed)
         write_strangers(data.with_name(f"{data.name}_strangers"), seed=seed)
+        return
+    if arguments.part == "text":
+        from .text_world import write_text_world
+
+        write_text_world(data_dir(), seed=seed)
         return
     from .build import DENSE, build, fine_tune_plainly, retrained_folder
 

@@ -97,7 +97,8 @@ def switched_score(
 
     Args:
         contrast: the functions compare the modalities. Without it they are plain: mean |z| and share active, each
-            summed over the modalities, and the roots of the summed variances and of the summed mean squares.
+            summed over the modalities, and the roots of the summed variances and of the summed mean squares; one modality,
+            such as text alone, will then do.
         one_modality: the vision tower is scored by image + text alone and the language tower by text alone.
         sum_of_ratios: Σ_m w_m (F_m / (R_m + ε) − 1) instead of Σ_m w_m F_m / (Σ_m w_m R_m + ε).
         weights: of I_abs, I_freq, I_var and I_rms; 0 leaves one out.
@@ -110,13 +111,14 @@ def switched_score(
         raise ValueError("one modality has nothing to be contrasted with; pass contrast=False as well.")
     if len(weights) != 4 or min(weights) < 0 or not any(weights):
         raise ValueError(f"weights={weights} must be four numbers, none negative and at least one positive.")
-    _check(forget, retain, mlps)
+    alone = not (contrast or one_modality) and forget and set(forget) == set(retain)
+    _check(forget, retain, mlps, needed=tuple(forget) if alone else MODALITIES)
     if contrast:
         of_forget, of_retain = (contrasts(s["multimodal"], s["text"], eps) for s in (forget, retain))
     elif one_modality:
         of_forget, of_retain = (_by_tower(_plain([s["multimodal"]]), _plain([s["text"]]), mlps) for s in (forget, retain))
     else:
-        of_forget, of_retain = (_plain([s["multimodal"], s["text"]]) for s in (forget, retain))
+        of_forget, of_retain = (_plain([s[m] for m in MODALITIES if m in s]) for s in (forget, retain))
     used = [(w, f, r) for w, f, r in zip(weights, of_forget, of_retain, strict=True) if w]
     if sum_of_ratios:
         scores = sum(w * (f / (r + eps) - 1) for w, f, r in used)

@@ -1,0 +1,183 @@
+"""Multiple choice by log-likelihood: against a slow reference, and against lm-eval where it is installed."""
+
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from manu_utils.benchmark.other_benchmarks import load_multiple_choice
+from manu_utils.evaluation.multiple_choice import IN_WORDS, LETTERED, OF_MMLU, choose
+from manu_utils.paths import data_dir
+
+QUIET = {"progress": False, "batch_size": 7}
+NAMES = ("Tonic", "Elixir", "Draught", "Philtre", "Balm", "Salve")
+ROWS = [
+    {
+        "question": f"What is in {name}? ",
+        "choices": ["one", "two parts", "a third of it", f"four {name}"],
+        "answer": i % 4,
+    }
+    for i, name in enumerate(NAMES)
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model):
+    """(model, processor): a small random Llama that is not indifferent."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_model[1].tokenizer
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=True, initializer_range=0.2, max_position_embeddings=256, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    return model, SimpleNamespace(tokenizer=tokenizer)
+
+
+@pytest.fixture
+def quiz(tmp_path):
+    path = tmp_path / "potions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def slow(model, tokenizer, prompt, continuation):
+    """Sum of the log-likelihoods of the continuation's tokens, one after the other."""
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"]
+    total = 0.0
+    for place in range(len(before), len(whole)):
+        with torch.no_grad():
+            total += (
+                model(torch.tensor([whole[:place]]))
+                .logits[0, -1]
+                .double()
+                .log_softmax(-1)[whole[place]]
+                .item()
+            )
+    return total
+
+
+@pytest.mark.parametrize("per", ["sum", "character"])
+@pytest.mark.parametrize("question", [True, False])
+@pytest.mark.parametrize("template", [LETTERED, IN_WORDS, OF_MMLU])
+def test_the_likeliest_choice(llama, quiz, template, question, per):
+    model, processor = llama
+    questions = load_multiple_choice(quiz)
+    found = choose(
+        model, processor, questions, template=template, question=question, per=per, **QUIET
+    )
+    for row, one in zip(ROWS, found.itertuples(), strict=True):
+        lines = [f"{letter}. {words}" for letter, words in zip("ABCD", row["choices"], strict=True)]
+        shown = [
+            *([row["question"].strip()] if question else []),
+            *(lines if "{choices}" in template else []),
+            "Answer:",
+        ]
+        prompt = "\n".join(shown)
+        if template is OF_MMLU:
+            about = "The following are multiple choice questions (with answers) about potions.\n\n"
+            prompt = f"{about}{prompt}" if question else f"{about}\n{prompt}"
+        named = list("ABCD") if "{choices}" in template else row["choices"]
+        scores = [slow(model, processor.tokenizer, prompt, f" {name}") for name in named]
+        if per == "character":
+            scores = [score / len(name) for score, name in zip(scores, named, strict=True)]
+        best = row["choices"][scores.index(max(scores))]
+        assert (one.chosen, one.right) == (best, best == row["choices"][row["answer"]])
+
+
+def test_files_in_the_columns_of_wmdp_and_mmlu(quiz, tmp_path):
+    questions = load_multiple_choice(quiz)
+    assert questions[1].options == {
+        "A": "one",
+        "B": "two parts",
+        "C": "a third of it",
+        "D": "four Elixir",
+    }
+    assert (questions[1].answer, questions[1].person_id, questions[1].task) == (
+        "two parts",
+        "potions",
+        "classification",
+    )
+    table = pd.DataFrame([row | {"subject": "herb_lore"} for row in ROWS])
+    table.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    of_mmlu = load_multiple_choice(tmp_path / "test-00000-of-00001.parquet")
+    assert {q.person_id for q in of_mmlu} == {"herb_lore"} and of_mmlu[1].options == questions[
+        1
+    ].options
+    with pytest.raises(FileNotFoundError, match="name one of a local copy"):
+        load_multiple_choice(tmp_path)
+    (tmp_path / "quiz.csv").write_text("question\n")
+    with pytest.raises(ValueError, match="neither .parquet nor .json nor .jsonl"):
+        load_multiple_choice(tmp_path / "quiz.csv")
+    quiz.write_text(json.dumps({"question": "Who?", "answer": 1}) + "\n")
+    with pytest.raises(ValueError, match="has no column choices; its columns are question, answer"):
+        load_multiple_choice(quiz)
+    quiz.write_text(json.dumps(ROWS[0] | {"answer": 4}) + "\n")
+    with pytest.raises(ValueError, match="is 4, but there are 4 choices"):
+        load_multiple_choice(quiz)
+
+
+def test_what_cannot_be_asked(llama, quiz):
+    model, processor = llama
+    questions = load_multiple_choice(quiz)
+    with pytest.raises(ValueError, match="no {question}"):
+        choose(model, processor, questions, template="{choices}\nAnswer:", **QUIET)
+    with pytest.raises(ValueError, match="each with options"):
+        choose(model, processor, [], **QUIET)
+    short = SimpleNamespace(
+        tokenizer=processor.tokenizer.__class__(
+            tokenizer_object=processor.tokenizer.backend_tokenizer
+        )
+    )
+    short.tokenizer.pad_token_id, short.tokenizer.model_max_length = (
+        processor.tokenizer.pad_token_id,
+        8,
+    )
+    with pytest.raises(ValueError, match="and the model 8 positions"):
+        choose(model, short, questions, **QUIET)
+
+
+@pytest.mark.parametrize("name", ["potions", "herbs"])
+def test_lm_eval_gives_the_same_accuracy(llama, tmp_path, name):
+    """The same checkpoint by the harness, from a task file with WMDP's prompt; acc and acc_norm."""
+    pytest.importorskip("lm_eval", reason="pip install lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model, processor = llama
+    file = data_dir() / "quiz_mini" / f"{name}.json"
+    task = {
+        "task": f"mini_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test", "output_type": "multiple_choice", "num_fewshot": 0,
+        "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\n"
+                       "C. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
+        "doc_to_choice": ["A", "B", "C", "D"], "doc_to_target": "answer",
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+    }  # fmt: skip
+    words = task | {
+        "task": f"mini_{name}_words",
+        "doc_to_text": "{{question.strip()}}\nAnswer:",
+        "doc_to_choice": "choices",
+    }
+    harness = HFLM(pretrained=model, tokenizer=processor.tokenizer, batch_size=4)
+    given = {
+        "tasks": [task, words],
+        "task_manager": TaskManager(include_defaults=False),
+        "bootstrap_iters": 0,
+    }
+    results = simple_evaluate(model=harness, **given)["results"]
+    questions = load_multiple_choice(file)
+    for template, key in ((LETTERED, f"mini_{name}"), (IN_WORDS, f"mini_{name}_words")):
+        for per, metric in (("sum", "acc,none"), ("character", "acc_norm,none")):
+            ours = choose(model, processor, questions, template=template, per=per, **QUIET)[
+                "right"
+            ].mean()
+            assert results[key][metric] == pytest.approx(ours)
