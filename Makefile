@@ -11,7 +11,8 @@
 # make retrained  train the retrained reference of each forget ratio (an hour each on a slow core): that of 10 % is bundled and
 #                 made again in data/tiny_llava/retrained, the others go into build/retrained
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
-# make audit      every attack on every method, the long run behind notebook 09 (75 minutes of one core; resumable)
+# make audit      settings of every method by one rule, then every attack on every method: the long runs behind notebook 06,
+#                 section 11, and notebook 09 (5 hours of one core; resumable)
 # make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
 # make mutants    do the tests see it when one line of a core module is wrong? (by hand, not part of make test)
 # make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork), and the
@@ -78,6 +79,7 @@ notebooks: $(READY)
 
 mini-data: $(READY)
 	$(PY) -m manu_utils.miniature data --seed $(SEED)
+	$(PY) -m manu_utils.miniature text
 
 mini-model: $(READY)
 	$(PY) -m manu_utils.miniature model --seed $(SEED) $(if $(DENSE),--dense)
@@ -86,6 +88,7 @@ retrained: $(READY)
 	for ratio in $(RATIOS); do $(PY) -m manu_utils.miniature retrained --forget-ratio $$ratio || exit 1; done
 
 audit: $(READY)
+	$(PY) experiments/rivals.py
 	$(PY) experiments/audit.py
 
 sweeps: $(READY)

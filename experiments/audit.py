@@ -40,7 +40,7 @@ from manu_utils.miniature.build import retrained_folder
 from manu_utils.miniature.people import ATTRIBUTES
 from manu_utils.models.asking import exact_answers, likeliest_options
 from manu_utils.models.loading import load_model
-from methods import HELD, Lab, asked_sets, best_settings, drop_other_settings, written
+from methods import Lab, asked_sets, best_settings, drop_other_settings, written
 from sweep import (
     QUIET,
     RESULTS,
@@ -56,7 +56,7 @@ KEYS = ["scale", "seed", "forget_ratio", "method", "settings"]
 COLUMNS = [*KEYS, "audit", "measure", "set", "modality", "value", "n"]
 REFERENCES = ("vanilla", "never met", "retrained")
 COMPARED = ("paper", "coverage", "rewrite", "gd", "kl", "npo")  # as compare.py chose them
-CHOSEN = (*HELD, "ssd", "kvw", "erase")  # as rivals.py chose them
+CHOSEN = ("npo + kl", "simnpo + ce", "erase")  # as rivals.py chose them
 METHOD_ORDER = (*REFERENCES, *COMPARED, *CHOSEN)
 # Open answers and letters of the others are in comparison.csv and rivals.csv for three seeds, too.
 SEEDS = {method: (0,) for method in METHOD_ORDER} | {"erase": (0, 1, 2)}

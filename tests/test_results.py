@@ -9,6 +9,8 @@ import pytest
 import audit
 import bridge
 import compare
+import methods
+import rivals
 import text_alone
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
 from manu_utils.paths import data_dir
@@ -26,8 +28,9 @@ def test_a_rerun_finds_everything_done(tmp_path, monkeypatch):
     """Nothing is measured again, and the stored tables are the same to the byte: files, of the seed
     that sets the references, and of every method.
     """
-    for file in (*RESULTS.glob("comparison*"), *RESULTS.glob("bridge*"), *RESULTS.glob("audit*")):
-        shutil.copy(file, tmp_path)
+    for name in ("comparison", "bridge", "audit", "rivals"):
+        for file in RESULTS.glob(f"{name}*"):
+            shutil.copy(file, tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     monkeypatch.setattr(compare, "Bench", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(compare, "in_a_process", lambda *_: pytest.fail("measured again"))
@@ -35,7 +38,11 @@ def test_a_rerun_finds_everything_done(tmp_path, monkeypatch):
         monkeypatch.setattr(bridge, name, lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(audit, "Lab", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(audit, "Bench", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(rivals, "Lab", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(rivals, "Bench", lambda *_, **__: pytest.fail("measured again"))
+    tried = list(pd.read_csv(RESULTS / "rivals_choice.csv")["method"].unique())
     compare.main(["--out", str(tmp_path)])
+    rivals.main(["--out", str(tmp_path), "--methods", *tried])
     audit.main(["--out", str(tmp_path)])
     bridge.main(["--out", str(tmp_path)])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -106,16 +113,37 @@ def test_the_audits_are_of_the_bundled_weights_and_data():
     assert stored == audit.state_of(), "the weights, data or settings changed: run `make audit`"
 
 
-def test_every_try_of_the_choice_is_kept_and_the_best_is_chosen():
-    choice = pd.read_csv(RESULTS / "audit_choice.csv")
-    for method, (weights, strengths) in audit.TRIES.items():
-        if not audit.SEEDS[method]:
-            continue
-        rows = choice[choice["method"] == method]
-        means = rows.groupby(["weight", "strength"])["merit"].mean()
-        assert len(means) == len(weights) * len(strengths) == 12
-        best = rows[rows["chosen"]].groupby(["weight", "strength"])["merit"].mean()
-        assert list(best.index) == [means.idxmax()]
+def test_every_try_of_the_choice_is_kept():
+    choice = pd.read_csv(RESULTS / "rivals_choice.csv")
+    draws = set(choice["draw"])
+    assert set(choice["method"]) <= set(methods.TRIES)
+    for method, rows in choice.groupby("method"):
+        first, second = methods.TRIES[method]
+        tried = rows.groupby(["draw", "task"]).apply(
+            lambda part: set(zip(part["weight"].fillna(-1), part["strength"], strict=True))
+        )
+        wanted = {(-1.0 if value != value else value, s) for value in first for s in second}
+        assert set(tried.index.get_level_values("draw")) == draws, method
+        assert all(found == wanted for found in tried), method
+
+
+def test_what_is_reported_is_what_was_chosen():
+    stored = json.loads((RESULTS / "rivals.json").read_text(encoding="utf-8"))["state"]
+    assert stored == rivals.state_of(), "the weights or data changed: run experiments/rivals.py"
+    best = methods.best_settings(pd.read_csv(RESULTS / "rivals_choice.csv"))
+    report = pd.read_csv(RESULTS / "rivals.csv")
+    assert set(report["method"]) == set(best)
+    for method, rows in report.groupby("method"):
+        assert set(rows["settings"].astype(str)) == {methods.written(best[method])}, method
+        assert set(rows["seed"]) == {0, 1, 2}
+        keys = rows.groupby("seed")[["task", "set", "modality"]].apply(lambda part: len(part.drop_duplicates()))
+        assert set(keys) == {2 * 4 * 2}, method
+
+
+def test_the_audits_are_of_the_chosen_settings(audits):
+    settings = audit.chosen_settings()
+    for method, rows in audits.groupby("method"):
+        assert set(rows["settings"].astype(str)) == {methods.written(settings.get(method, ()))}, method
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +153,7 @@ def audits():
 
 def test_every_audit_was_made_of_every_method(audits):
     parts = {"answers", "relearning", "rounding", "membership", "inside", "otherwise"}
-    assert set(audits["method"]) == {method for method, seeds in audit.SEEDS.items() if seeds}
+    assert set(audits["method"]) == set(audit.SEEDS)
     for method, rows in audits.groupby("method"):
         by_seed = dict(list(rows.groupby("seed")))
         assert set(by_seed) == set(audit.SEEDS[method])
