@@ -4,6 +4,8 @@ They take tidy tables or tensors, return the Axes and change no global state; :m
 what they share.
 """
 
+from ..paths import build_dir
+from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
 from .audits import attack_table, membership_dots, relearning_curves
 from .drawings import flow_drawing, llava_drawing, neuron_drawing
@@ -41,13 +43,31 @@ from .style import COLOURS, METHOD_STYLES, SET_MARKERS, method_style, save_figur
 from .text_alone import quality_plane, quiz_dots, ratio_steps
 
 __all__ = [
-    "COLOURS", "METHOD_STYLES", "SET_MARKERS", "Explorer", "ablation_curves", "ablation_rows",
-    "agreement", "attack_table", "balance", "before_after", "chance_levels", "choices_by_alpha",
-    "compare_models", "costs", "explored", "flow_drawing", "found_planted", "frontier",
-    "importance_curves", "layer_map", "learning_curves", "llava_drawing", "locality",
-    "membership", "membership_dots", "method_style", "modality_balance", "modality_plane",
-    "neuron_drawing", "neuron_reading", "neuron_users", "one_neuron", "outcomes", "patch_grid",
-    "paths", "percentile_curves", "person_card", "portrait_grid", "quality_plane", "quiz_dots",
-    "rank_plane", "ratio_steps", "relearning_curves", "save_figure", "score_plane", "set_key",
-    "sharing", "task_grid", "token_strip", "trade_off", "weight_of_ascent", "where_it_cut",
+    # shared
+    "COLOURS", "METHOD_STYLES", "MODALITY_NAMES", "SET_MARKERS", "method_style", "save_figure",
+    # people
+    "chance_levels", "membership", "patch_grid", "person_card", "portrait_grid", "set_key",
+    "sharing",
+    # drawings
+    "flow_drawing", "llava_drawing", "neuron_drawing",
+    # learning
+    "compare_models", "learning_curves", "token_strip", "weight_of_ascent",
+    # neurons
+    "importance_curves", "layer_map", "locality", "modality_plane", "one_neuron",
+    "percentile_curves",
+    # selections
+    "agreement", "frontier", "neuron_reading", "neuron_users", "outcomes", "rank_plane",
+    "score_plane", "where_it_cut",
+    # results
+    "balance", "before_after", "costs", "modality_balance", "paths", "task_grid", "trade_off",
+    # ablations
+    "ablation_curves", "ablation_rows", "found_planted",
+    # audits
+    "attack_table", "membership_dots", "relearning_curves",
+    # explorer
+    "Explorer", "choices_by_alpha", "explored",
+    # text alone
+    "quality_plane", "quiz_dots", "ratio_steps",
+    # no figures: from manu_utils.paths and manu_utils.tables
+    "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip
