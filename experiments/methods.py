@@ -130,6 +130,8 @@ class Lab:
     def results(self, method, weight, strengths_, seed, measure):
         """strength -> what ``measure()`` finds with the model changed to it."""
         bench = self.bench
+        if method in (*HELD, "rewrite", "kvw"):  # a table gives steps and rounds as 24.0
+            strengths_ = [round(strength) for strength in strengths_]
         if method in HELD:
             loss, options = HELD[method]
             options = options | {"retain_weight": weight, "retain_batch_size": HELD_BATCH}
