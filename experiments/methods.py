@@ -46,7 +46,7 @@ TRIES = {
     "task vector": ((12.0, 24.0, 48.0), (0.25, 0.5, 1.0, 2.0)),  # steps of the copy; λ
     "ssd": ((2.0, 5.0, 10.0, 20.0), (1.0, 3.0, 10.0)),  # α; λ
     "depn": (ONE, (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)),  # α in %
-    "kvw": ((0.01, 0.03, 0.1, 0.3), (1, 2, 4)),  # γ; rounds
+    "kvw": ((0.001, 0.002, 0.005, 0.01), (1, 2, 4)),  # γ; rounds
     "paper": (ONE, ALPHAS),  # α in %
     "coverage": (ONE, ALPHAS),
     "rewrite": ((0.1, 0.3, 1.0), (2, 4, 8, 16)),  # ridge; rounds
@@ -130,6 +130,8 @@ class Lab:
     def results(self, method, weight, strengths_, seed, measure):
         """strength -> what ``measure()`` finds with the model changed to it."""
         bench = self.bench
+        if method in (*HELD, "rewrite", "kvw"):  # a table gives steps and rounds as 24.0
+            strengths_ = [round(strength) for strength in strengths_]
         if method in HELD:
             loss, options = HELD[method]
             options = options | {"retain_weight": weight, "retain_batch_size": HELD_BATCH}

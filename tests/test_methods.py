@@ -87,9 +87,9 @@ def test_a_model_is_changed_for_each_strength_and_put_back(lab, monkeypatch):
     for method, weight, values in (
         ("paper", float("nan"), (1.0, 2.0)),
         ("ssd", 10.0, (0.1, 1.0)),
-        ("kvw", 0.1, (1, 2)),
+        ("kvw", 0.1, (1.0, 2.0)),
         ("task vector", 1.0, (0.5, 1.0)),
-        ("npo + kl", 4.0, (1, 2)),
+        ("npo + kl", 4.0, (1.0, 2.0)),
     ):
         found = lab.results(method, weight, values, 0, changed)
         assert list(found) == list(values) and min(found.values()) > 0, method
