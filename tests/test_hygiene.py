@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SETUP_CELL = (ROOT / "notebooks" / "setup_cell.py").read_text(encoding="utf-8").rstrip("\n")
 
-MAX_NOTEBOOK_BYTES = 400_000
+MAX_NOTEBOOK_BYTES = 425_000
 MAX_PICTURE_BYTES = 150_000
 MAX_LINE = 100
 MAX_IMPORT_LINES = 12
