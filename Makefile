@@ -76,6 +76,7 @@ site: $(READY)
 notebooks: $(READY)
 	$(PY) notebooks/repository.py
 	$(RUN) $(PY) notebooks/run_all.py --write-back
+	$(PY) notebooks/readme_picture.py
 
 mini-data: $(READY)
 	$(PY) -m manu_utils.miniature data --seed $(SEED)

@@ -83,6 +83,9 @@ def lay_out(source: Path, paths: list[Path]) -> None:
     for folder in ("docs", "notebooks", "_static"):
         (source / folder).mkdir(parents=True)
     (source / "_static" / "wide.css").write_text(WIDE, encoding="utf-8")
+    for picture in DOCS.glob("*.png"):
+        pages[picture] = f"docs/{picture.name}"
+        shutil.copy(picture, source / pages[picture])
     for path in paths:
         write(notebook_page(nbformat.read(path, as_version=4), path, pages), source / pages[path])
     for guide in guides:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import readme_picture
 from test_hygiene import broken_links, text_of
 
 from manu_utils import unlearning
@@ -140,3 +141,9 @@ def test_every_source_of_a_method_is_in_the_package_or_the_notebooks():
     known = "\n".join([*texts, *SOURCE.values()])
     for shown, linked in re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/([\d.]+)\)", GUIDES["methods"]):
         assert shown == linked and shown in known, shown
+
+
+def test_the_picture_of_the_readme_is_that_of_notebook_00():
+    stale = "docs/before_after.png is of another run: python notebooks/readme_picture.py"
+    assert readme_picture.PICTURE.read_bytes() == readme_picture.stored_picture(), stale
+    assert "(docs/before_after.png)" in README
