@@ -61,7 +61,7 @@ def strangers_of(rows):
 
 
 class Lab:
-    """One set of people to forget, and the methods that are chosen here."""
+    """One set of people to forget, and how each method changes the model."""
 
     def __init__(self, bench):
         self.bench = bench
@@ -127,22 +127,22 @@ class Lab:
         yield
         self.bench.reset()
 
-    def results(self, method, weight, strengths_, seed, measure):
+    def results(self, method, weight, values, seed, measure):
         """strength -> what ``measure()`` finds with the model changed to it."""
         bench = self.bench
         if method in (*HELD, "rewrite", "kvw"):  # a table gives steps and rounds as 24.0
-            strengths_ = [round(strength) for strength in strengths_]
+            values = [round(strength) for strength in values]
         if method in HELD:
             loss, options = HELD[method]
             options = options | {"retain_weight": weight, "retain_batch_size": HELD_BATCH}
-            at = (HELD_RATE, strengths_, seed, lambda _: measure())
+            at = (HELD_RATE, values, seed, lambda _: measure())
             return bench.path(loss, "both", *at, **options)
         bench.reset()
         if method in ("paper", "coverage"):
-            changes = strengths(bench.evidence(seed), method, strengths_, seed)
+            changes = strengths(bench.evidence(seed), method, values, seed)
         else:
             name = method.replace(" ", "_")
-            changes = getattr(self, name)(weight, strengths_, seed)
+            changes = getattr(self, name)(weight, values, seed)
         found = {strength: measure() for strength in changes}
         bench.reset()
         return found
@@ -165,14 +165,14 @@ class Lab:
                 undo.enter_context(rewrite_neurons(*given, **options))
                 yield until
 
-    def ssd(self, alpha, strengths_, seed):
+    def ssd(self, alpha, values, seed):
         if seed not in self.fisher:
             parts = []
             for questions in self.bench.training.values():
                 few = {m: some(asked, seed, N_FISHER) for m, asked in questions.items()}
                 parts.append(diagonal_fisher(self.model, self.processor, few, seed=seed, **QUIET))
             self.fisher = {seed: parts}
-        for strength in strengths_:
+        for strength in values:
             with dampen(self.model, *self.fisher[seed], alpha=alpha, strength=strength):
                 yield strength
 
