@@ -13,6 +13,7 @@ from manu_utils.auditing import names_of, profiles_of
 from manu_utils.benchmark.loading import load_strangers
 from manu_utils.benchmark.questions import evaluation_questions, open_questions, training_questions
 from manu_utils.benchmark.records import MODALITIES
+from manu_utils.evaluation.choosing import panels_by_task
 from manu_utils.evaluation.tables import merit
 from manu_utils.models.asking import exact_answers, truth_of
 from manu_utils.models.neurons import language_mlps
@@ -218,17 +219,9 @@ def asked_sets(bench):
 
 def by_task(bench, model=None):
     """task -> exact answers by (set, modality), of every set that the bench asks."""
-    found = {}
-    for task in ("open", "letters"):
-        panels = {
-            (name, m): open_questions(rows, m)
-            if task == "open"
-            else evaluation_questions(rows, "classification", m)
-            for name, rows in asked_sets(bench).items()
-            for m in MODALITIES
-        }
-        found[task] = exact_answers(model or bench.model, bench.processor, panels)
-    return found
+    given = model or bench.model, bench.processor
+    panels = panels_by_task(asked_sets(bench))
+    return {task: exact_answers(*given, of) for task, of in panels.items()}
 
 
 def choices(lab, base, method, seed):

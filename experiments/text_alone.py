@@ -16,6 +16,7 @@ import random
 from functools import cache
 
 import torch
+from safetensors.torch import load_model, save_model
 
 from manu_utils.benchmark.other_benchmarks import TofuSet
 from manu_utils.evaluation.tofu import ask_tofu, forget_quality
@@ -46,7 +47,7 @@ COLUMNS = ["method", "setting", "distance", "quality", "forget", "retain", "know
 def model_of(name: str, taught=None):
     """(model, processor), kept in build: the base, or the base taught these authors."""
     model, processor = text_model.build_language_model()
-    place = PLACE / f"{name}-{state_of(recipe_only=True)}.pt"
+    place = PLACE / f"{name}-{state_of(recipe_only=True)}.safetensors"
     if not place.exists():
         if taught is None:
             text_model.go_to_school(model, processor)
@@ -54,8 +55,8 @@ def model_of(name: str, taught=None):
             model = model_of("base")[0]
             text_model.teach(model, processor, author_lessons(taught))
         with whole(place) as part:
-            torch.save(model.state_dict(), part)
-    model.load_state_dict(torch.load(place))
+            save_model(model, str(part))
+    load_model(model, place)
     return model.eval(), processor
 
 

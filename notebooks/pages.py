@@ -4,11 +4,11 @@ import ast
 import re
 
 from latex2mathml.converter import convert
+from run_all import IN_WORDS
 
 BADGE = re.compile(r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)")
 MARKS = re.compile(r"[*`$]|\[([^\]]*)\]\([^)]*\)")
 LATEX = re.compile(r"\\[a-zA-Z]+\s*|[{}]")
-FIGURE_IN_WORDS = re.compile(r"<details><summary>The figure in words</summary>\s*(.+?)\s*</details>", re.DOTALL)
 SENTENCE = re.compile(r"(.+?[.:?])(?=\s[A-Z*`]|\s*$)", re.DOTALL)
 
 
@@ -55,7 +55,7 @@ def alternative_text(cell, following) -> str:
         following: the cell after it, or None.
     """
     below = following.source if following is not None and following.cell_type == "markdown" else ""
-    if words := FIGURE_IN_WORDS.match(below):
+    if words := IN_WORDS.match(below):
         return plain(words[1])
     reading = plain(below)
     first = SENTENCE.match(reading)

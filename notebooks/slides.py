@@ -18,8 +18,8 @@ import nbformat
 from jinja2 import DictLoader
 from nbconvert import SlidesExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from pages import BADGE, FIGURE_IN_WORDS, alternative_text, has_picture, mathml
-from run_all import NOTEBOOKS, named, shown
+from pages import BADGE, alternative_text, has_picture, mathml
+from run_all import IN_WORDS, NOTEBOOKS, named, shown
 from student import HEADING, tagged, without_answers
 from traitlets.config import Config
 
@@ -120,7 +120,7 @@ def on_slides(notebook):
             level = re.match(r"#+(?= )", cell.source)
             if level:
                 discussing, taking = False, cell.source.startswith("## Take it")
-            cell.source = without_answers(FIGURE_IN_WORDS.sub("", BADGE.sub("", cell.source)))
+            cell.source = without_answers(IN_WORDS.sub("", BADGE.sub("", cell.source)))
             kind = "slide" if level and len(level[0]) < 3 else "notes" if after_figure and not level else "subslide"
             if discussing:
                 kind = "skip"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -18,6 +19,9 @@ from ..unlearning.evidence import Evidence
 from ..unlearning.pruning import check_unchanged, prune
 from ..unlearning.scores import PRUNINGS
 from .tables import merit
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CHANCE = {"open": 0.0, "letters": 0.25}  # what a model knows that never met the people
 
@@ -104,18 +108,26 @@ def choose_alpha(
     return table.assign(chosen=table["alpha"] == best)
 
 
+def panels_by_task(sets: Mapping[str, Dataset]) -> dict[str, dict]:
+    """``"open"`` and ``"letters"`` -> (set, modality) -> questions, for :func:`exact_answers`."""
+    keys = [(name, m) for name in sets for m in MODALITIES]
+    return {
+        "open": {(name, m): open_questions(sets[name], m) for name, m in keys},
+        "letters": {
+            (name, m): evaluation_questions(sets[name], "classification", m) for name, m in keys
+        },
+    }
+
+
 def _panels(benchmark: Benchmark, stand_ins: list[str], n_asked: int, seed: int) -> dict:
     """task -> (set, modality) -> questions, of the stand-ins and of some others of the retain set."""
     others = [person for person in benchmark.retain_ids if person not in set(stand_ins)]
     others = random.Random(seed).sample(others, min(n_asked, len(others)))
-    panels: dict[str, dict] = {"open": {}, "letters": {}}
+    ids, sets = benchmark.retain["ID"], {}
     for name, people in {"forget": set(stand_ins), "retain": set(others)}.items():
-        ids = benchmark.retain["ID"]
-        rows = benchmark.retain.select([i for i, person in enumerate(ids) if person in people])
-        for m in MODALITIES:
-            panels["open"][name, m] = open_questions(rows, m)
-            panels["letters"][name, m] = evaluation_questions(rows, "classification", m)
-    return panels
+        index = [i for i, person in enumerate(ids) if person in people]
+        sets[name] = benchmark.retain.select(index)
+    return panels_by_task(sets)
 
 
 def _evidence(
