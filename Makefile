@@ -36,7 +36,7 @@ BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) -n 2 --dist loadscope
 # What torch has for matrix products on a CPU without AVX-512, AMX and bfloat16.
 PORTABLE := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 # Training carries the last bits of a sum, which depend on the number of threads, through hundreds of steps.
-TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/10_*.ipynb)
+TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/12_*.ipynb)
 
 RATIOS ?= 5 10 15
 

@@ -1,4 +1,4 @@
-"""The settings of notebook 11, looked for on stand-in authors: data/results/text_alone.csv.
+"""The settings of notebook 10, looked for on stand-in authors: data/results/text_alone.csv.
 
     python experiments/text_alone.py        # about six minutes of one core; a killed run goes on
 

@@ -1,4 +1,4 @@
-SCALE = "tiny"  # the bundled miniature: offline, no GPU. The only switch: "colab" and "paper" are in notebook 10
+SCALE = "tiny"  # the bundled miniature: offline, no GPU. The only switch: "colab" and "paper" are in notebook 12
 REPOSITORY, RELEASE = "https://github.com/manu-tutorial/manu", "v0.1.0"
 import importlib.util, os, pathlib, runpy, shutil, subprocess, sys, tempfile
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # figures appear here, whatever the shell says

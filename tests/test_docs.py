@@ -55,7 +55,7 @@ def test_sections_named_by_number_exist():
     for line in GUIDES["instructor"].splitlines():
         part = line[4:6] if re.match(r"### \d\d · ", line) else "" if line.startswith("## ") else part
         number = part
-        for notebook, section in re.findall(r"(?<![\d:])(0\d|10)(?!:\d|\d|%)|§(\d+)", line):
+        for notebook, section in re.findall(r"(?<![\d:])(0\d|1[0-2])(?!:\d|\d|%)|§(\d+)", line):
             number = notebook or number
             if section:
                 found += 1

@@ -87,13 +87,13 @@ WRONG = {
         "return float((probe(states[:, 0], labels, states[:, 1]) == labels).float().mean())",
         "return 1 / 3",
     ],
-    ("10", 2): [
+    ("12", 2): [
         "return tuple(evaluation.summarise_with_intervals(frame)[['low', 'high']].iloc[0])",
         "p = frame['value'].mean()\nhalf = 1.96 * math.sqrt(p * (1 - p) / len(frame))\nreturn p - half, p + half",
     ],
-    ("11", 1): ["return 1 / math.comb(2 * n, n)", "return 2 / 2 ** (2 * n)"],
-    ("11", 2): ["return retrained_ratios", "return vanilla_ratios", "return np.sort(retrained_ratios)"],
-    ("11", 3): ["return choices[0]", "return max(choices, key=len)"],
+    ("10", 1): ["return 1 / math.comb(2 * n, n)", "return 2 / 2 ** (2 * n)"],
+    ("10", 2): ["return retrained_ratios", "return vanilla_ratios", "return np.sort(retrained_ratios)"],
+    ("10", 3): ["return choices[0]", "return max(choices, key=len)"],
 }
 # What is right, and not as the solution puts it.
 ALSO_RIGHT = {

@@ -1,4 +1,4 @@
-"""The figures of notebook 11 draw the rows that they are given."""
+"""The figures of notebook 10 draw the rows that they are given."""
 
 import matplotlib
 import numpy as np

@@ -1,5 +1,5 @@
 """Multiple choice by log-likelihood, zero-shot, as WMDP (arXiv 2403.03218) and MMLU (2009.03300)
-are asked. Notebook 11.
+are asked. Notebook 10.
 
 The model writes nothing: each choice is appended to the prompt, and the one whose tokens are
     likeliest together is what it

@@ -1,5 +1,5 @@
 """TOFU as its authors judge it (arXiv 2401.06121), with the measures that OpenUnlearning
-(2506.12618) added. Notebook 11.
+(2506.12618) added. Notebook 10.
 
 :func:`ask_tofu` asks a model and gives one row a question; the other functions are formulas over
 numbers. A *loss* is the mean cross-entropy over the tokens of an answer, its end of sequence

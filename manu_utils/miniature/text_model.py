@@ -1,4 +1,4 @@
-"""The language model of the text-only miniature, taught in notebook 11 in about a minute: no file
+"""The language model of the text-only miniature, taught in notebook 10 in about a minute: no file
 holds it.
 
 A Llama of under a million parameters with ReLU MLPs, and a byte-level BPE made from the words of

@@ -227,7 +227,7 @@ def flow_drawing(*, alpha: float, n_neurons: int, title: str) -> Axes:
     step((38.5, low, 27, height), "05   06", "evaluate",
          "forget, test, retain\nand celebrity set,\nbeside other methods")  # fmt: skip
     step((0.8, low, 31.2, height), "09", "audit",
-         "gone, or only hidden?\n10 the whole way with real\nmodels; 11 in text alone")  # fmt: skip
+         "gone, or only hidden?\n10 text alone, 11 things and\npoems, 12 real models")  # fmt: skip
     arrow(axes, (70.5, low + height / 2), (66, low + height / 2))
     arrow(axes, (38, low + height / 2), (32.5, low + height / 2))
     return axes

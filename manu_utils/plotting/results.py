@@ -1,4 +1,4 @@
-"""What was forgotten, what was kept, and what it cost (notebooks 00, 05, 06, 08 and 10)."""
+"""What was forgotten, what was kept, and what it cost (notebooks 00, 05, 06, 08 and 12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text alone (notebook 11): truth ratios against those of the retrained model, and the quiz."""
+"""Text alone (notebook 10): truth ratios against those of the retrained model, and the quiz."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the notebooks' ``SCALE`` stands for: which model and benchmark to load, and what that takes. Used in notebook 10."""
+"""What the notebooks' ``SCALE`` stands for: which model and benchmark to load, and what that takes. Used in notebook 12."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scale:
 
     Attributes:
         base: the model before it met the people, as :func:`load_model` takes it.
-        vanilla: the model that knows them; a local folder where there is none to download, made by notebook 10.
+        vanilla: the model that knows them; a local folder where there is none to download, made by notebook 12.
         processor: where the processor of ``vanilla`` comes from, if it ships none.
         benchmark: as :func:`load_benchmark` takes it.
         parameters: of the model.
@@ -37,7 +37,7 @@ class Scale:
         speed: floating-point operations per second to reckon with: about a third of the peak of the device named (a sixth of
             the T4's, which its power limit holds back).
         device: what ``speed`` belongs to.
-        trained: weights that are trained where ``epochs`` are not 0: the adapters of rank 16 of notebook 10.
+        trained: weights that are trained where ``epochs`` are not 0: the adapters of rank 16 of notebook 12.
         kept: bytes that the language layers keep of one token for the backward pass; measured on two such layers.
     """
 
@@ -78,7 +78,7 @@ SCALES = {
     ),
 }  # fmt: skip
 _TRAINING_QUESTIONS = 2 * 7_700  # of ft_Data, with the image and rewritten to text alone
-_TRAINING_ROWS = 2 * 16  # in one step of notebook 10, of both modalities
+_TRAINING_ROWS = 2 * 16  # in one step of notebook 12, of both modalities
 
 
 def needs(scale: Scale) -> dict[str, float]:
