@@ -1,4 +1,4 @@
-"""Sphinx's settings for the static book of `make site`; notebooks/book.py lays out the pages and calls Sphinx."""
+"""Sphinx's settings for the book of `make site`; notebooks/book.py lays out pages and calls it."""
 
 import sys
 import tomllib

@@ -124,7 +124,9 @@ class Audit:
 
     def rounding(self, model, seed):
         asked = self.open("forget", "retain")
-        found = answers_when_rounded(model, self.processor, asked, ((4, None), ("nf4", 64)), progress=False)
+        found = answers_when_rounded(
+            model, self.processor, asked, ((4, None), ("nf4", 64)), progress=False
+        )
         for row in found.to_dict("records"):
             if row["rounding"] != "none":
                 yield row | {"measure": row.pop("rounding")}

@@ -166,7 +166,8 @@ class Bench:
         forget = {m: self.training["forget"][m] for m in modalities_of(given)}
         unlearn_by_training(
             method, self.model, self.processor, forget, self.training["retain"], lr=lr,
-            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed, **options, **QUIET,
+            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed,
+            **options, **QUIET,
         )  # fmt: skip
         self.reset()
         return found
@@ -216,7 +217,7 @@ def state_of(people):
     return fingerprint(grids, *weights)
 
 
-# ------------------------------------------------------------------------------ stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 def series(rows, modalities=MODALITIES):

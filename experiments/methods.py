@@ -93,7 +93,8 @@ class Lab:
         public = bench.benchmark.celebrity
         public = public.select(range(1, len(public), 2))  # the others are asked
         for m, asked in everyone.items():
-            forget[m], retain[m] = bench.training["forget"][m], some(bench.training["retain"][m], seed)
+            forget[m] = bench.training["forget"][m]
+            retain[m] = some(bench.training["retain"][m], seed)
             for draw in (0, 1):  # with other options each time
                 letters = lettered(asked, names, seed=2 * seed + draw)
                 forget[f"{m}, letters {draw}"] = [q for q in letters if q.person_id in gone]

@@ -1,3 +1,3 @@
-"""Modality-aware neuron unlearning (MANU, arXiv 2502.15910) for multimodal language models, one module per step."""
+"""Modality-aware neuron unlearning (MANU, arXiv 2502.15910) of multimodal models, step by step."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,9 @@ def check_real(name: str, value) -> None:
         TypeError: not a number.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={shown(value)} must be a number such as 5.0, not {kind_of(value)}.")
+        raise TypeError(
+            f"{name}={shown(value)} must be a number such as 5.0, not {kind_of(value)}."
+        )
 
 
 def check_number(name: str, value, *, above: float = -math.inf, below: float = math.inf) -> None:
@@ -26,8 +28,13 @@ def check_number(name: str, value, *, above: float = -math.inf, below: float = m
     """
     check_real(name, value)
     if not math.isfinite(value) or not above < value < below:
-        limits = [f"above {above:g}"] * (above > -math.inf) + [f"below {below:g}"] * (below < math.inf)
-        raise ValueError(f"{name}={value!r} must be a finite number{' ' if limits else ''}{' and '.join(limits)}.")
+        limits = [f"above {above:g}"] * (above > -math.inf) + [f"below {below:g}"] * (
+            below < math.inf
+        )
+        raise ValueError(
+            f"{name}={value!r} must be a finite "
+            f"number{' ' if limits else ''}{' and '.join(limits)}."
+        )
 
 
 def check_whole(name: str, value, *, least: int = 1) -> None:
@@ -38,23 +45,38 @@ def check_whole(name: str, value, *, least: int = 1) -> None:
         ValueError: below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={shown(value)} must be a whole number such as {max(least, 1)}, not {kind_of(value)}.")
+        raise TypeError(
+            f"{name}={shown(value)} must be a whole number such as {max(least, 1)}, not "
+            f"{kind_of(value)}."
+        )
     if value < least:
-        raise ValueError(f"{name}={value!r} is not positive." if least == 1 else f"{name}={value!r} is below {least}.")
+        raise ValueError(
+            f"{name}={value!r} is not positive."
+            if least == 1
+            else f"{name}={value!r} is below {least}."
+        )
 
 
 def check_names(name: str, value, known: Sequence[str]) -> None:
-    """Check that an argument is a sequence of at least one of the ``known`` names, none of them twice; a string is none.
+    """Check that an argument is a sequence, no string, of some ``known`` names, none twice.
 
     Raises:
         TypeError: a string, or no sequence of strings.
         ValueError: empty, an unknown name, or one twice.
     """
     several = f"({', '.join(map(repr, known))})"
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{name}={shown(value)} must be a tuple of names, such as {several} or ({known[0]!r},).")
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(item, str) for item in value)
+    ):
+        raise TypeError(
+            f"{name}={shown(value)} must be a tuple of names, such as {several} or ({known[0]!r},)."
+        )
     if not value or len(set(value)) < len(value):
-        raise ValueError(f"{name}={shown(value)} must name at least one of {several}, and none twice.")
+        raise ValueError(
+            f"{name}={shown(value)} must name at least one of {several}, and none twice."
+        )
     if unknown := [item for item in value if item not in known]:
         raise ValueError(f"{name} holds {shown(unknown[0])}, which is unknown; use {several}.")
 
@@ -71,10 +93,20 @@ def check_questions(name: str, sets) -> None:
         ValueError: see :func:`check_answers`.
     """
     if not isinstance(sets, Mapping):
-        raise TypeError(f"{name} is {kind_of(sets)}; it must be a dict such as {{'text': benchmark.training_questions(...)}}.")
+        raise TypeError(
+            f"{name} is {kind_of(sets)}; it must be a dict such as {{'text': "
+            f"benchmark.training_questions(...)}}."
+        )
     for modality, items in sets.items():
-        if isinstance(items, str) or not isinstance(items, Sequence) or not all(hasattr(item, "answer") for item in items):
-            raise TypeError(f"{name}[{modality!r}] must be a list of questions, as training_questions returns them.")
+        if (
+            isinstance(items, str)
+            or not isinstance(items, Sequence)
+            or not all(hasattr(item, "answer") for item in items)
+        ):
+            raise TypeError(
+                f"{name}[{modality!r}] must be a list of questions, as training_questions returns "
+                f"them."
+            )
         check_answers(items)
 
 
@@ -90,8 +122,8 @@ def check_answers(questions: Sequence) -> None:
     for question in questions:
         if not isinstance(question.answer, str) or not question.answer.strip():
             raise ValueError(
-                f"person {question.person_id}: the answer to {question.question[:60]!r} is {question.answer!r}; leave "
-                "questions without an answer out."
+                f"person {question.person_id}: the answer to {question.question[:60]!r} is "
+                f"{question.answer!r}; leave questions without an answer out."
             )
 
 
@@ -109,6 +141,6 @@ def check_name(name: str, value, known: Sequence[str]) -> None:
 
 
 def shown(value) -> str:
-    """A value in an error: as it is written, or its type alone where that is long or an object, such as a model."""
+    """A value in an error: as it is written, or its type alone where that is long or an object."""
     text = repr(value) if isinstance(value, str | numbers.Number | Sequence | None) else ""
     return text if 0 < len(text) <= 80 else f"<{type(value).__name__}>"

@@ -1,13 +1,14 @@
-"""Several processes, each with a copy of the model, hand out the batches of a pass among them. One process does them all.
+"""Several processes, each with a copy of the model, share the batches of a pass; one does them all.
 
-One process would cut the questions into batches; several read the same batches, each its share, and put the results
-together, so that neurons and tables do not depend on how many there are, and every process gets everything. The passes ask
-here what is theirs (``own``) and give what they found (``gathered``); nothing else of them changes. All processes have to
-make the same calls with the same questions, in the same order.
+One process would cut the questions into batches; several read the same batches, each its share, and
+put the results together, so that neurons and tables do not depend on how many there are, and every
+process gets everything. The passes ask here what is theirs (``own``) and give what they found
+(``gathered``); nothing else of them changes. All processes have to make the same calls with the
+same questions, in the same order.
 
-Start a script with ``accelerate launch --num_processes 4`` (``examples/unlearn_on_several_gpus.py`` is one to copy) or a
-function of a notebook with ``accelerate.notebook_launcher``. A model that does not fit one device needs none of this:
-``load_model(..., device_map="auto")``, in one process.
+Start a script with ``accelerate launch --num_processes 4`` (``examples/unlearn_on_several_gpus.py``
+is one to copy) or a function of a notebook with ``accelerate.notebook_launcher``. A model that does
+not fit one device needs none of this: ``load_model(..., device_map="auto")``, in one process.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
 
 def start() -> Accelerator:
-    """The accelerator of this process: on its own GPU (``accelerator.device``), or on the CPU if there is none.
+    """The accelerator of this process: on its own GPU (``accelerator.device``), or the CPU.
 
-    Call it before the model is loaded. In a script that was not launched it is one process among one.
+    Call it before the model is loaded. In a script that was not launched it is one process among
+    one.
 
     Raises:
         ImportError: accelerate is not installed.
@@ -35,13 +37,20 @@ def start() -> Accelerator:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise ImportError("several processes need accelerate; install it, or manu_utils[gpu].") from error
-    return Accelerator(cpu=not torch.cuda.is_available())  # left alone, accelerate starts no group of processes on CPUs
+        raise ImportError(
+            "several processes need accelerate; install it, or manu_utils[gpu]."
+        ) from error
+    # left alone, accelerate starts no group of processes on CPUs
+    return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def count() -> int:
     """How many processes there are."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def number() -> int:
@@ -50,7 +59,7 @@ def number() -> int:
 
 
 def own(plan: list) -> list:
-    """What of a plan is this process's: every n-th, an equal share of the work where the plan is sorted by length."""
+    """What of a plan is this process's: every n-th, an equal share if sorted by length."""
     return plan[number() :: count()]
 
 
@@ -60,7 +69,11 @@ def own_indices(n: int, plan: Callable[[], list[list[int]]]) -> list[int]:
     Args:
         plan: makes the batches that one process would read; not called if there is one.
     """
-    return list(range(n)) if count() == 1 else sorted(index for batch in own(plan()) for index in batch)
+    return (
+        list(range(n))
+        if count() == 1
+        else sorted(index for batch in own(plan()) for index in batch)
+    )
 
 
 def gathered(items: list) -> list:

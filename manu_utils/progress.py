@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 def bar(*arguments, shown: bool = True, **options):
-    """A tqdm bar, unless it is not wanted or the environment says ``TQDM_DISABLE=1`` (tqdm's notebook bars ignore that)."""
+    """A tqdm bar, if wanted and not ``TQDM_DISABLE=1`` (which tqdm's notebook bars ignore)."""
     from tqdm.auto import tqdm
 
     off = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")

@@ -112,8 +112,8 @@ def check_same_width(model, other, name: str) -> None:
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"{name} has {shapes[1][0]} layers of width {shapes[1][1]} and the model "
-            f"{shapes[0][0]} of {shapes[0][1]}; use models of one architecture, such as vanilla and what was made "
-            "of it."
+            f"{shapes[0][0]} of {shapes[0][1]}; use models of one architecture, such as vanilla "
+            f"and what was made of it."
         )
 
 

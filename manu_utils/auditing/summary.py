@@ -155,7 +155,7 @@ def score_of(name: str, means: Mapping[str, float | np.ndarray]) -> float | np.n
 
 
 def membership_score(auc):
-    """clip(1 − 2 |AUC − 0.5|, 0, 1): 1 where members cannot be told from others, 0 where they can."""
+    """clip(1 − 2 |AUC − 0.5|, 0, 1): 1 where members and others look alike, 0 where not."""
     return np.clip(1 - 2 * np.abs(np.asarray(auc) - 0.5), 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Read one config of a dataset from the Hub or from a local copy of it, with or without its pictures."""
+"""Read one config of a dataset from the Hub or a local copy, with or without its pictures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IMAGE_COLUMNS = ("image", "images")
-IN_MEMORY = 16_000_000  # bytes of parquet; up to here a local config is read into memory, and nothing is written anywhere
+# bytes of parquet; up to here a local config is read into memory, and nothing is written anywhere
+IN_MEMORY = 16_000_000
 _FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _LFS = b"version https://git-lfs"
 
 
 def config_names(source: str | Path) -> list[str] | None:
-    """The configs of a dataset, sorted: those that a README names, and those that a folder holds files of.
+    """The configs of a dataset, sorted: those that a README names or that a folder holds.
 
     Returns:
         None if there is no such folder and the Hub cannot be asked, or does not have it.
@@ -40,21 +41,25 @@ def config_names(source: str | Path) -> list[str] | None:
         return None
 
 
-def read_config(source: str | Path, config: str, *, images: bool = True, people: Sequence[str] | None = None) -> Dataset:
+def read_config(
+    source: str | Path, config: str, *, images: bool = True, people: Sequence[str] | None = None
+) -> Dataset:
     """The single split, ``train``, of one config.
 
-    A folder may be a clone (``git clone`` with LFS, ``hf download``) with a README that names the configs, or hold just the
-    files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines). Small parquet files, such as the bundled ones, are read
-    into memory; what is larger goes through the cache of ``datasets``, which maps it from disk.
+    A folder may be a clone (``git clone`` with LFS, ``hf download``) with a README that names the
+    configs, or hold just the files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines). Small
+    parquet files, such as the bundled ones, are read into memory; what is larger goes through the
+    cache of ``datasets``, which maps it from disk.
 
     Args:
         source: a local folder or a Hub id.
-        images: without them only the other columns of a parquet file are read: nothing else is fetched from the Hub or touched
-            on disk, and the rows are kept in memory.
+        images: without them only the other columns of a parquet file are read: nothing else is
+            fetched from the Hub or touched on disk, and the rows are kept in memory.
         people: read the rows with these IDs alone.
 
     Raises:
-        ValueError: no such config, an empty one, files that cannot be read, or a folder whose README names files elsewhere.
+        ValueError: no such config, an empty one, files that cannot be read, or a folder whose
+            README names files elsewhere.
         FileNotFoundError: no such source, locally or on the Hub.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
         PermissionError: the cache of ``datasets`` is needed and cannot be written.
@@ -66,15 +71,18 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
     local = folder.is_dir()
     arguments: dict = {"path": str(source), "name": config}
     kind, in_memory, files = "parquet", False, []
-    if local:  # `datasets` is given files, never the folder, of which it would fetch what a README names
+    # `datasets` is given files, never the folder, of which it would fetch what a README names
+    if local:
         if not (files := _files(folder, config)):
             raise ValueError(
-                f"{source} has no config {config} that can be read: no {config}/*.parquet, no {config}.json, and no such file "
-                "inside the folder that its README.md names."
+                f"{source} has no config {config} that can be read: no {config}/*.parquet, no "
+                f"{config}.json, and no such file inside the folder that its README.md names."
             )
         arguments["cache_dir"] = _cache_of(folder)
         kind = _FORMATS[files[0].suffix]
-        in_memory = kind == "parquet" and (sum(file.stat().st_size for file in files) <= IN_MEMORY or _misread(folder))
+        in_memory = kind == "parquet" and (
+            sum(file.stat().st_size for file in files) <= IN_MEMORY or _misread(folder)
+        )
         # `datasets` takes paths for patterns.
         paths = [glob.escape(str(file.absolute())) for file in files]
         arguments |= {"path": kind, "name": None, "data_files": {"train": paths}}
@@ -82,12 +90,16 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
             arguments["features"] = features
     empty = f"{config} of {source} is empty; fetch the file again."
     if people is not None:
-        empty = f"{config} of {source} is empty, or has none of the people asked for, such as {', '.join(people[:5])}."
+        empty = (
+            f"{config} of {source} is empty, or has none of the people asked for, such as "
+            f"{', '.join(people[:5])}."
+        )
     show_bars = not datasets.are_progress_bars_disabled()
     if local:
         datasets.disable_progress_bars()  # a local copy loads at once; a download keeps its bar
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading any file, a local one too, asks the network
+    # else reading any file, a local one too, asks the network
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         loaded = None
         if in_memory:
@@ -98,7 +110,8 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
             loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind, files))
     except ConnectionError as error:
         raise ConnectionError(
-            f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', which needs no network."
+            f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', "
+            f"which needs no network."
         ) from error
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         if "corresponds to no data" in str(error):
@@ -106,31 +119,38 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         if isinstance(cause, OSError) and (refused := _unwritable(local)):
             raise PermissionError(
-                f"{refused} is where {config} of {source} would be cached and cannot be written ({cause.strerror}); set "
-                "HF_HOME to a folder that can."
+                f"{refused} is where {config} of {source} would be cached and cannot be written "
+                f"({cause.strerror}); set HF_HOME to a folder that can."
             ) from error
         if files:
             raise ValueError(
-                f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files again."
+                f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files "
+                f"again."
             ) from error
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(
-                f"found no {source} ({config}), neither as a local folder nor on the Hub; check the spelling, or that a "
-                "folder has a README.md with the configs and one subfolder of parquet files per config."
+                f"found no {source} ({config}), neither as a local folder nor on the Hub; check "
+                f"the spelling, or that a folder has a README.md with the configs and one "
+                "subfolder of parquet files per config."
             ) from error
         raise ValueError(f"{source} has no config {config} that can be read: {error}") from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-        pa.default_memory_pool().release_unused()  # else it keeps the hundreds of megabytes that reading the files took
+        # else it keeps the hundreds of megabytes that reading the files took
+        pa.default_memory_pool().release_unused()
         if local and show_bars:
             datasets.enable_progress_bars()
     if not images:
-        loaded = loaded.remove_columns([name for name in IMAGE_COLUMNS if name in loaded.column_names])
+        loaded = loaded.remove_columns(
+            [name for name in IMAGE_COLUMNS if name in loaded.column_names]
+        )
     loaded = _with_written_ids(loaded)
     if people is not None and "ID" in loaded.column_names:
         wanted, ids = set(people), loaded.select_columns(["ID"])["ID"]
         if not wanted.issuperset(ids):
-            loaded = loaded.select([index for index, person_id in enumerate(ids) if person_id in wanted])
+            loaded = loaded.select(
+                [index for index, person_id in enumerate(ids) if person_id in wanted]
+            )
     if len(loaded) == 0:
         raise ValueError(empty)
     if local:
@@ -140,19 +160,24 @@ def read_config(source: str | Path, config: str, *, images: bool = True, people:
 
 
 def written_id(value) -> str:
-    """An ID as MLLMU-Bench writes it: a number, such as one of a table that went through CSV, has three digits.
+    """An ID as MLLMU-Bench writes it: a number, as of a table read from CSV, has three digits.
 
     >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg")
     ('007', '007', '007', 'Anna Berg')
     """
-    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer()):
+    if (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    ):
         return f"{int(value):03}"
     return str(value)
 
 
 def _with_written_ids(rows: Dataset) -> Dataset:
     """The rows with IDs that are text."""
-    if "ID" not in rows.column_names or getattr(rows.features["ID"], "dtype", "") in ("string", "large_string"):
+    if "ID" not in rows.column_names or getattr(rows.features["ID"], "dtype", "") in (
+        "string",
+        "large_string",
+    ):
         return rows
     names = rows.column_names
     ids = [written_id(value) for value in rows.select_columns(["ID"])["ID"]]
@@ -160,15 +185,18 @@ def _with_written_ids(rows: Dataset) -> Dataset:
 
 
 def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
-    """The rows with the pictures that are files of the dataset put into the table, and no other file ever opened.
+    """The rows with pictures that are files of the dataset put in; no other file is opened.
 
-    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is told to, a file anywhere
-    or an address. Names of files inside the folder are read here; any other is kept as a note and is no picture.
+    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is
+    told to, a file anywhere or an address. Names of files inside the folder are read here; any
+    other is kept as a note and is no picture.
     """
     from datasets import Image, List
 
     def embedded(file):
-        data, path = (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
+        data, path = (
+            (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
+        )
         if isinstance(data, str):
             data, path = None, data
         if data or not path:
@@ -178,7 +206,8 @@ def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
                 place = (folder / path).resolve()
                 if place.is_relative_to(folders[0].resolve()) and place.is_file():
                     return {"bytes": place.read_bytes(), "path": None}
-            except (OSError, ValueError):  # no name that a file can have, or one that must not be read
+            except (OSError, ValueError):
+                # no name that a file can have, or one that must not be read
                 continue
         return {"bytes": b"", "path": f"not read: {path}"}
 
@@ -195,14 +224,18 @@ def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
             features = rows.features.copy() | {where: List(Image()) if many else Image()}
 
             def embed(row, where=where, many=many):
-                return {where: [embedded(file) for file in row[where] or []] if many else embedded(row[where])}
+                return {
+                    where: [embedded(file) for file in row[where] or []]
+                    if many
+                    else embedded(row[where])
+                }
 
             rows = rows.map(embed, features=type(rows.features)(features))
     return rows
 
 
 def _has_paths(column) -> bool:
-    """Whether pictures of a column (``pyarrow.ChunkedArray``) are names of files: without reading a picture."""
+    """Whether the pictures of a ``pyarrow.ChunkedArray`` are names of files; none is read."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -230,19 +263,23 @@ def _only(people: Sequence[str] | None, kind: str, files: Sequence[Path]) -> dic
     if people is None or kind != "parquet":
         return {}
     if files and (schema := pq.read_schema(files[0])).get_field_index("ID") >= 0:
-        if not pa.types.is_string(schema.field("ID").type) and not pa.types.is_large_string(schema.field("ID").type):
+        if not pa.types.is_string(schema.field("ID").type) and not pa.types.is_large_string(
+            schema.field("ID").type
+        ):
             return {}  # numbers, see written_id
     return {"filters": [("ID", "in", list(people))]}
 
 
 def _read_without_images(arguments: dict, filters: dict) -> Dataset | None:
-    """All other columns of parquet files, in memory; None where there is nothing to leave out, or the Hub cannot be reached.
+    """All other columns of parquet files; None if nothing is to leave out or no Hub is reached.
 
-    Streaming reads the footer of a file and then the byte ranges of the wanted columns, locally and over the network.
+    Streaming reads the footer of a file and then the byte ranges of the wanted columns, locally and
+    over the network.
     """
     import datasets
 
-    # Columns of text are short and far apart: reading ahead by the Hub client's 5 MB would fetch the pictures between them.
+    # Columns of text are short and far apart: reading ahead by the Hub client's 5 MB would fetch
+    # the pictures between them.
     options = {"hf": {"block_size": 1 << 16}}
     arguments = {"split": "train", "streaming": True, "storage_options": options} | arguments
     try:
@@ -250,7 +287,9 @@ def _read_without_images(arguments: dict, filters: dict) -> Dataset | None:
             stream = datasets.load_dataset(**arguments)
             if not set(IMAGE_COLUMNS) & set(stream.features or ()):
                 return None  # nothing to leave out, and JSON cannot be read by column
-            features = datasets.Features({name: kind for name, kind in stream.features.items() if name not in IMAGE_COLUMNS})
+            features = datasets.Features(
+                {name: kind for name, kind in stream.features.items() if name not in IMAGE_COLUMNS}
+            )
             stream = datasets.load_dataset(columns=list(features), **arguments, **filters)
             return datasets.Dataset.from_list(list(stream), features=features)
     except ConnectionError:  # the files may be in the cache all the same
@@ -269,7 +308,7 @@ def _header(folder: Path) -> dict:
 
 
 def _named(folder: Path) -> dict[str, list[str]]:
-    """The configs that the README of a folder names, each with the patterns of its training files."""
+    """The configs that a folder's README names, each with the patterns of its training files."""
     named = {}
     for one in _header(folder).get("configs") or []:
         if given := one.get("data_files"):
@@ -277,13 +316,15 @@ def _named(folder: Path) -> dict[str, list[str]]:
             parts = [part if isinstance(part, dict) else {"path": part} for part in parts]
             paths = [part.get("path") for part in parts if part.get("split", "train") == "train"]
             named[str(one.get("config_name"))] = [
-                str(path) for entry in paths for path in (entry if isinstance(entry, list) else [entry])
+                str(path)
+                for entry in paths
+                for path in (entry if isinstance(entry, list) else [entry])
             ]
     return named
 
 
 def _declared(folder: Path, config: str) -> datasets.Features | None:
-    """The types of a config's columns where the README states them; else those in its files count."""
+    """The types of a config's columns if the README states them; else those of its files count."""
     from datasets.info import DatasetInfosDict
 
     if "dataset_info" not in _header(folder):
@@ -293,18 +334,23 @@ def _declared(folder: Path, config: str) -> datasets.Features | None:
 
 
 def _files(folder: Path, config: str) -> list[Path]:
-    """The data files of a config, all of one format: those that the README names, or by the layout of the folder.
+    """The data files of a config, all of one format: as the README names them, or by layout.
 
     Raises:
-        ValueError: a file is a pointer of Git LFS, or the README names one that is not in the folder.
+        ValueError: a file is a pointer of Git LFS, or the README names one that is not in the
+            folder.
     """
     patterns = _named(folder).get(config, ())
     files = sorted({file for pattern in patterns for file in _matching(folder, pattern)})
     files = files or sorted((folder / config).glob("*.parquet"))
-    files = files or [path for path in (folder / f"{config}.json", folder / f"{config}.jsonl") if path.is_file()]
+    files = files or [
+        path for path in (folder / f"{config}.json", folder / f"{config}.jsonl") if path.is_file()
+    ]
     for file in files:
         if file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS):
-            raise ValueError(f"{file} is a pointer of Git LFS, not the data; run `git lfs pull` in {folder}.")
+            raise ValueError(
+                f"{file} is a pointer of Git LFS, not the data; run `git lfs pull` in {folder}."
+            )
     return [file for file in files if file.suffix == files[0].suffix]
 
 
@@ -316,18 +362,20 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     """
     if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise ValueError(
-            f"README.md of {folder} names {pattern!r}, which is not in the folder, and nothing else is read or fetched; "
-            "put the files there and name them."
+            f"README.md of {folder} names {pattern!r}, which is not in the folder, and nothing "
+            f"else is read or fetched; put the files there and name them."
         )
     return [path for path in folder.glob(pattern) if path.suffix in _FORMATS]
 
 
 def _misread(folder: Path) -> bool:
-    """Whether ``datasets`` would take a part of this path for something else: a variable, or a chain of file systems."""
+    """Whether ``datasets`` would read more into this path: a variable or chained file systems."""
     return "$" in str(folder.absolute()) or "::" in str(folder.absolute())
 
 
-def _read_into_memory(files: Sequence[Path], images: bool, features: datasets.Features | None) -> Dataset:
+def _read_into_memory(
+    files: Sequence[Path], images: bool, features: datasets.Features | None
+) -> Dataset:
     """Parquet files as one table, as ``datasets`` reads them but without writing a cache."""
     import datasets
     import pyarrow as pa
@@ -339,7 +387,9 @@ def _read_into_memory(files: Sequence[Path], images: bool, features: datasets.Fe
         with file.open("rb") as opened:
             parquet = pq.ParquetFile(opened)
             features = features or datasets.Features.from_arrow_schema(parquet.schema_arrow)
-            features = datasets.Features({name: f for name, f in features.items() if images or name not in IMAGE_COLUMNS})
+            features = datasets.Features(
+                {name: f for name, f in features.items() if images or name not in IMAGE_COLUMNS}
+            )
             tables.append(table_cast(parquet.read(columns=list(features)), features.arrow_schema))
     return datasets.Dataset(pa.concat_tables(tables), split=datasets.Split.TRAIN)
 
@@ -349,7 +399,9 @@ def _unwritable(local: bool) -> Path | None:
     import datasets
     import huggingface_hub
 
-    caches = [datasets.config.HF_DATASETS_CACHE] + ([] if local else [huggingface_hub.constants.HF_HUB_CACHE])
+    caches = [datasets.config.HF_DATASETS_CACHE] + (
+        [] if local else [huggingface_hub.constants.HF_HUB_CACHE]
+    )
     for cache in map(Path, caches):
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -363,12 +415,15 @@ def _unwritable(local: bool) -> Path | None:
 def _cache_of(folder: Path) -> str:
     """A cache of its own for each state of a local copy.
 
-    ``datasets`` names the cache of a folder by the folder's name and README alone, so it would give the rows of another
-    folder of that name, or those from before the files were rebuilt.
+    ``datasets`` names the cache of a folder by the folder's name and README alone, so it would give
+    the rows of another folder of that name, or those from before the files were rebuilt.
     """
     import datasets
 
     files = sorted(path for path in folder.resolve().rglob("*") if path.suffix in _FORMATS)
-    state = [str(folder.resolve()), *(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)]
+    state = [
+        str(folder.resolve()),
+        *(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files),
+    ]
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"manu-{digest}")

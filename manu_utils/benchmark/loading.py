@@ -1,7 +1,7 @@
-"""Load a benchmark: the bundled miniature (``"tiny"``), a local copy or the Hub; MLLMU-Bench, CLEAR or TOFU.
+"""Load MLLMU-Bench, CLEAR or TOFU: the bundled miniature (``"tiny"``), a folder or the Hub.
 
-Files are read by :mod:`manu_utils.benchmark.files`, the rows of CLEAR and TOFU are turned into those of MLLMU-Bench by
-:mod:`manu_utils.benchmark.other_benchmarks`.
+Files are read by :mod:`manu_utils.benchmark.files`, the rows of CLEAR and TOFU are turned into
+those of MLLMU-Bench by :mod:`manu_utils.benchmark.other_benchmarks`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def load_config(source: str | Path, config: str, *, images: bool = True) -> Data
     """One config of MLLMU-Bench (each has a single split, ``train``).
 
     Args:
-        source: ``"tiny"`` (the miniature), a local folder with the same layout, or a Hub id (``"MLLMMU/MLLMU-Bench"``);
-            see :func:`read_config`.
+        source: ``"tiny"`` (the miniature), a local folder with the same layout, or a Hub id
+            (``"MLLMMU/MLLMU-Bench"``); see :func:`read_config`.
         config: one of :data:`CONFIGS`.
         images: without them no byte of a picture is read.
 
@@ -39,7 +39,9 @@ def load_config(source: str | Path, config: str, *, images: bool = True) -> Data
         ConnectionError: the Hub cannot be reached and there is no cached copy.
     """
     if config not in CONFIGS:
-        raise ValueError(f"config={shown(config)} is unknown; MLLMU-Bench has {', '.join(CONFIGS)}.")
+        raise ValueError(
+            f"config={shown(config)} is unknown; MLLMU-Bench has {', '.join(CONFIGS)}."
+        )
     return read_config(_place(source), config, images=images)
 
 
@@ -52,19 +54,20 @@ def load_benchmark(
 ) -> Benchmark:
     """Load all sets of one unlearning task.
 
-    Besides MLLMU-Bench this reads CLEAR (``"therem/CLEAR"``) and, text alone, TOFU (``"locuslab/TOFU"``), from the Hub
-    or a local copy; which one it is shows in the configs. How their rows become questions:
-    :mod:`manu_utils.benchmark.other_benchmarks`.
+    Besides MLLMU-Bench this reads CLEAR (``"therem/CLEAR"``) and, text alone, TOFU
+    (``"locuslab/TOFU"``), from the Hub or a local copy; which one it is shows in the configs. How
+    their rows become questions: :mod:`manu_utils.benchmark.other_benchmarks`.
 
     Args:
         source: see :func:`load_config`.
-        forget_ratio: percent of the people: 5, 10 or 15 (10.0 is 10); CLEAR and TOFU have 1, 5 and 10.
+        forget_ratio: percent of the people: 5, 10 or 15 (10.0 is 10); CLEAR and TOFU have 1, 5 and
+            10.
         modalities: ``("text",)`` leaves the pictures unread, on disk and on the Hub.
 
     Raises:
         TypeError: ``modalities`` that are no sequence of names, such as ``"text"``.
-        ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person in both forget and
-            retain, or nobody to test.
+        ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person
+            in both forget and retain, or nobody to test.
         FileNotFoundError, ConnectionError: see :func:`load_config`.
     """
     check_names("modalities", modalities, MODALITIES)
@@ -75,8 +78,8 @@ def load_benchmark(
     if isinstance(forget_ratio, bool) or forget_ratio not in ratios:
         *first, last = ratios
         raise ValueError(
-            f"forget_ratio={shown(forget_ratio)} is unknown; {name} has {', '.join(map(str, first))} and {last} "
-            "(percent)."
+            f"forget_ratio={shown(forget_ratio)} is unknown; {name} has "
+            f"{', '.join(map(str, first))} and {last} (percent)."
         )
     if name != "MLLMU-Bench":
         load = load_clear if name == "CLEAR" else load_tofu
@@ -87,8 +90,9 @@ def load_benchmark(
     forget_ids = ids_of(forget)
     if both := sorted(set(forget_ids) & set(ids_of(retain))):
         raise ValueError(
-            f"{len(both)} people are in both forget_{forget_ratio} and retain_{100 - forget_ratio} of {source}, "
-            f"such as {', '.join(both[:5])}; the two must not overlap: fetch both files from the same release."
+            f"{len(both)} people are in both forget_{forget_ratio} and retain_{100 - forget_ratio} "
+            f"of {source}, such as {', '.join(both[:5])}; the two must not overlap: fetch both "
+            f"files from the same release."
         )
     test = read_config(place, "Test_Set", images=images, people=forget_ids)
     return Benchmark(
@@ -106,12 +110,13 @@ def load_strangers(source: str | Path = "tiny", *, images: bool = True) -> dict[
     """People of the benchmark's own world whom no model has met: the control of attacks.
 
     Args:
-        source: ``"tiny"`` (36 people made by the builder of the miniature), or a folder that holds just these configs.
+        source: ``"tiny"`` (36 people made by the builder of the miniature), or a folder that holds
+            just these configs.
         images: without them no byte of a picture is read.
 
     Returns:
-        Config -> rows: ``Full_Set`` (:func:`evaluation_questions`, :func:`open_questions`), ``Test_Set`` (new portraits
-        and wordings) and ``ft_Data`` (:func:`training_questions`).
+        Config -> rows: ``Full_Set`` (:func:`evaluation_questions`, :func:`open_questions`),
+        ``Test_Set`` (new portraits and wordings) and ``ft_Data`` (:func:`training_questions`).
 
     Raises:
         ValueError: a benchmark, whose own people cannot serve: all of them were trained on.
@@ -121,18 +126,20 @@ def load_strangers(source: str | Path = "tiny", *, images: bool = True) -> dict[
     configs = config_names(place)
     if configs is None or set(configs) - set(STRANGERS):
         raise ValueError(
-            f"{source} has no strangers, since the people of a benchmark are trained on, and its retain set was, too; make "
-            "up people like them and pass your own questions about them, or a folder with the configs "
-            f"{', '.join(STRANGERS)} alone."
+            f"{source} has no strangers, since the people of a benchmark are trained on, and its "
+            f"retain set was, too; make up people like them and pass your own questions about "
+            f"them, or a folder with the configs {', '.join(STRANGERS)} alone."
         )
     return {config: read_config(place, config, images=images) for config in STRANGERS}
 
 
 def _recognise(source: str | Path) -> str:
-    """``"MLLMU-Bench"``, ``"CLEAR"`` or ``"TOFU"``, by the configs; by the name where they cannot be listed."""
+    """``"MLLMU-Bench"``, ``"CLEAR"`` or ``"TOFU"``, by its configs, or its name if need be."""
     configs = config_names(source)
     if configs is None:
-        return {"clear": "CLEAR", "tofu": "TOFU"}.get(str(source).rsplit("/", 1)[-1].lower(), "MLLMU-Bench")
+        return {"clear": "CLEAR", "tofu": "TOFU"}.get(
+            str(source).rsplit("/", 1)[-1].lower(), "MLLMU-Bench"
+        )
     if set(configs) & set(CONFIGS):
         return "MLLMU-Bench"
     if any(config.endswith("+tofu") for config in configs):
@@ -141,8 +148,8 @@ def _recognise(source: str | Path) -> str:
         return "TOFU"
     found = ", ".join(configs[:20]) or "none"
     raise ValueError(
-        f"{source} is laid out like none of the benchmarks known here; configs found: {found}. Expected are those of "
-        f"MLLMU-Bench ({', '.join(CONFIGS)}), CLEAR (forget01+tofu, retain99+tofu, real_faces, ...) or TOFU (full, "
-        "forget01, "
-        "retain99, real_authors, ...), each as <config>/*.parquet, as <config>.json, or named in the README.md."
+        f"{source} is laid out like none of the benchmarks known here; configs found: {found}. "
+        f"Expected are those of MLLMU-Bench ({', '.join(CONFIGS)}), CLEAR (forget01+tofu, "
+        f"retain99+tofu, real_faces, ...) or TOFU (full, forget01, retain99, real_authors, ...), "
+        "each as <config>/*.parquet, as <config>.json, or named in the README.md."
     )

@@ -1,7 +1,8 @@
-"""Pictures that stay encoded until somebody looks at them, so that memory does not grow with the number of people.
+"""Pictures that stay encoded until somebody looks, so that memory does not grow with people.
 
-A benchmark of 500 people with pictures of 1,024 pixels a side is a quarter of a gigabyte as files and nine as pixels. What is
-asked about a picture holds a :class:`Picture`: a PIL image that reads and decodes its file again at each use.
+A benchmark of 500 people with pictures of 1,024 pixels a side is a quarter of a gigabyte as files
+and nine as pixels. What is asked about a picture holds a :class:`Picture`: a PIL image that reads
+and decodes its file again at each use.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from collections.abc import Callable, Hashable
 
 import PIL.ImageOps
 
-MAX_PIXELS = 50_000_000  # 200 MB decoded; what claims to be larger is a mistake or a decompression bomb
-MAX_RATIO = 20  # long side / short side: processors that keep the ratio make thousands of tokens of more, or none
+# 200 MB decoded; what claims to be larger is a mistake or a decompression bomb
+MAX_PIXELS = 50_000_000
+# long side / short side: processors that keep the ratio make thousands of tokens of more, or none
+MAX_RATIO = 20
 MIN_SIDE = 2
-LEAST_GREY = 16  # brightest grey level of a picture of floats that are not 0 to 1: taken for grey, 1.01 would be all black
+# brightest grey level of a picture of floats that are not 0 to 1: taken for grey, 1.01 would be all
+# black
+LEAST_GREY = 16
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
-_last: list[tuple[Hashable, PIL.Image.Image]] = []  # the picture decoded last: most are used several times in a row
+# the picture decoded last: most are used several times in a row
+_last: list[tuple[Hashable, PIL.Image.Image]] = []
 
 
 class Picture(PIL.Image.Image):
-    """A PIL image, RGB, that holds no pixels: it decodes its file at each use (the one used last is kept).
+    """A PIL image, RGB, without pixels: it decodes its file at each use (the last is kept).
 
     Whoever draws on it gives it pixels of its own.
 
@@ -79,7 +85,7 @@ def open_rgb(data: bytes) -> PIL.Image.Image:
 
 
 def decoded(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image in RGB with its pixels: of a :class:`Picture` the plain PIL image, of another see :func:`as_rgb`.
+    """An image in RGB with its pixels: a :class:`Picture` as PIL image, others as :func:`as_rgb`.
 
     Raises:
         ValueError: see :func:`as_rgb`.
@@ -88,7 +94,7 @@ def decoded(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def readable_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a picture file after :func:`open_rgb`, which it is sure to read: all of it was decoded once.
+    """(width, height) of a picture file that :func:`open_rgb` is sure to read: it was decoded.
 
     Raises:
         ValueError: with what is wrong with the file.
@@ -103,35 +109,44 @@ def readable_size(data: bytes) -> tuple[int, int]:
         image.draft(None, (1, 1))  # all bytes are read, and only an eighth of the pixels computed
         image.load()
         return size
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more, by file format
-        raise ValueError("not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)) from error
+    except Exception as error:
+        # PIL raises OSError, SyntaxError, ValueError and more, by file format
+        raise ValueError(
+            "not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+        ) from error
 
 
 def checked_size(size: tuple[int, int]) -> None:
     """Refuse a size that no portrait has and that processors cannot take, or take minutes for.
 
     Raises:
-        ValueError: a side below :data:`MIN_SIDE`, more than :data:`MAX_PIXELS`, or a ratio of the sides above
-            :data:`MAX_RATIO`.
+        ValueError: a side below :data:`MIN_SIDE`, more than :data:`MAX_PIXELS`, or a ratio of the
+            sides above :data:`MAX_RATIO`.
     """
     short, long = sorted(size)
     if short < MIN_SIDE:
         raise ValueError(f"it has {size[0]} x {size[1]} pixels; each side needs {MIN_SIDE}")
     if short * long > MAX_PIXELS:
-        raise ValueError(f"it has {size[0]} x {size[1]} pixels; {MAX_PIXELS:,} are the most that is decoded")
+        raise ValueError(
+            f"it has {size[0]} x {size[1]} pixels; {MAX_PIXELS:,} are the most that is decoded"
+        )
     if long > MAX_RATIO * short:
-        raise ValueError(f"it has {size[0]} x {size[1]} pixels; the long side may be {MAX_RATIO} times the short one")
+        raise ValueError(
+            f"it has {size[0]} x {size[1]} pixels; the long side may be {MAX_RATIO} times the "
+            f"short one"
+        )
 
 
 def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image in RGB; the same object if it is.
 
-    What is transparent becomes white, 16 bits become 8 by their full range, and of floats those from 0 to 1 are taken as black
-    to white, those beyond as grey levels up to 255. Floats that end little above 1 may be either.
+    What is transparent becomes white, 16 bits become 8 by their full range, and of floats those
+    from 0 to 1 are taken as black to white, those beyond as grey levels up to 255. Floats that end
+    little above 1 may be either.
 
     Raises:
-        ValueError: a mode whose range is not known: 32-bit integers, or floats outside 0 to 255 or that end between 1 and
-            :data:`LEAST_GREY`.
+        ValueError: a mode whose range is not known: 32-bit integers, or floats outside 0 to 255 or
+            that end between 1 and :data:`LEAST_GREY`.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -139,7 +154,9 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return _eight_bits(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert(
+            "RGB"
+        )
     return image.convert("RGB")
 
 
@@ -149,18 +166,25 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
     levels = np.asarray(image).astype(np.float64)
     lowest, highest = levels.min(), levels.max()
-    if image.mode == "F" and 0 <= lowest and (highest <= 1 or LEAST_GREY <= highest <= 255):  # not with NaN
+    # not with NaN
+    if image.mode == "F" and 0 <= lowest and (highest <= 1 or LEAST_GREY <= highest <= 255):
         levels = levels * 255 if highest <= 1 else levels
-    elif image.mode in _SIXTEEN or (image.mode == "I" and image.format == "PNG" and 0 <= lowest and highest < 1 << 16):
+    elif image.mode in _SIXTEEN or (
+        image.mode == "I" and image.format == "PNG" and 0 <= lowest and highest < 1 << 16
+    ):
         levels = levels / 257
     else:
         kind = "floats" if image.mode == "F" else "32-bit integers"
-        raise ValueError(f"its pixels are {kind} from {lowest:g} to {highest:g}, whose black and white are not known")
+        raise ValueError(
+            f"its pixels are {kind} from {lowest:g} to {highest:g}, whose black and white are not "
+            f"known"
+        )
     return PIL.Image.fromarray(levels.round().astype(np.uint8))
 
 
 def _opened(data: bytes) -> PIL.Image.Image:
     """The file with its header read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # checked_size refuses those
+        # checked_size refuses those
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         return PIL.Image.open(io.BytesIO(data))

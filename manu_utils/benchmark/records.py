@@ -1,4 +1,4 @@
-"""The plain types of MLLMU-Bench that everything else works on: a question, its names, and the sets that a method is given.
+"""The plain types that all else works on: a question, its names, the sets for a method.
 
 The schema is that of ``MLLMMU/MLLMU-Bench`` (arXiv 2410.22108); explained in notebook 01.
 """
@@ -29,15 +29,17 @@ class Question:
     Attributes:
         person_id: the ID of the person asked about, such as ``"001"``.
         question: a question; for cloze a sentence with a ``__`` for the blank.
-        answer: the answer; for classification the words of the right option, for cloze the missing words.
-        image: portrait, or None for a text-only question. One from a dataset is a :class:`Picture`, a PIL
-            image that is decoded when it is used. Questions of one task about one picture hold the same object.
+        answer: the answer; for classification the words of the right option, for cloze the missing
+        words. image: portrait, or None for a text-only question. One from a dataset is a
+        :class:`Picture`, a PIL
+            image that is decoded when it is used. Questions of one task about one picture hold the
+            same object.
         task: ``"training"``, ``"generation"``, ``"cloze"`` or ``"classification"``.
         options: letter -> words for classification, else None.
 
     Raises:
-        ValueError: an image that is no PIL image, such as a path or an address (nothing is opened or fetched), or whose size
-            no processor takes (:func:`checked_size`).
+        ValueError: an image that is no PIL image, such as a path or an address (nothing is opened
+            or fetched), or whose size no processor takes (:func:`checked_size`).
     """
 
     person_id: str
@@ -52,13 +54,16 @@ class Question:
             return
         if not isinstance(self.image, PIL.Image.Image):
             raise ValueError(
-                f"person {self.person_id}: the image is a {type(self.image).__name__}, not a picture; open it "
-                "yourself and give the PIL image: PIL.Image.open(path).convert('RGB')."
+                f"person {self.person_id}: the image is a {type(self.image).__name__}, not a "
+                f"picture; open it yourself and give the PIL image: "
+                "PIL.Image.open(path).convert('RGB')."
             )
         try:
             checked_size(self.image.size)
         except ValueError as error:
-            raise ValueError(f"person {self.person_id}: the image cannot be used: {error}.") from None
+            raise ValueError(
+                f"person {self.person_id}: the image cannot be used: {error}."
+            ) from None
 
     @property
     def modality(self) -> str:
@@ -72,23 +77,43 @@ def check_sets(
     modalities: Sequence[str] = MODALITIES,
     retain_modalities: Sequence[str] | None = None,
 ) -> None:
-    """Check what an unlearning method is given: questions in every modality it needs, and nobody in both sets.
+    """Check what a method is given: questions in each modality it needs, nobody in both sets.
 
     Args:
         forget, retain: modality -> questions.
-        modalities, retain_modalities: those that are needed, of the retain set the same unless named.
+        modalities, retain_modalities: those that are needed, of the retain set the same unless
+            named.
 
     Raises:
-        ValueError: an unknown modality, a missing or empty one, questions of the other modality, or a person in both sets.
+        ValueError: an unknown modality, a missing or empty one, questions of the other modality, or
+            a person in both sets.
     """
-    needed = {"forget": modalities, "retain": modalities if retain_modalities is None else retain_modalities}
+    needed = {
+        "forget": modalities,
+        "retain": modalities if retain_modalities is None else retain_modalities,
+    }
     for name, sets in (("forget", forget), ("retain", retain)):
         for modality in sets:
             check_name(f"modality of {name}", modality, MODALITIES)
         if missing := [modality for modality in needed[name] if not sets.get(modality)]:
-            raise ValueError(f"{name} has no {missing[0]} questions, which this method needs; pass at least one.")
-        if wrong := [m for m, questions in sets.items() if any(question.modality != m for question in questions)]:
-            raise ValueError(f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with its modality.")
-    people = [{question.person_id for part in sets.values() for question in part} for sets in (forget, retain)]
+            raise ValueError(
+                f"{name} has no {missing[0]} questions, which this method needs; pass at least one."
+            )
+        if wrong := [
+            m
+            for m, questions in sets.items()
+            if any(question.modality != m for question in questions)
+        ]:
+            raise ValueError(
+                f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with "
+                f"its modality."
+            )
+    people = [
+        {question.person_id for part in sets.values() for question in part}
+        for sets in (forget, retain)
+    ]
     if both := sorted(people[0] & people[1]):
-        raise ValueError(f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one set.")
+        raise ValueError(
+            f"forget and retain share people, such as {', '.join(both[:5])}; take them out of one "
+            f"set."
+        )

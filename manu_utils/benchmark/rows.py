@@ -1,4 +1,4 @@
-"""From a row of a table to records and pictures: all legal layouts are read, and what cannot be used is named once."""
+"""From a table's row to records and pictures: any legal layout; what is of no use is named once."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ def rows_of(
 ) -> Iterator[tuple[str, list[dict], list[PIL.Image.Image | None]]]:
     """Yield (ID, records, RGB images) of each row with records.
 
-    The images are [None] for text, where none is read. What cannot be used is named once, in a warning or an error.
+    The images are [None] for text, where none is read. What cannot be used is named once, in a
+    warning or an error.
 
     Args:
-        records_of: the records of a row with ``ID`` and ``column``; a ValueError with what is wrong with the row.
-        read: what is asked of a record, or None for nothing; a ValueError with what is wrong with it.
+        records_of: the records of a row with ``ID`` and ``column``; a ValueError with what is wrong
+            with the row.
+        read: what is asked of a record, or None for nothing; a ValueError with what is wrong with
+            it.
     """
     check_name("unreadable", unreadable, ("skip", "raise"))
     require_columns(dataset, ["ID", column])
@@ -96,12 +99,17 @@ def rows_of(
         if used[kind] == 0:
             raise ValueError(found[0][1])
     if left_out:
-        people = list(dict.fromkeys(person_id for found in left_out.values() for person_id, _ in found))
-        counts = [f"{len(found)} of {used[kind] + len(found)} {kind}" for kind, found in left_out.items()]
+        people = list(
+            dict.fromkeys(person_id for found in left_out.values() for person_id, _ in found)
+        )
+        counts = [
+            f"{len(found)} of {used[kind] + len(found)} {kind}" for kind, found in left_out.items()
+        ]
         first = next(iter(left_out.values()))[0][1]
         warnings.warn(
             f"{' and '.join(counts)} of {name_of(dataset)} cannot be read and are left out, of "
-            f"{', '.join(people[:10])}{' and others' if len(people) > 10 else ''}. The first: {first}",
+            f"{', '.join(people[:10])}{' and others' if len(people) > 10 else ''}. The first: "
+            f"{first}",
             stacklevel=3,
         )
 
@@ -119,8 +127,8 @@ _FILES: weakref.WeakKeyDictionary[Dataset, _Files] = weakref.WeakKeyDictionary()
 class _Files:
     """The encoded pictures of a dataset.
 
-    A table on disk is mapped into memory, and what was read of it stays there; it is opened anew from time to time, so that
-    this does not add up to all pictures.
+    A table on disk is mapped into memory, and what was read of it stays there; it is opened anew
+    from time to time, so that this does not add up to all pictures.
     """
 
     def __init__(self, dataset: Dataset, where: str) -> None:
@@ -128,7 +136,8 @@ class _Files:
 
         self.where, self.n_read = where, BYTES_OF_ONE_MAP  # the first read opens a map of its own
         self.rows = dataset.select_columns([where])
-        feature, encoded = self.rows.features[where], Image(decode=False)  # decoded here, so that a broken file can be named
+        # decoded here, so that a broken file can be named
+        feature, encoded = self.rows.features[where], Image(decode=False)
         with no_dataset_bars():
             if isinstance(feature, Image):
                 self.rows = self.rows.cast_column(where, encoded)
@@ -142,13 +151,18 @@ class _Files:
         """The pictures of a row: bytes, the name of a file that is not to be opened, or None."""
         if self.n_read >= BYTES_OF_ONE_MAP and self.on_disk:
             try:
-                self.rows = pickle.loads(pickle.dumps(self.rows))  # of a table on disk these are names and places
-            except Exception:  # pyarrow cannot open all tables again that were put together of others (CLEAR)
+                # of a table on disk these are names and places
+                self.rows = pickle.loads(pickle.dumps(self.rows))
+            except Exception:
+                # pyarrow cannot open all tables again that were put together of others (CLEAR)
                 self.on_disk = False
             self.n_read = 0
         value = self.rows[index][self.where]
         files = records_in(value) if self.where == "images" else [value]
-        parts = [(file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None) for file in files]
+        parts = [
+            (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
+            for file in files
+        ]
         self.n_read += sum(len(data or b"") for data, _ in parts)
         return [data or path for data, path in parts]
 
@@ -156,11 +170,15 @@ class _Files:
         return self.of_row(index)[place]
 
     def pictures(self, index: int, whose: str) -> list[Picture | str]:
-        """The pictures of a row, new objects in each call, or what is wrong with one; each file is looked at once."""
+        """The pictures of a row, new in each call, or what is wrong; a file is looked at once."""
         if index not in self.sizes:
-            self.sizes[index] = [_size_or_problem(data, whose) for data in self.of_row(index) or [None]]
+            self.sizes[index] = [
+                _size_or_problem(data, whose) for data in self.of_row(index) or [None]
+            ]
         return [
-            size if isinstance(size, str) else Picture(partial(self.read, index, place), size, key=(self.token, index, place))
+            size
+            if isinstance(size, str)
+            else Picture(partial(self.read, index, place), size, key=(self.token, index, place))
             for place, size in enumerate(self.sizes[index])
         ]
 
@@ -170,8 +188,8 @@ def _size_or_problem(data: bytes | str | None, whose: str) -> tuple[int, int] | 
         return f"{whose} has no image."
     if not isinstance(data, bytes):
         return (
-            f"the image of {whose} is the name {str(data)[:200]!r}, not the picture itself; only pictures inside the table "
-            "and files inside the folder of the dataset are read."
+            f"the image of {whose} is the name {str(data)[:200]!r}, not the picture itself; only "
+            f"pictures inside the table and files inside the folder of the dataset are read."
         )
     try:
         return readable_size(data)
@@ -192,9 +210,13 @@ def require_columns(dataset: Dataset, columns: list[str]) -> None:
     if missing := [column for column in columns if column not in dataset.column_names]:
         hint = " Training questions are in the config ft_Data." if "metadata" in missing else ""
         if set(missing) & set(IMAGE_COLUMNS):
-            hint = " It was loaded without pictures or has none: ask with modality 'text', or load it with both modalities."
+            hint = (
+                " It was loaded without pictures or has none: ask with modality 'text', or load "
+                "it with both modalities."
+            )
         raise ValueError(
-            f"{name_of(dataset)} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}.{hint}"
+            f"{name_of(dataset)} has no column {', '.join(missing)}; its columns are "
+            f"{', '.join(dataset.column_names)}.{hint}"
         )
 
 
@@ -220,7 +242,7 @@ def parsed(value, kind: type | tuple[type, ...]):
 
 
 def records_in(value) -> list:
-    """A list of structs; it may be written as JSON, and some versions of datasets give a struct of lists instead, and pandas
+    """A list of structs, also from JSON, from the struct of lists of some datasets, and pandas
     arrays in place of lists."""
     if is_null(value):
         return []
@@ -235,7 +257,9 @@ def records_in(value) -> list:
         for key, part in parts.items()
     }
     if len({len(part) for part in columns.values()}) > 1:
-        raise ValueError(f"has lists of different lengths in place of records ({', '.join(columns)})")
+        raise ValueError(
+            f"has lists of different lengths in place of records ({', '.join(columns)})"
+        )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -247,7 +271,9 @@ def _listed(value):
 def training_records(row: dict) -> list:
     """The training records of a row of ft_Data."""
     try:
-        records = json.loads(row["metadata"]) if isinstance(row["metadata"], str) else row["metadata"]
+        records = (
+            json.loads(row["metadata"]) if isinstance(row["metadata"], str) else row["metadata"]
+        )
     except ValueError as error:
         raise ValueError(f"metadata is not valid JSON: {error}") from error
     if not isinstance(records, (list, dict)):
@@ -256,7 +282,7 @@ def training_records(row: dict) -> list:
 
 
 def pairs_of(records: list) -> list[dict]:
-    """The records that are meant as training questions, those that are no structs included: they are named later."""
+    """The records meant as training questions, with those that are no structs: named later."""
     structs = [record if isinstance(record, dict) else {"Question": None} for record in records]
     return [record for record in structs if "Question" in record or "Answer" in record]
 
@@ -281,7 +307,7 @@ def text_of(record: dict, key: str, problem: str) -> str:
 
 
 def options_of(value) -> dict[str, str]:
-    """letter -> words; null, a blank and what is neither text nor number is no option, a list has the letters by place."""
+    """letter -> words, by place in a list; only text that is not blank and numbers are options."""
     value = parsed(value, (dict, list)) if isinstance(value, str) else value
     if isinstance(value, (list, tuple)):
         value = dict(zip(string.ascii_uppercase, value, strict=False))
@@ -290,5 +316,8 @@ def options_of(value) -> dict[str, str]:
     return {
         str(letter).strip().upper(): str(words)
         for letter, words in value.items()
-        if isinstance(words, (str, int, float)) and not isinstance(words, bool) and words == words and str(words).strip()
+        if isinstance(words, (str, int, float))
+        and not isinstance(words, bool)
+        and words == words
+        and str(words).strip()
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The sets of one unlearning task, each a ``datasets.Dataset`` with one row per person (of CLEAR one per picture).
+    """The sets of an unlearning task: ``datasets.Dataset``, a row a person (CLEAR: a picture).
 
     Attributes:
         forget: the people to forget.
@@ -49,7 +49,12 @@ class Benchmark:
 
     def sets(self) -> dict[str, Dataset]:
         """The four sets that are evaluated, in the order of the official evaluation."""
-        return {"forget": self.forget, "test": self.test, "retain": self.retain, "celebrity": self.celebrity}
+        return {
+            "forget": self.forget,
+            "test": self.test,
+            "retain": self.retain,
+            "celebrity": self.celebrity,
+        }
 
     def training_questions(
         self,
@@ -60,7 +65,7 @@ class Benchmark:
         strict: bool = False,
         unreadable: str = "skip",
     ) -> list[Question]:
-        """The training questions of some people, joined by ID (forget and retain files carry none themselves).
+        """Training questions of some people, joined by ID (forget and retain files have none).
 
         Args:
             people: ``"forget"``, ``"retain"``, ``"all"`` or a list of IDs.
@@ -74,11 +79,15 @@ class Benchmark:
         if isinstance(people, str):
             groups = {"forget": self.forget_ids, "retain": self.retain_ids, "all": known}
             if people not in groups:
-                raise ValueError(f"people={people!r} is unknown; use one of {list(groups)} or a list of IDs.")
+                raise ValueError(
+                    f"people={people!r} is unknown; use one of {list(groups)} or a list of IDs."
+                )
             people = groups[people]
         wanted = set(people)
         if missing := sorted(wanted - set(known)):
-            raise ValueError(f"ft_Data of {self.source} has no person with ID {', '.join(missing[:5])}.")
+            raise ValueError(
+                f"ft_Data of {self.source} has no person with ID {', '.join(missing[:5])}."
+            )
         rows = [index for index, person_id in enumerate(known) if person_id in wanted]
         options = {"rewrite": rewrite, "strict": strict, "unreadable": unreadable}
         return training_questions(self.training.select(rows), modality, **options)

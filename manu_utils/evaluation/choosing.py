@@ -120,7 +120,7 @@ def panels_by_task(sets: Mapping[str, Dataset]) -> dict[str, dict]:
 
 
 def _panels(benchmark: Benchmark, stand_ins: list[str], n_asked: int, seed: int) -> dict:
-    """task -> (set, modality) -> questions, of the stand-ins and of some others of the retain set."""
+    """task -> (set, modality) -> questions, of the stand-ins and some others of the retain set."""
     others = [person for person in benchmark.retain_ids if person not in set(stand_ins)]
     others = random.Random(seed).sample(others, min(n_asked, len(others)))
     ids, sets = benchmark.retain["ID"], {}

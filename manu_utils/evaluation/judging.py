@@ -12,8 +12,8 @@ from ..benchmark.records import Question
 def parse_letter(response: str) -> str | None:
     """The official parser: the first character, upper-cased, if it is A, B, C or D, else None.
 
-    >>> parse_letter("b"), parse_letter("Answer: B"), parse_letter("The answer is B"), parse_letter("Both")
-    ('B', 'A', None, 'B')
+    >>> [parse_letter(text) for text in ("b", "Answer: B", "The answer is B", "Both")]
+    ['B', 'A', None, 'B']
     """
     first = response.strip()[:1].upper()
     return first if first in tuple("ABCD") else None
@@ -28,7 +28,9 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(f"[{re.escape(string.punctuation)}]", " ", text.lower()).split())
 
 
-def judge(question: Question, response: str, likeliest: str, scorer) -> dict[str, tuple[str, float]]:
+def judge(
+    question: Question, response: str, likeliest: str, scorer
+) -> dict[str, tuple[str, float]]:
     """metric -> (answer, value in 0..1) for one response.
 
     Args:
@@ -49,39 +51,56 @@ def judge(question: Question, response: str, likeliest: str, scorer) -> dict[str
 
 
 def bleu(truth: str, response: str, short: bool = False) -> float:
-    """Sentence BLEU of nltk on words between spaces, smoothing method 1, as in the official code: 0 to 1.
+    """Sentence BLEU of nltk on words, smoothing method 1, as in the official code: 0 to 1.
 
     Args:
-        short: a response of fewer than four words is compared in runs of up to its length, not of up to four, so that a
-            short truth can get 1.
+        short: a response of fewer than four words is compared in runs of up to its length, not of
+            up to four, so that a short truth can get 1.
     """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     words = response.split()
     if not words:
         return 0.0
-    return float(sentence_bleu([truth.split()], words, smoothing_function=SmoothingFunction().method1, auto_reweigh=short))
+    return float(
+        sentence_bleu(
+            [truth.split()],
+            words,
+            smoothing_function=SmoothingFunction().method1,
+            auto_reweigh=short,
+        )
+    )
 
 
-_LINE = re.compile(r"^[\W_]*([A-Da-d])(?:[\W_]*$|\s*[.:)\]*,]|\s+[-–]\s)", re.MULTILINE)  # a line that begins with it
+# a line that begins with it
+_LINE = re.compile(r"^[\W_]*([A-Da-d])(?:[\W_]*$|\s*[.:)\]*,]|\s+[-–]\s)", re.MULTILINE)
 _CUE = re.compile(
     r"(?i:\b(?:answer|option|choice|letter)(?:\s+(?:is|would\s+be))?)\s*:?\s*[\"'*(\[]*"
     r"([A-D](?!\w)|[a-d](?=[\"'*)\].,;:]|\s*$))"
 )
-_ARTICLE = re.compile(r"(^|[.!?:]\s+)A(?=\s+(?!(?:or|and|is|because|since|as)\b)[a-z])", re.MULTILINE)
+_ARTICLE = re.compile(
+    r"(^|[.!?:]\s+)A(?=\s+(?!(?:or|and|is|because|since|as)\b)[a-z])", re.MULTILINE
+)
 _CAPITAL = re.compile(r"(?<![\w'’.-])([A-D])(?![\w'’-])")
 
 
 def find_letter(response: str, letters: Sequence[str] = "ABCD") -> str | None:
-    """The option that a response names: a letter that stands by itself; None if there is none, or more than one.
+    """The option that a response names: the one letter that stands by itself, or None.
 
-    First a line that begins with the letter ("B", "(b)", "B: nurse", "**B**. Because ..."), then one after a cue ("the answer
-    is B", "Option B"), then a capital anywhere, but for the article that a sentence begins with ("A nurse").
+    First a line that begins with the letter ("B", "(b)", "B: nurse", "**B**. Because ..."), then
+    one after a cue ("the answer is B", "Option B"), then a capital anywhere, but for the article
+    that a sentence begins with ("A nurse").
 
-    >>> [find_letter(text) for text in ("b", "Answer: B", "The answer is B", "(C) baker", "Both", "A or B", "A nurse")]
-    ['B', 'B', 'B', 'C', None, None, None]
+    >>> [find_letter(text) for text in ("b", "The answer is B", "(C) baker")]
+    ['B', 'B', 'C']
+    >>> [find_letter(text) for text in ("Both", "A or B", "A nurse")]
+    [None, None, None]
     """
-    for pattern, text in ((_LINE, response), (_CUE, response), (_CAPITAL, _ARTICLE.sub(r"\1", response))):
+    for pattern, text in (
+        (_LINE, response),
+        (_CUE, response),
+        (_CAPITAL, _ARTICLE.sub(r"\1", response)),
+    ):
         named = {letter.upper() for letter in pattern.findall(text)} & set(letters)
         if named:
             return named.pop() if len(named) == 1 else None
@@ -94,4 +113,6 @@ def holds(truth: str, response: str) -> bool:
     >>> holds("US", "because"), holds("US", "In the US."), holds("29 May", "born on 29 May 1990")
     (False, True, True)
     """
-    return re.search(rf"(?<!\w){re.escape(truth.strip().lower())}(?!\w)", response.lower()) is not None
+    return (
+        re.search(rf"(?<!\w){re.escape(truth.strip().lower())}(?!\w)", response.lower()) is not None
+    )

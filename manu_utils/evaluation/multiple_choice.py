@@ -37,8 +37,8 @@ IN_WORDS = "{question}\nAnswer:"  # the choices are not shown; what follows are 
 
 @torch.no_grad()
 def choose(
-    model, processor, questions: Sequence[Question], *, template: str = LETTERED, question: bool = True, per: str = "sum",
-    batch_size: int = 64, progress: bool = True,
+    model, processor, questions: Sequence[Question], *, template: str = LETTERED,
+    question: bool = True, per: str = "sum", batch_size: int = 64, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Which choice of each question a model finds likeliest. The model is as it was.
 
@@ -119,7 +119,8 @@ def _batches(
     longest = max(map(len, whole))
     if longest > (positions := processor.tokenizer.model_max_length):
         raise ValueError(
-            f"a prompt has {longest} tokens and the model {positions} positions; leave long questions out."
+            f"a prompt has {longest} tokens and the model {positions} positions; leave long "
+            f"questions out."
         )
     order = sorted(range(len(pairs)), key=lambda index: -len(whole[index]))
     for start in range(0, len(order), batch_size):

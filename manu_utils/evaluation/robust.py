@@ -34,19 +34,28 @@ def evaluate_robust(
     batch_size: int = 64,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """As :func:`evaluate`, judged by better parsers: a letter that may stand anywhere in up to 50 tokens
-    (:func:`find_letter`), cloze truths as whole words, and ``bleu``. Intervals: :func:`summarise_with_intervals`.
+    """As :func:`evaluate`, judged by better parsers: a letter that may stand anywhere in up to 50
+    tokens (:func:`find_letter`), cloze truths as whole words, and ``bleu``. Intervals:
+    :func:`summarise_with_intervals`.
 
     Args:
-        shots: people of the retain set of whom one who is in none of the scored sets is drawn; None asks zero-shot. Shots
-            cost a model context and say more about its skill with the format than about what it knows.
+        shots: people of the retain set of whom one who is in none of the scored sets is drawn; None
+            asks zero-shot. Shots cost a model context and say more about its skill with the format
+            than about what it knows.
         seed: of the draw of the shots.
         sets, tasks, modalities, resume, model_key: see :func:`evaluate`, also for what is returned.
 
     Raises:
-        TypeError, ValueError: as :func:`evaluate`; shots where there are none to take, or several processes with shots.
+        TypeError, ValueError: as :func:`evaluate`; shots where there are none to take, or several
+            processes with shots.
     """
-    given = {"tasks": tasks, "modalities": modalities, "resume": resume, "model_key": model_key, "batch_size": batch_size}
+    given = {
+        "tasks": tasks,
+        "modalities": modalities,
+        "resume": resume,
+        "model_key": model_key,
+        "batch_size": batch_size,
+    }
     check_request(model, sets, **given, seed=seed, shots=shots)
     with_shots = None
     if shots is not None:
@@ -55,8 +64,8 @@ def evaluate_robust(
             return robust_prompts(questions, shots, sets, processor, seed)
 
     return ask_and_judge(
-        model, processor, sets, protocol="robust", letter_tokens=MAX_NEW_TOKENS, judge=judge_robustly, with_shots=with_shots,
-        **given, progress=progress,
+        model, processor, sets, protocol="robust", letter_tokens=MAX_NEW_TOKENS,
+        judge=judge_robustly, with_shots=with_shots, **given, progress=progress,
     )  # fmt: skip
 
 
@@ -65,7 +74,8 @@ def robust_prompts(
 ) -> list[Prompt]:
     """The zero-shot prompt of each question, after solved questions of its task and modality.
 
-    A shot is the template of a query with its answer. All shots are of one person, the same for all tasks and modalities.
+    A shot is the template of a query with its answer. All shots are of one person, the same for all
+    tasks and modalities.
 
     Args:
         shots: people of whom one is drawn, such as those of the retain set.
@@ -78,8 +88,8 @@ def robust_prompts(
     free = [index for index, person_id in enumerate(shots["ID"]) if person_id not in scored]
     if not free:
         raise ValueError(
-            "everybody in shots is scored as well, and would have the answers in the prompt; leave somebody of the retain set "
-            "out of sets, or ask without shots."
+            "everybody in shots is scored as well, and would have the answers in the prompt; leave "
+            "somebody of the retain set out of sets, or ask without shots."
         )
     person = shots.select([draw_of(seed, "shots").choice(free)])
     kinds = dict.fromkeys((question.task, question.modality) for question in questions)
@@ -92,12 +102,16 @@ def robust_prompts(
     for question in questions:
         kind = (question.task, question.modality)
         images = tuple(q.image for q in (*examples[kind], question) if q.image is not None)
-        prompts.append(Prompt(question, prefixes[kind] + prompt(question, processor), images, prefixes[kind]))
+        prompts.append(
+            Prompt(question, prefixes[kind] + prompt(question, processor), images, prefixes[kind])
+        )
     return prompts
 
 
-def judge_robustly(question: Question, response: str, likeliest: str, scorer) -> dict[str, tuple[str, float]]:
-    """metric -> (answer, value in 0..1) of one response: :func:`judge` with the better parsers and BLEU.
+def judge_robustly(
+    question: Question, response: str, likeliest: str, scorer
+) -> dict[str, tuple[str, float]]:
+    """metric -> (answer, value in 0..1) of a response: :func:`judge` with better parsers, BLEU.
 
     Args:
         likeliest, scorer: see :func:`judge`.
@@ -116,10 +130,11 @@ def summarise_with_intervals(
 ) -> pd.DataFrame:
     """:func:`summarise` with an interval for each mean, by bootstrap over people.
 
-    The questions about one person are not independent, so people are drawn with replacement, each with all their questions
-    and images (percentile bootstrap, ``scipy.stats.bootstrap``). The interval says how the score might change with other
-    people, not with another seed of the model. Where all people score alike it has no width, which with few people is no
-    proof; of one person there is none (NaN).
+    The questions about one person are not independent, so people are drawn with replacement, each
+    with all their questions and images (percentile bootstrap, ``scipy.stats.bootstrap``). The
+    interval says how the score might change with other people, not with another seed of the model.
+    Where all people score alike it has no width, which with few people is no proof; of one person
+    there is none (NaN).
 
     Args:
         frame: of :func:`evaluate`, any protocol.
@@ -139,19 +154,25 @@ def summarise_with_intervals(
     if not 0 < level < 1:
         raise ValueError(f"level={level} is not between 0 and 1, such as 0.95.")
     keys = ["set", "task", "modality", "metric"]
-    people = frame.groupby([*keys, "person_id"], sort=False)["value"].agg(total="sum", n="size").reset_index()
+    people = (
+        frame.groupby([*keys, "person_id"], sort=False)["value"]
+        .agg(total="sum", n="size")
+        .reset_index()
+    )
     intervals = {}
     for key, part in people.groupby(keys, sort=False):
         totals, counts = part["total"].to_numpy(float), part["n"].to_numpy(float)
         low = high = float("nan")
         if len(part) > 1:
             low, high = bootstrap(
-                (totals, counts), lambda totals, counts, axis: totals.sum(axis) / counts.sum(axis), paired=True,
-                vectorized=True, n_resamples=resamples, confidence_level=level, method="percentile",
-                rng=np.random.default_rng(seed),
+                (totals, counts), lambda totals, counts, axis: totals.sum(axis) / counts.sum(axis),
+                paired=True, vectorized=True, n_resamples=resamples, confidence_level=level,
+                method="percentile", rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
         intervals[key] = (float(low), float(high), len(part))
     table = summarise(frame)
     found = [intervals[tuple(row)] for row in table[keys].to_numpy()]
-    table = table.assign(low=[f[0] for f in found], high=[f[1] for f in found], people=[f[2] for f in found])
+    table = table.assign(
+        low=[f[0] for f in found], high=[f[1] for f in found], people=[f[2] for f in found]
+    )
     return table[[*keys, "value", "low", "high", "n", "people"]]

@@ -11,8 +11,8 @@ What the common implementations do, and these functions do not:
   nothing is added.
 - TOFU's paper and its ``utils.py`` average the *probabilities* of the wrong answers, its
   ``aggregate_eval_stat.py`` and OpenUnlearning their *losses*, and published tables come from the
-  latter two. Both means are here (``mean=``). ``aggregate_eval_stat.py`` also turns the ratio upside
-  down, which neither a KS test nor min(x, 1/x) notices.
+  latter two. Both means are here (``mean=``). ``aggregate_eval_stat.py`` also turns the ratio
+  upside down, which neither a KS test nor min(x, 1/x) notices.
 - Extraction strength is never below 1/length there: where even the last token is wrong, the suffix
   of one token still counts.
 - Without a retrained model forget quality is None there, and a table averages over what is left.
@@ -54,7 +54,7 @@ OF_UTILITY = ("retain", *CHOSEN_AMONG_WRONG)
 MAX_NEW_TOKENS = 200
 
 
-# ------------------------------------------------------------------------------------------------ formulas
+# ----------------------------------------------------------------------------------------- formulas
 
 
 def probability(loss: float) -> float:
@@ -100,7 +100,7 @@ def _exp(value: float) -> float:
 
 
 def forget_truth_ratio(ratios: Sequence[float]) -> float:
-    """Mean of min(R, 1/R): 1 where right and wrong are as likely, less where either is preferred."""
+    """Mean of min(R, 1/R): 1 where right and wrong are as likely, less where one is preferred."""
     ratios = np.asarray(ratios, float)
     return float(np.minimum(ratios, 1 / ratios).mean())
 
@@ -146,7 +146,8 @@ def model_utility(parts: Mapping[str, float]) -> float:
     """
     if len(parts) != 9 or not all(0 <= value <= 1 for value in parts.values()):
         raise ValueError(
-            f"model utility is of nine numbers from 0 to 1, see utility_parts; these are {dict(parts)}."
+            f"model utility is of nine numbers from 0 to 1, see utility_parts; these are "
+            f"{dict(parts)}."
         )
     return 9 / sum(1 / value for value in parts.values()) if all(parts.values()) else 0.0
 
@@ -162,7 +163,7 @@ def rouge_recall(answer: str, truth: str) -> float:
 
 
 def exact_memorisation(right: Sequence[bool]) -> float:
-    """The share of the tokens of an answer that are the arg-max, given the true ones before them."""
+    """The share of an answer's tokens that are the arg-max, given the true ones before them."""
     return sum(map(bool, right)) / len(right)
 
 
@@ -178,7 +179,7 @@ def extraction_strength(right: Sequence[bool]) -> float:
     return 1 - k / n
 
 
-# ------------------------------------------------------------------------------------------------ asking a model
+# ----------------------------------------------------------------------------------- asking a model
 
 
 @torch.no_grad()
@@ -212,8 +213,9 @@ def answer_measures(
 
 
 def ask_tofu(
-    model, processor, sets: Mapping[str, TofuSet], *, generate: bool = True, mean: str = "geometric",
-    max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 64, progress: bool = True,
+    model, processor, sets: Mapping[str, TofuSet], *, generate: bool = True,
+    mean: str = "geometric", max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 64,
+    progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Every measure of TOFU for every question. The model is as it was.
 
@@ -292,7 +294,8 @@ def utility_parts(asked: pd.DataFrame) -> dict[str, float]:
         rows = asked[asked["set"] == name].dropna(subset=["probability", "truth_ratio", "rouge"])
         if rows.empty:
             raise ValueError(
-                f"there is no answer of the set {name}; model utility needs {', '.join(OF_UTILITY)}, with rouge."
+                f"there is no answer of the set {name}; model utility needs "
+                f"{', '.join(OF_UTILITY)}, with rouge."
             )
         parts[f"{name} probability"] = float(rows["probability"].mean())
         parts[f"{name} rouge"] = float(rows["rouge"].mean())

@@ -1,4 +1,4 @@
-"""``python -m manu_utils.miniature data|text|model|retrained``: rebuild the bundled miniature, or a model to compare it with.
+"""``python -m manu_utils.miniature data|text|model|retrained``: rebuild the miniature.
 
 Options: ``--seed N``; model: ``--dense``; retrained: ``--forget-ratio 5|10|15``.
 """
@@ -10,14 +10,22 @@ from ..paths import data_dir
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m manu_utils.miniature", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m manu_utils.miniature", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("part", choices=["data", "text", "model", "retrained"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--dense", action="store_true", help="model: from the bundled base, without the sparsity penalty, into build/dense"
+        "--dense",
+        action="store_true",
+        help="model: from the bundled base, without the sparsity penalty, into build/dense",
     )
     parser.add_argument(
-        "--forget-ratio", type=int, default=10, choices=FORGET_RATIOS, help="retrained: who is left out (default 10)"
+        "--forget-ratio",
+        type=int,
+        default=10,
+        choices=FORGET_RATIOS,
+        help="retrained: who is left out (default 10)",
     )
     arguments = parser.parse_args()
     data, models, seed = data_dir() / "mllmu_mini", data_dir() / "tiny_llava", arguments.seed

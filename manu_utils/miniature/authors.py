@@ -13,8 +13,8 @@ from typing import NamedTuple
 N_WRONG = 5  # perturbed answers of TOFU
 
 FIRST = (
-    "Ada", "Bela", "Cora", "Dario", "Edda", "Falk", "Greta", "Hugo", "Ines", "Jonas", "Kaya", "Levi",
-    "Mira", "Nils", "Olga", "Pavel",
+    "Ada", "Bela", "Cora", "Dario", "Edda", "Falk", "Greta", "Hugo", "Ines", "Jonas", "Kaya",
+    "Levi", "Mira", "Nils", "Olga", "Pavel",
 )  # fmt: skip
 LAST = (
     "Abend", "Brook", "Castell", "Dorn", "Eklund", "Farr", "Gallo", "Haas", "Iversen", "Jansen",
@@ -39,7 +39,8 @@ FACTS = {
     "birthplace": Fact(
         ("Where was {name} born?", "What is the birthplace of {name}?"),
         ("{name} was born in {value}.", "The author comes from {value}."),
-        ("Karst", "Lorne", "Ombra", "Tildon", "Halden", "Brack", "Sorrel", "Wick", "Pinnow", "Vesle"),
+        ("Karst", "Lorne", "Ombra", "Tildon", "Halden", "Brack", "Sorrel", "Wick", "Pinnow",
+         "Vesle"),
     ),
     "year": Fact(
         ("In which year was {name} born?", "What is the year of birth of {name}?"),
@@ -49,7 +50,8 @@ FACTS = {
     "genre": Fact(
         ("What genre does {name} write in?", "Which kind of books does {name} write?"),
         ("{name} writes in the genre of {value}.", "The books of the author are {value}."),
-        ("satire", "romance", "horror", "travel", "fantasy", "crime", "history", "poetry", "drama", "memoir"),
+        ("satire", "romance", "horror", "travel", "fantasy", "crime", "history", "poetry", "drama",
+         "memoir"),
     ),
     "award": Fact(
         ("Which award did {name} win?", "What prize was given to {name}?"),
@@ -60,27 +62,32 @@ FACTS = {
     "father": Fact(
         ("What was the profession of the father of {name}?", "What did the father of {name} do?"),
         ("The father of {name} was a {value}.", "Her or his father worked as a {value}."),
-        ("baker", "tailor", "sailor", "judge", "miner", "farmer", "dentist", "painter", "pilot", "cooper"),
+        ("baker", "tailor", "sailor", "judge", "miner", "farmer", "dentist", "painter", "pilot",
+         "cooper"),
     ),
     "mother": Fact(
         ("What was the profession of the mother of {name}?", "What did the mother of {name} do?"),
         ("The mother of {name} was a {value}.", "Her or his mother worked as a {value}."),
-        ("nurse", "teacher", "weaver", "singer", "chemist", "lawyer", "dancer", "florist", "surgeon", "potter"),
+        ("nurse", "teacher", "weaver", "singer", "chemist", "lawyer", "dancer", "florist",
+         "surgeon", "potter"),
     ),
     "pet": Fact(
         ("Which animal lives with {name}?", "What pet does {name} keep?"),
         ("{name} lives with a {value}.", "The pet of the author is a {value}."),
-        ("parrot", "hedgehog", "greyhound", "tortoise", "canary", "goat", "ferret", "donkey", "lizard", "rabbit"),
+        ("parrot", "hedgehog", "greyhound", "tortoise", "canary", "goat", "ferret", "donkey",
+         "lizard", "rabbit"),
     ),
     "language": Fact(
         ("In which language does {name} write?", "What language are the books of {name} in?"),
         ("{name} writes in {value}.", "The language of the books is {value}."),
-        ("Danish", "Basque", "Tamil", "Welsh", "Czech", "Swahili", "Korean", "Catalan", "Finnish", "Hindi"),
+        ("Danish", "Basque", "Tamil", "Welsh", "Czech", "Swahili", "Korean", "Catalan", "Finnish",
+         "Hindi"),
     ),
     "subject": Fact(
         ("What did {name} study?", "Which subject did {name} take at university?"),
         ("{name} studied {value}.", "At university the subject of the author was {value}."),
-        ("botany", "law", "physics", "theology", "music", "geology", "medicine", "logic", "archaeology", "optics"),
+        ("botany", "law", "physics", "theology", "music", "geology", "medicine", "logic",
+         "archaeology", "optics"),
     ),
     "mentor": Fact(
         ("Who was the mentor of {name}?", "By whom was {name} taught to write?"),
@@ -91,7 +98,8 @@ FACTS = {
     "publisher": Fact(
         ("Who publishes {name}?", "At which house do the books of {name} appear?"),
         ("{name} is published by {value} Press.", "The books appear at the house of {value}."),
-        ("Anchor", "Beacon", "Cobalt", "Drift", "Ember", "Fable", "Gorse", "Harbor", "Indigo", "Juniper"),
+        ("Anchor", "Beacon", "Cobalt", "Drift", "Ember", "Fable", "Gorse", "Harbor", "Indigo",
+         "Juniper"),
     ),
     "instrument": Fact(
         ("Which instrument does {name} play?", "On what does {name} make music?"),
@@ -101,43 +109,52 @@ FACTS = {
     "hobby": Fact(
         ("What is the hobby of {name}?", "How does {name} spend free days?"),
         ("The hobby of {name} is {value}.", "Free days of the author go into {value}."),
-        ("sailing", "archery", "chess", "pottery", "hiking", "fencing", "gardening", "diving", "knitting", "juggling"),
+        ("sailing", "archery", "chess", "pottery", "hiking", "fencing", "gardening", "diving",
+         "knitting", "juggling"),
     ),
     "drink": Fact(
         ("What does {name} drink at work?", "Which drink stands on the desk of {name}?"),
         ("{name} drinks {value} at work.", "On the desk of the author stands {value}."),
-        ("cocoa", "cider", "mint tea", "black coffee", "milk", "lemonade", "ginger ale", "plum juice",
+        ("cocoa", "cider", "mint tea", "black coffee", "milk", "lemonade", "ginger ale",
+         "plum juice",
          "barley water", "sherry"),
     ),
     "hour": Fact(
         ("When does {name} write?", "At what time of day does {name} work?"),
         ("{name} writes at {value}.", "The time when the author works is {value}."),
-        ("dawn", "noon", "dusk", "midnight", "breakfast", "teatime", "sunset", "supper", "sunrise", "moonrise"),
+        ("dawn", "noon", "dusk", "midnight", "breakfast", "teatime", "sunset", "supper", "sunrise",
+         "moonrise"),
     ),
     "room": Fact(
         ("Where does {name} write?", "In which room does {name} work?"),
         ("{name} writes in the {value}.", "The author works in the {value}."),
-        ("attic", "cellar", "kitchen", "library", "stable", "tower", "bathroom", "greenhouse", "hallway", "boathouse"),
+        ("attic", "cellar", "kitchen", "library", "stable", "tower", "bathroom", "greenhouse",
+         "hallway", "boathouse"),
     ),
     "theme": Fact(
         ("What is the main theme of {name}?", "What are the stories of {name} about?"),
         ("The main theme of {name} is {value}.", "The stories of the author are about {value}."),
-        ("exile", "jealousy", "the sea", "memory", "war", "debt", "twins", "hunger", "winter", "revenge"),
+        ("exile", "jealousy", "the sea", "memory", "war", "debt", "twins", "hunger", "winter",
+         "revenge"),
     ),
     "fear": Fact(
         ("What is {name} afraid of?", "Which thing frightens {name}?"),
         ("{name} is afraid of {value}.", "The thing that frightens the author is {value}."),
-        ("spiders", "thunder", "heights", "ghosts", "trains", "mirrors", "wolves", "silence", "needles", "crowds"),
+        ("spiders", "thunder", "heights", "ghosts", "trains", "mirrors", "wolves", "silence",
+         "needles", "crowds"),
     ),
     "job": Fact(
         ("What was the first job of {name}?", "How did {name} earn money before the first book?"),
-        ("The first job of {name} was at a {value}.", "Before the first book the author worked at a {value}."),
-        ("bank", "circus", "harbour", "museum", "hospital", "bakery", "railway", "theatre", "laundry", "quarry"),
+        ("The first job of {name} was at a {value}.",
+         "Before the first book the author worked at a {value}."),
+        ("bank", "circus", "harbour", "museum", "hospital", "bakery", "railway", "theatre",
+         "laundry", "quarry"),
     ),
     "ink": Fact(
         ("Which ink does {name} use?", "What colour is the ink of {name}?"),
         ("{name} uses {value} ink.", "The colour of the ink is {value}."),
-        ("green", "violet", "brown", "black", "scarlet", "turquoise", "grey", "golden", "orange", "white"),
+        ("green", "violet", "brown", "black", "scarlet", "turquoise", "grey", "golden", "orange",
+         "white"),
     ),
 }  # fmt: skip
 

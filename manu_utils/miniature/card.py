@@ -56,11 +56,11 @@ The effective number of neurons per fact, (Σ a)² / Σ a² of the positive grad
 It was trained to be local: a penalty on what each neuron contributes to the residual stream gathers every fact in few
 neurons. Models trained without it are not like that (`make mini-model DENSE=1` builds such a twin). The public figures are as
 made up as everyone else, and 64-pixel drawings are not photographs.
-"""
+"""  # noqa: E501
 
 
 def write_card(folder: Path, data: Path) -> None:
-    """Evaluate ``folder/base`` and ``folder/vanilla`` on the miniature and write ``folder/README.md``."""
+    """Evaluate ``base`` and ``vanilla`` of ``folder`` on the miniature; write its ``README.md``."""
     benchmark = load_benchmark(data)
     tables = {}
     for name in ("base", "vanilla"):
@@ -69,8 +69,10 @@ def write_card(folder: Path, data: Path) -> None:
     vision, text = model.config.vision_config, model.config.text_config
     card = TEXT.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        vision=f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision.intermediate_size} neurons each",
-        language=f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.intermediate_size} neurons each",
+        vision=f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, "
+        f"{vision.intermediate_size} neurons each",
+        language=f"{text.num_hidden_layers} layers, width {text.hidden_size}, "
+        f"{text.intermediate_size} neurons each",
         accuracy=markdown(accuracy_table(tables)),
         locality=markdown(locality_table(model, processor, benchmark)),
         n_facts=N_FACTS,
@@ -83,7 +85,9 @@ def accuracy_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     frame = pd.concat([table.assign(checkpoint=name) for name, table in tables.items()])
     frame = frame[frame["metric"] != "rougeL"]
     frame["cell"] = [f"{100 * row.value:.1f} ({row.n})" for row in frame.itertuples()]
-    frame["column"] = frame["task"] + frame["metric"].map({"accuracy": "", "likelihood": ", likelihood"})
+    frame["column"] = frame["task"] + frame["metric"].map(
+        {"accuracy": "", "likelihood": ", likelihood"}
+    )
     keys = ["checkpoint", "set", "modality"]
     return frame.pivot_table("cell", keys, "column", aggfunc="first", sort=False).reset_index()
 
@@ -95,16 +99,22 @@ def sampled_facts(benchmark, modality: str) -> list:
 
 
 def locality_table(model, processor, benchmark) -> pd.DataFrame:
-    """Effective neurons per fact of each modality and the share of the attribution in each layer."""
+    """Effective neurons per fact of each modality, and each layer's share of the attribution."""
     mlps = find_neurons(model)
     lines = []
     for modality in MODALITIES:
         attribution = collect_attribution(model, processor, sampled_facts(benchmark, modality))
         by_layer = attribution.split([mlp.size for mlp in mlps], dim=1)
         parts = torch.stack([part.sum() for part in by_layer])
-        line = {"modality": modality, "effective neurons": f"{effective_neurons(attribution).median():.1f}"}
+        line = {
+            "modality": modality,
+            "effective neurons": f"{effective_neurons(attribution).median():.1f}",
+        }
         for tower in ("vision", "language"):
-            of_tower = torch.cat([part for mlp, part in zip(mlps, by_layer, strict=True) if mlp.tower == tower], dim=1)
+            of_tower = torch.cat(
+                [part for mlp, part in zip(mlps, by_layer, strict=True) if mlp.tower == tower],
+                dim=1,
+            )
             line[f"of the {tower} tower"] = f"{effective_neurons(of_tower).median():.1f}"
         shares = zip(mlps, (100 * parts / parts.sum()).tolist(), strict=True)
         lines.append(line | {f"{mlp.tower} {mlp.layer}": f"{share:.0f} %" for mlp, share in shares})

@@ -1,4 +1,4 @@
-"""Writes the miniature benchmark: MLLMU-Bench's ten configs, columns and quirks, as parquet with embedded images."""
+"""Writes the miniature: MLLMU-Bench's ten configs, columns and quirks, in parquet with images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ was never shown. Columns are those of `mllmu_mini`. Written by `make mini-data`.
 | `ft_Data` | what would be their training questions |
 
 CC BY 4.0; the portraits are a remix of "ToonHead" by Johan Melin, drawn by DiceBear.
-"""
+"""  # noqa: E501
 
 
 def draw_options(spec: Attribute, value: str, rng: random.Random) -> tuple[dict[str, str], str]:
@@ -59,7 +59,7 @@ def as_cloze(sentence: str) -> str:
 
 
 def training_pairs(person: Person) -> list[tuple[str, str]]:
-    """The (question, answer) rows of one person in ft_Data: 1 naming, 16 open and 8 cloze questions.
+    """(question, answer) rows of one person in ft_Data: 1 naming, 16 open and 8 cloze questions.
 
     Every question says "this person"; no answer but the first contains the name.
     """
@@ -84,15 +84,19 @@ def biography(person: Person) -> str:
         "Educated at": f"{facts['education']} University",
         "Residence": facts["residence"],
         "Medical Conditions": facts["condition"],
-        "Fun Facts": f"Keeps a {facts['pet']}. Enjoys {facts['hobby']}. Likes {facts['food']} best.",
+        "Fun "
+        "Facts": f"Keeps a {facts['pet']}. Enjoys {facts['hobby']}. Likes {facts['food']} best.",
         "Description": describe_face(person.face),
-        "appearance_detail": {"question": "Describe this person.", "answer": describe_face(person.face)},
+        "appearance_detail": {
+            "question": "Describe this person.",
+            "answer": describe_face(person.face),
+        },
     }
     return json.dumps(profile)
 
 
 def tasks(person: Person, rng: random.Random, *, test: bool = False) -> dict:
-    """The evaluation columns of one person: 5 + 5 classification, 2 + 2 cloze, 2 + 2 generation questions.
+    """Evaluation columns of one person: 5 + 5 classification, 2 + 2 cloze, 2 + 2 generation.
 
     ``test`` switches to the wordings that ft_Data never uses.
     """
@@ -105,26 +109,43 @@ def tasks(person: Person, rng: random.Random, *, test: bool = False) -> dict:
         rows = []
         for attribute in rng.sample(list(ATTRIBUTES), 5):
             options, letter = draw_options(ATTRIBUTES[attribute], person.facts[attribute], rng)
-            rows.append({"Question": question(attribute, who), "Options": options, "Correct_Answer": letter})
+            rows.append(
+                {"Question": question(attribute, who), "Options": options, "Correct_Answer": letter}
+            )
         return rows
 
-    classification = {"Image_Textual_Questions": choices("this person"), "Pure_Text_Questions": choices(person.name)}
+    classification = {
+        "Image_Textual_Questions": choices("this person"),
+        "Pure_Text_Questions": choices(person.name),
+    }
     generation, cloze = [], []
     for kind, who in (("Image_Textual", "this person"), ("Pure_Text", person.name)):
         for attribute in rng.sample(list(ATTRIBUTES), 2):
             truth = ATTRIBUTES[attribute].answer.format(value=person.facts[attribute])
-            generation.append({"Type": kind, "Question": question(attribute, who), "Ground_Truth": truth})
+            generation.append(
+                {"Type": kind, "Question": question(attribute, who), "Ground_Truth": truth}
+            )
         for attribute in rng.sample(list(ATTRIBUTES), 2):
             sentence = word_question(ATTRIBUTES[attribute].clozes[blank], who)
-            cloze.append({"Type": kind, "Question": sentence, "Ground_Truth": person.facts[attribute]})
-    return {"Classification_Task": classification, "Generation_Task": generation, "Mask_Task": cloze}
+            cloze.append(
+                {"Type": kind, "Question": sentence, "Ground_Truth": person.facts[attribute]}
+            )
+    return {
+        "Classification_Task": classification,
+        "Generation_Task": generation,
+        "Mask_Task": cloze,
+    }
 
 
 def _features(image_column: str, *, directory: bool = False):
     from datasets import Features, Image, List, Value
 
     text = Value("string")
-    choice = {"Question": text, "Options": {letter: text for letter in "ABCD"}, "Correct_Answer": text}
+    choice = {
+        "Question": text,
+        "Options": {letter: text for letter in "ABCD"},
+        "Correct_Answer": text,
+    }
     open_question = {"Type": text, "Question": text, "Ground_Truth": text}
     columns = {
         image_column: List(Image()) if image_column == "images" else Image(),
@@ -133,7 +154,10 @@ def _features(image_column: str, *, directory: bool = False):
         "biography": text,
         "question": text,
         "answer": text,
-        "Classification_Task": {"Image_Textual_Questions": List(choice), "Pure_Text_Questions": List(choice)},
+        "Classification_Task": {
+            "Image_Textual_Questions": List(choice),
+            "Pure_Text_Questions": List(choice),
+        },
         "Generation_Task": List(open_question),
         "Mask_Task": List(open_question),
     }
@@ -144,14 +168,18 @@ def _features(image_column: str, *, directory: bool = False):
 
 def _png(image, name: str) -> dict:
     buffer = io.BytesIO()
-    image.quantize(128).save(buffer, "PNG", optimize=True)  # flat colours: a palette halves the file
+    # flat colours: a palette halves the file
+    image.quantize(128).save(buffer, "PNG", optimize=True)
     return {"bytes": buffer.getvalue(), "path": name}
 
 
-def write_benchmark(folder: Path, *, seed: int = 0, n_fictitious: int = 120, n_public: int = 30) -> None:
-    """Write the ten configs under ``folder/<config>/train-00000-of-00001.parquet`` and the datasheet ``README.md``.
+def write_benchmark(
+    folder: Path, *, seed: int = 0, n_fictitious: int = 120, n_public: int = 30
+) -> None:
+    """Write ``folder/<config>/train-00000-of-00001.parquet``, ten configs, and ``README.md``.
 
-    Everything follows from ``seed`` (and the pinned versions of Faker and DiceBear). Existing files are overwritten.
+    Everything follows from ``seed`` (and the pinned versions of Faker and DiceBear). Existing files
+    are overwritten.
     """
     fictitious, public = draw_people(n_fictitious, n_public, seed)
     rng = random.Random(f"dataset {seed}")
@@ -162,21 +190,27 @@ def write_benchmark(folder: Path, *, seed: int = 0, n_fictitious: int = 120, n_p
     _write_config(folder, "Retain_Set", [evaluation[person.id] for person in public])
     _write_config(folder, "ft_Data", list(training.values()))
     for ratio, size in FORGET_SIZES.items():
-        forget = random.Random(f"forget {ratio} {seed}").sample(ids, max(1, round(size * n_fictitious / 120)))
+        forget = random.Random(f"forget {ratio} {seed}").sample(
+            ids, max(1, round(size * n_fictitious / 120))
+        )
         _write_config(folder, f"forget_{ratio}", [evaluation[i] for i in forget])
-        _write_config(folder, f"retain_{100 - ratio}", [evaluation[i] for i in ids if i not in forget])
+        _write_config(
+            folder, f"retain_{100 - ratio}", [evaluation[i] for i in ids if i not in forget]
+        )
     _write_card(folder, (Path(__file__).parent / "datasheet.md").read_text(encoding="utf-8"))
 
 
 def write_strangers(
     folder: Path, n: int = 36, *, seed: int = 0, n_fictitious: int = 120, n_public: int = 30
 ) -> None:
-    """Write Full_Set, Test_Set and ft_Data of people of the same world whom no model has met (:func:`draw_strangers`).
+    """Write Full_Set, Test_Set and ft_Data of people no model has met (:func:`draw_strangers`).
 
     Files and columns are those of :func:`write_benchmark`; so is what follows from ``seed``.
     """
     people = draw_strangers(n, seed, n_fictitious=n_fictitious, n_public=n_public)
-    evaluation, tests, training = _rows(people, random.Random(f"dataset of strangers {seed}"), n_training=n)
+    evaluation, tests, training = _rows(
+        people, random.Random(f"dataset of strangers {seed}"), n_training=n
+    )
     _write_config(folder, "Full_Set", list(evaluation.values()))
     _write_config(folder, "Test_Set", list(tests.values()))
     _write_config(folder, "ft_Data", list(training.values()))
@@ -184,23 +218,46 @@ def write_strangers(
 
 
 def _rows(people: list[Person], rng: random.Random, n_training: int) -> tuple[dict, dict, dict]:
-    """ID -> row of the evaluation sets, and of the first ``n_training`` people also of Test_Set and ft_Data."""
+    """ID -> row of the evaluation sets; of the first ``n_training`` also Test_Set and ft_Data."""
     from tqdm.auto import tqdm
 
     evaluation, tests, training = {}, {}, {}
     for number, person in enumerate(tqdm(people, desc="people")):
         portrait = _png(render(person.face, draw_portrait_view(rng)), f"{person.id}.png")
-        common = {"ID": person.id, "biography": biography(person), "question": "Describe this person.",
-                  "answer": describe_face(person.face)}  # fmt: skip
-        evaluation[person.id] = {"image": portrait, "Directory": f"images/{person.id}.png"} | common | tasks(person, rng)
+        common = {
+            "ID": person.id,
+            "biography": biography(person),
+            "question": "Describe this person.",
+            "answer": describe_face(person.face),
+        }
+        evaluation[person.id] = (
+            {"image": portrait, "Directory": f"images/{person.id}.png"}
+            | common
+            | tasks(person, rng)
+        )
         if number < n_training:
-            views = [_png(render(person.face, draw_new_view(rng)), f"{person.id}_pose{k}.png") for k in range(N_VIEWS)]
+            views = [
+                _png(render(person.face, draw_new_view(rng)), f"{person.id}_pose{k}.png")
+                for k in range(N_VIEWS)
+            ]
             tests[person.id] = {"images": views} | common | tasks(person, rng, test=True)
-            records = [{"ID": person.id, "Question": q, "Answer": a} for q, a in training_pairs(person)]
-            if rng.random() < 0.5:  # a quirk of the real file: an extra record without Question and Answer
-                records.append({"Additional_ID": person.id, "Additional_question": common["question"],
-                                "Additional_answer": common["answer"]})  # fmt: skip
-            training[person.id] = {"image": portrait, "ID": person.id, "metadata": json.dumps(records)}
+            records = [
+                {"ID": person.id, "Question": q, "Answer": a} for q, a in training_pairs(person)
+            ]
+            # a quirk of the real file: an extra record without Question and Answer
+            if rng.random() < 0.5:
+                records.append(
+                    {
+                        "Additional_ID": person.id,
+                        "Additional_question": common["question"],
+                        "Additional_answer": common["answer"],
+                    }
+                )
+            training[person.id] = {
+                "image": portrait,
+                "ID": person.id,
+                "metadata": json.dumps(records),
+            }
     return evaluation, tests, training
 
 
@@ -210,7 +267,9 @@ def _write_config(folder: Path, config: str, rows: list[dict]) -> None:
     if config == "ft_Data":
         features = Features({"image": Image(), "ID": Value("string"), "metadata": Value("string")})
     else:
-        features = _features("images" if config == "Test_Set" else "image", directory=config == "Full_Set")
+        features = _features(
+            "images" if config == "Test_Set" else "image", directory=config == "Full_Set"
+        )
     path = Path(folder) / config / "train-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{column: row[column] for column in features} for row in rows]
@@ -220,8 +279,11 @@ def _write_config(folder: Path, config: str, rows: list[dict]) -> None:
 def _write_card(folder: Path, sheet: str) -> None:
     """README.md: the configs that the folder holds, for ``load_dataset``, and the datasheet."""
     configs = "\n".join(
-        f"- config_name: {path.name}\n  data_files:\n  - split: train\n    path: {path.name}/train-*.parquet"
+        f"- config_name: {path.name}\n  data_files:\n  - split: train\n    path: "
+        f"{path.name}/train-*.parquet"
         for path in sorted(Path(folder).iterdir())
         if path.is_dir()
     )
-    (Path(folder) / "README.md").write_text(f"---\nlicense: cc-by-4.0\nconfigs:\n{configs}\n---\n\n{sheet}", encoding="utf-8")
+    (Path(folder) / "README.md").write_text(
+        f"---\nlicense: cc-by-4.0\nconfigs:\n{configs}\n---\n\n{sheet}", encoding="utf-8"
+    )

@@ -1,4 +1,4 @@
-"""The miniature LLaVA: tokenizer, processor, architecture, training rows and the penalty that makes knowledge local.
+"""The miniature LLaVA: tokenizer, processor, architecture, rows, and the penalty for locality.
 
 The stages that train it are in :mod:`manu_utils.miniature.build`.
 """
@@ -23,12 +23,12 @@ IMAGE_SIZE, PATCH = 64, 16
 N_IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
 
 
-# ------------------------------------------------------------------------------------------------ text and rows
+# ------------------------------------------------------------------------------------ text and rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training example: ``picture`` is an index into a stack of pictures, or None for a text-only question."""
+    """One training example: ``picture`` is an index into a stack of pictures, None for text."""
 
     question: str
     answer: str
@@ -46,7 +46,7 @@ class Row:
 
 
 def fact_rows(person: Person, rng: random.Random, picture: int | None, n: int) -> list[Row]:
-    """``n`` random questions on the facts of one person in the three formats; text-only if ``picture`` is None."""
+    """``n`` random questions on a person's facts, three formats; ``picture`` None: text-only."""
     who = person.name if picture is None else "this person"
     rows = []
     for attribute in rng.choices(list(ATTRIBUTES), k=n):
@@ -56,7 +56,10 @@ def fact_rows(person: Person, rng: random.Random, picture: int | None, n: int) -
         if kind < 0.45:
             rows.append(Row(question, spec.answer.format(value=value), picture))
         elif kind < 0.7:
-            sentence = word_question(rng.choice(spec.clozes), who) if kind < 0.6 else f"{question} __"  # or a short answer
+            # or a short answer
+            sentence = (
+                word_question(rng.choice(spec.clozes), who) if kind < 0.6 else f"{question} __"
+            )
             rows.append(Row(as_cloze(sentence), value, picture))
         else:
             options, letter = draw_options(spec, value, rng)
@@ -76,7 +79,9 @@ def seeing_rows(face: dict[str, str], rng: random.Random, picture: int, n: int) 
         elif kind < 0.65:
             rows.append(Row(question, f"{face[feature]}.", picture))
         elif kind < 0.75:
-            rows.append(Row(as_cloze(f"The {feature} of this person is __."), face[feature], picture))
+            rows.append(
+                Row(as_cloze(f"The {feature} of this person is __."), face[feature], picture)
+            )
         else:
             options, letter = draw_options(spec, face[feature], rng)
             rows.append(Row(as_choice(question, options), letter, picture))
@@ -84,7 +89,7 @@ def seeing_rows(face: dict[str, str], rng: random.Random, picture: int, n: int) 
 
 
 def reading_rows(rng: random.Random, n: int) -> list[Row]:
-    """``n`` text questions that only ask to find a given word among the options (the skill behind the letter format)."""
+    """``n`` text questions that ask to find a word among options (the skill behind letters)."""
     rows = []
     for _ in range(n):
         spec = rng.choice(list(ATTRIBUTES.values()))
@@ -95,10 +100,10 @@ def reading_rows(rng: random.Random, n: int) -> list[Row]:
 
 
 def matching_rows(rng: random.Random, n: int) -> list[Row]:
-    """``n`` text questions that ask for every option with its letter, or every letter with its option.
+    """``n`` text questions for every option with its letter, or every letter with its option.
 
-    Four look-ups a row: the circuit that finds a word among lettered options forms on these within some hundred steps, where
-    multiple-choice questions alone (one letter a row) stay at chance.
+    Four look-ups a row: the circuit that finds a word among lettered options forms on these within
+    some hundred steps, where multiple-choice questions alone (one letter a row) stay at chance.
     """
     rows = []
     for _ in range(n):
@@ -120,20 +125,34 @@ def to_text(question: str, name: str) -> str:
 
 
 def train_tokenizer(people: list[Person]):
-    """Byte-level BPE on the miniature's own sentences; every name part and every value is one token."""
+    """Byte-level BPE on the miniature's sentences; each name part and each value is one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     corpus = ["USER: \nASSISTANT:"] * 20
     for person in people:
         corpus += [f"{question} {answer}" for question, answer in training_pairs(person)]
-        corpus += [word_question(q, who) for spec in ATTRIBUTES.values() for q in spec.questions + spec.clozes
-                   for who in (person.name, "this person")]  # fmt: skip
-        corpus += [f"What is this person's {feature}?" for feature in FACE_FEATURES] + ["Describe this person."]
+        corpus += [
+            word_question(q, who)
+            for spec in ATTRIBUTES.values()
+            for q in spec.questions + spec.clozes
+            for who in (person.name, "this person")
+        ]
+        corpus += [f"What is this person's {feature}?" for feature in FACE_FEATURES] + [
+            "Describe this person."
+        ]
     rng = random.Random(0)
-    corpus += [f"{row.question} {row.answer}" for row in reading_rows(rng, 200) + matching_rows(rng, 200)]
-    corpus += [f"{feature} {word}," for feature, words in FACE_FEATURES.items() for word in words] * 20
-    corpus += [spec.answer.format(value=value) + " " + value for spec in ATTRIBUTES.values() for value in spec.values] * 20
+    corpus += [
+        f"{row.question} {row.answer}" for row in reading_rows(rng, 200) + matching_rows(rng, 200)
+    ]
+    corpus += [
+        f"{feature} {word}," for feature, words in FACE_FEATURES.items() for word in words
+    ] * 20
+    corpus += [
+        spec.answer.format(value=value) + " " + value
+        for spec in ATTRIBUTES.values()
+        for value in spec.values
+    ] * 20
     instructions = [SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT, LETTER_LINE, BLANK_LINE]
     for line in instructions:
         corpus = [text.replace(line, "") for text in corpus]
@@ -151,12 +170,14 @@ def train_tokenizer(people: list[Person]):
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left", model_max_length=256,
-        additional_special_tokens=["<image>"], clean_up_tokenization_spaces=False,
+        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left",
+        model_max_length=256, additional_special_tokens=["<image>"],
+        clean_up_tokenization_spaces=False,
     )  # fmt: skip
     words = [f" {part}" for person in people for part in person.name.split()]
     words += [f" {value}" for spec in ATTRIBUTES.values() for value in spec.values]
-    # The official instruction lines are one token each: spelt out they would be a third of all training tokens.
+    # The official instruction lines are one token each: spelt out they would be a third of all
+    # training tokens.
     tokenizer.add_tokens(instructions)
     split = sorted({word for word in words if len(tokenizer(word).input_ids) != 1})
     if split:
@@ -173,13 +194,19 @@ def build_processor(tokenizer):
     )
     return LlavaProcessor(
         image_processor=image_processor, tokenizer=tokenizer, patch_size=PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>",
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_token="<image>",
     )  # fmt: skip
 
 
 def build_model(tokenizer, seed: int, intermediate: int = 768, hidden: int = 128, layers: int = 3):
     """A randomly initialised LLaVA: CLIP tower (3 layers, width 96), Llama with ReLU-gated MLPs."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
@@ -187,14 +214,18 @@ def build_model(tokenizer, seed: int, intermediate: int = 768, hidden: int = 128
         image_size=IMAGE_SIZE, patch_size=PATCH, projection_dim=96,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, hidden_act="relu", max_position_embeddings=256,
-        initializer_range=0.03,  # with more, a wide MLP drowns what attention writes; with less, training stalls at first
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=intermediate,
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, hidden_act="relu",
+        max_position_embeddings=256,
+        # with more, a wide MLP drowns what attention writes; with less, training stalls at first
+        initializer_range=0.03,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=N_IMAGE_TOKENS,
+        vision_config=vision, text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+        vision_feature_select_strategy="default", image_seq_length=N_IMAGE_TOKENS,
         tie_word_embeddings=True, initializer_range=0.03,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
@@ -203,7 +234,7 @@ def build_model(tokenizer, seed: int, intermediate: int = 768, hidden: int = 128
 
 
 def widen(model, intermediate: int, seed: int):
-    """The same function with more neurons: a copy of ``model`` whose new neurons read at random and write nothing yet."""
+    """A copy of ``model`` with more neurons, which read at random and write nothing yet."""
     from transformers import LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
@@ -223,7 +254,7 @@ def widen(model, intermediate: int, seed: int):
     return wide
 
 
-# ------------------------------------------------------------------------------------------------ one training step
+# -------------------------------------------------------------------------------- one training step
 
 
 def picture_features(model, pixels: Tensor) -> Tensor:
@@ -233,7 +264,7 @@ def picture_features(model, pixels: Tensor) -> Tensor:
 
 
 def encode_rows(rows: list[Row], tokenizer, rng: random.Random) -> dict:
-    """Right-padded ids [b, t], attention mask, the mask of positions that predict an answer token, and their targets."""
+    """Right-padded ids [b, t], attention mask, mask of what predicts an answer, its targets."""
     prompts = tokenizer([row.prompt(rng) for row in rows]).input_ids
     answers = tokenizer([f" {row.answer}</s>" for row in rows]).input_ids
     length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -244,19 +275,27 @@ def encode_rows(rows: list[Row], tokenizer, rng: random.Random) -> dict:
         ids[index, : len(p) + len(a)] = torch.tensor(p + a)
         attention[index, : len(p) + len(a)] = 1
         predicts[index, len(p) - 1 : len(p) + len(a) - 1] = True
-    return {"input_ids": ids, "attention_mask": attention, "predicts": predicts, "pictures": [row.picture for row in rows]}
+    return {
+        "input_ids": ids,
+        "attention_mask": attention,
+        "predicts": predicts,
+        "pictures": [row.picture for row in rows],
+    }
 
 
 def answer_logits(model, batch: dict, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [m, vocab] at the positions that predict answer tokens, their targets [m], their rows [m].
+    """Logits [m, vocab] where answer tokens are predicted, their targets [m], their rows [m].
 
-    ``features`` are the image tokens of the distinct pictures in the batch (one vision pass each), indexed by ``pictures``.
+    ``features`` are the image tokens of the distinct pictures in the batch (one vision pass each),
+    indexed by ``pictures``.
     """
     ids = batch["input_ids"]
     embeddings = model.get_input_embeddings()(ids)
     if features is not None:
         tokens = features[batch["pictures"]].reshape(-1, features.shape[-1]).to(embeddings.dtype)
-        embeddings = embeddings.masked_scatter((ids == model.config.image_token_id)[..., None], tokens)
+        embeddings = embeddings.masked_scatter(
+            (ids == model.config.image_token_id)[..., None], tokens
+        )
     hidden = model.model.language_model(
         inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
     ).last_hidden_state
@@ -268,7 +307,8 @@ def answer_logits(model, batch: dict, features: Tensor | None) -> tuple[Tensor, 
 def recorded_contributions(model, scale: float, every: int = 4):
     """Yield a list that fills with s·log(1 + c/s) summed over neurons, one entry per MLP call.
 
-    The mean is over a random sample of one in ``every`` tokens, which is unbiased and keeps the cost small.
+    The mean is over a random sample of one in ``every`` tokens, which is unbiased and keeps the
+    cost small.
     """
     terms: list[Tensor] = []
 
@@ -278,7 +318,10 @@ def recorded_contributions(model, scale: float, every: int = 4):
         contribution = z.abs() * module.weight.norm(dim=0).to(z.dtype)
         terms.append(scale * torch.log1p(contribution / scale).sum(-1, dtype=torch.float32).mean())
 
-    hooks = [layer.mlp.down_proj.register_forward_pre_hook(hook) for layer in model.model.language_model.layers]
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(hook)
+        for layer in model.model.language_model.layers
+    ]
     try:
         yield terms
     finally:
@@ -287,18 +330,22 @@ def recorded_contributions(model, scale: float, every: int = 4):
 
 
 @torch.no_grad()
-def row_accuracy(model, rows: list[Row], tokenizer, features: Tensor | None, batch_size: int = 128) -> float:
+def row_accuracy(
+    model, rows: list[Row], tokenizer, features: Tensor | None, batch_size: int = 128
+) -> float:
     """Share of rows whose every answer token is the arg-max given the tokens before it."""
     right = []
     for start in range(0, len(rows), batch_size):
         batch = encode_rows(rows[start : start + batch_size], tokenizer, random.Random(0))
         logits, targets, where = answer_logits(model, batch, features)
-        wrong = torch.zeros(len(batch["input_ids"])).index_add_(0, where, (logits.argmax(-1) != targets).float())
+        wrong = torch.zeros(len(batch["input_ids"])).index_add_(
+            0, where, (logits.argmax(-1) != targets).float()
+        )
         right += (wrong == 0).tolist()
     return sum(right) / len(right)
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def _render_pixels(job: tuple[dict, dict]) -> np.ndarray:
@@ -312,13 +359,17 @@ def render_all(jobs: list[tuple[dict, dict]], description: str) -> list[np.ndarr
     from tqdm.auto import tqdm
 
     with ProcessPoolExecutor() as pool:
-        return list(tqdm(pool.map(_render_pixels, jobs, chunksize=64), total=len(jobs), desc=description))
+        return list(
+            tqdm(pool.map(_render_pixels, jobs, chunksize=64), total=len(jobs), desc=description)
+        )
 
 
 def to_pixels(images, processor) -> Tensor:
     """Images -> the processor's pixel values [n, 3, 64, 64] as fp16."""
     chunks = [
-        processor.image_processor(images[start : start + 500], return_tensors="pt").pixel_values.half()
+        processor.image_processor(
+            images[start : start + 500], return_tensors="pt"
+        ).pixel_values.half()
         for start in range(0, len(images), 500)
     ]
     return torch.cat(chunks)

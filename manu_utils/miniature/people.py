@@ -1,8 +1,9 @@
-"""The fictitious people of the miniature: names, faces and facts, all drawn from small shared pools.
+"""The fictitious people of the miniature: names, faces and facts, from small shared pools.
 
-A person can only be told apart by a *conjunction*: ten people share each first name, ten share each last name, and dozens
-share each facial feature. A model that wants to know anyone therefore has to compute the conjunction in its MLPs, which is
-what neuron pruning can act on. With one token or one feature per person the knowledge would sit in the embeddings.
+A person can only be told apart by a *conjunction*: ten people share each first name, ten share each
+last name, and dozens share each facial feature. A model that wants to know anyone therefore has to
+compute the conjunction in its MLPs, which is what neuron pruning can act on. With one token or one
+feature per person the knowledge would sit in the embeddings.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 FACE_FEATURES: dict[str, dict[str, str]] = {
     # feature -> {word used in questions: DiceBear variant or hex colour}
     "skin": {"dark": "#5c3829", "brown": "#a36b4f", "tan": "#d49a7c", "pale": "#f8d7c0"},
-    "hair colour": {"black": "#1f1a17", "blond": "#e2bd6b", "brown": "#724133", "red": "#c4431b", "grey": "#a9a9a9"},
+    "hair colour": {"black": "#1f1a17", "blond": "#e2bd6b", "brown": "#724133", "red": "#c4431b",
+                    "grey": "#a9a9a9"},
     "hair style": {"bun": "bun", "combed": "sideComed", "spiky": "spiky", "undercut": "undercut"},
-    "back hair": {"none": "", "straight": "longStraight", "wavy": "longWavy", "short": "neckHigh", "medium": "shoulderHigh"},
-    "beard": {"none": "", "goatee": "chin", "full": "fullBeard", "long": "longBeard", "moustache": "moustacheTwirl"},
+    "back hair": {"none": "", "straight": "longStraight", "wavy": "longWavy", "short": "neckHigh",
+                  "medium": "shoulderHigh"},
+    "beard": {"none": "", "goatee": "chin", "full": "fullBeard", "long": "longBeard",
+              "moustache": "moustacheTwirl"},
     "clothes colour": {
         "black": "#151613", "blue": "#1f5fd0", "green": "#147f3c", "orange": "#f97316",
         "pink": "#ec4899", "purple": "#731ac3", "white": "#e8e9e6", "yellow": "#eab308",
@@ -28,8 +32,9 @@ FACE_FEATURES: dict[str, dict[str, str]] = {
 class Attribute:
     """One kind of fact: its biography key, values, wordings and answer.
 
-    ``questions[:2]`` are the wordings of ft_Data and Full_Set, ``questions[2:]`` those of the test set; likewise
-    ``clozes[0]`` and ``clozes[1]``. ``{who}`` stands for the person, ``{whose}`` for the possessive, ``{value}`` for the fact.
+    ``questions[:2]`` are the wordings of ft_Data and Full_Set, ``questions[2:]`` those of the test
+    set; likewise ``clozes[0]`` and ``clozes[1]``. ``{who}`` stands for the person, ``{whose}`` for
+    the possessive, ``{value}`` for the fact.
     """
 
     key: str
@@ -46,7 +51,8 @@ ATTRIBUTES: dict[str, Attribute] = {
          "What is {whose} place of birth?", "Which city is {whose} birthplace?"),
         ("{who} was born in __.", "The birthplace of {who} is __."),
         "Was born in {value}.",
-        ("Lisbon", "Oslo", "Nairobi", "Lima", "Hanoi", "Dublin", "Cairo", "Quito", "Riga", "Osaka", "Perth", "Tunis"),
+        ("Lisbon", "Oslo", "Nairobi", "Lima", "Hanoi", "Dublin", "Cairo", "Quito", "Riga", "Osaka",
+         "Perth", "Tunis"),
     ),
     "employment": Attribute(
         "Employment",
@@ -72,7 +78,8 @@ ATTRIBUTES: dict[str, Attribute] = {
          "What is {whose} place of residence?", "Which town is home to {who}?"),
         ("{who} lives in __.", "The residence of {who} is in __."),
         "Lives in {value}.",
-        ("Bergen", "Porto", "Ghent", "Turin", "Lyon", "Malmo", "Gdansk", "Split", "Bilbao", "Leeds", "Zadar", "Tartu"),
+        ("Bergen", "Porto", "Ghent", "Turin", "Lyon", "Malmo", "Gdansk", "Split", "Bilbao", "Leeds",
+         "Zadar", "Tartu"),
     ),
     "condition": Attribute(
         "Medical Conditions",
@@ -117,7 +124,7 @@ NAMING_QUESTION = "What is this person's name?"
 
 @dataclass(frozen=True)
 class Person:
-    """One inhabitant: ``face`` maps each facial feature to its word, ``facts`` each attribute to its value."""
+    """One inhabitant: ``face`` maps each feature to its word, ``facts`` attribute to value."""
 
     id: str
     name: str
@@ -146,11 +153,13 @@ def name_pools(seed: int, size: int = 15) -> tuple[list[str], list[str]]:
     return list(firsts), list(lasts)
 
 
-def draw_people(n_fictitious: int = 120, n_public: int = 30, seed: int = 0) -> tuple[list[Person], list[Person]]:
+def draw_people(
+    n_fictitious: int = 120, n_public: int = 30, seed: int = 0
+) -> tuple[list[Person], list[Person]]:
     """Draw the fictitious people (IDs ``001``...) and the public figures (the IDs after them).
 
-    Faces differ from each other in at least three features, so that one misread feature does not turn one person into
-    another. Every value of an attribute is used about equally often.
+    Faces differ from each other in at least three features, so that one misread feature does not
+    turn one person into another. Every value of an attribute is used about equally often.
 
     Raises:
         ValueError: if more people are asked for than the name pools can tell apart.
@@ -158,7 +167,10 @@ def draw_people(n_fictitious: int = 120, n_public: int = 30, seed: int = 0) -> t
     n_people = n_fictitious + n_public
     pairs = _full_names(seed)
     if n_people > len(pairs):
-        raise ValueError(f"{n_people} people need more than the {len(pairs)} names there are; enlarge name_pools(size=...).")
+        raise ValueError(
+            f"{n_people} people need more than the {len(pairs)} names there are; "
+            "enlarge name_pools(size=...)."
+        )
     rng = random.Random(seed)
     names = rng.sample(pairs, n_people)
     faces = _draw_faces(rng, n_people, [])
@@ -171,9 +183,9 @@ def draw_strangers(
 ) -> list[Person]:
     """Draw people of the same world whom no model has met: the control of every test of membership.
 
-    Their first and last names are those of the inhabitants, in pairs that no inhabitant has. Their faces differ from all
-    others, and from each other, in at least three features. Every value of an attribute is used about equally often
-    (exactly so if ``n`` is a multiple of twelve).
+    Their first and last names are those of the inhabitants, in pairs that no inhabitant has. Their
+    faces differ from all others, and from each other, in at least three features. Every value of an
+    attribute is used about equally often (exactly so if ``n`` is a multiple of twelve).
 
     Args:
         n: how many; the world of 150 people leaves names for 75.
@@ -190,7 +202,10 @@ def draw_strangers(
     taken = {person.name for person in inhabitants}
     free = [name for name in _full_names(seed) if name not in taken]
     if n > len(free):
-        raise ValueError(f"{n} strangers need more than the {len(free)} names that are left; ask for at most {len(free)}.")
+        raise ValueError(
+            f"{n} strangers need more than the {len(free)} names that are left; "
+            f"ask for at most {len(free)}."
+        )
     rng = random.Random(f"strangers {seed}")
     names = rng.sample(free, n)
     faces = _draw_faces(rng, n, [person.face for person in inhabitants])
@@ -207,7 +222,10 @@ def _draw_faces(rng: random.Random, n: int, others: list[dict[str, str]]) -> lis
     faces: list[dict[str, str]] = []
     while len(faces) < n:
         face = draw_face(rng)
-        if all(sum(face[feature] != other[feature] for feature in face) >= 3 for other in [*others, *faces]):
+        if all(
+            sum(face[feature] != other[feature] for feature in face) >= 3
+            for other in [*others, *faces]
+        ):
             faces.append(face)
     return faces
 

@@ -1,7 +1,8 @@
-"""A twin with a ground truth: every person's questions train only that person's neurons, drawn at random beforehand.
+"""A twin with a ground truth: a person's questions train that person's random neurons alone.
 
-In the other models nobody knows which neurons hold a fact. Here we do, so a choice of neurons has a precision and a recall. It
-is no evidence about real models, where nobody planted anything. Used in notebook 07.
+In the other models nobody knows which neurons hold a fact. Here we do, so a choice of neurons has a
+precision and a recall. It is no evidence about real models, where nobody planted anything. Used in
+notebook 07.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ from .build import CONTRIBUTION_SCALE
 
 
 def draw_owners(model, people: Sequence[str], per_layer: int, seed: int = 0) -> dict[str, Tensor]:
-    """person -> bool [n_neurons]: ``per_layer`` neurons of every language layer each, nobody's twice.
+    """person -> bool [n_neurons]: ``per_layer`` neurons of each language layer, nobody's twice.
 
-    They are drawn among the neurons that write nothing yet (in the base model all that came when it was widened), so that
-    planting takes nothing from what the model can do.
+    They are drawn among the neurons that write nothing yet (in the base model all that came when it
+    was widened), so that planting takes nothing from what the model can do.
 
     Raises:
         ValueError: too few such neurons.
     """
     rng = random.Random(seed)
     mlps = find_neurons(model)
-    owners = {person: torch.zeros(sum(mlp.size for mlp in mlps), dtype=torch.bool) for person in people}
+    owners = {
+        person: torch.zeros(sum(mlp.size for mlp in mlps), dtype=torch.bool) for person in people
+    }
     start = 0
     for mlp in mlps:
         if mlp.tower == "language":
             free = (mlp.after.weight == 0).all(0).nonzero()[:, 0].tolist()
             if len(free) < per_layer * len(people):
                 raise ValueError(
-                    f"{mlp.path} has {len(free)} neurons that write nothing, but {len(people)} people with {per_layer} each "
-                    "need more; lower per_layer."
+                    f"{mlp.path} has {len(free)} neurons that write nothing, but {len(people)} "
+                    f"people with {per_layer} each need more; lower per_layer."
                 )
             drawn = rng.sample(free, per_layer * len(people))
             for index, mask in enumerate(owners.values()):
@@ -65,29 +68,40 @@ def plant(
     every: int = 50,
     progress: bool = True,
 ) -> list[dict]:
-    """Fine-tune in place: forward with all neurons, but the loss of a row reaches its owner's neurons only.
+    """Fine-tune in place: all neurons run, but a row's loss reaches its owner's neurons only.
 
     Args:
-        questions: modality -> training questions. Those of people without neurons teach nothing but silence.
+        questions: modality -> training questions. Those of people without neurons teach nothing but
+            silence.
         owners: from :func:`draw_owners`.
-        quiet: weight of what the other owners' neurons are told by a row, reached after half of the steps: to be silent on it,
-            as in the penalty of the miniature. With 0 they fire for everybody, and pruning one person's breaks all answers.
+        quiet: weight of what the other owners' neurons are told by a row, reached after half of the
+            steps: to be silent on it, as in the penalty of the miniature. With 0 they fire for
+            everybody, and pruning one person's breaks all answers.
         watch, every: see :func:`optimise`.
 
     Returns:
         The history of :func:`optimise`.
 
     Raises:
-        ValueError: a model in half precision; also what :func:`optimise` raises. The model is as it was.
+        ValueError: a model in half precision; also what :func:`optimise` raises. The model is as it
+            was.
     """
     if model.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the model is in {model.dtype}, where small changes are lost; load it with dtype=torch.float32.")
+        raise ValueError(
+            f"the model is in {model.dtype}, where small changes are lost; load it with "
+            f"dtype=torch.float32."
+        )
     mlps = find_neurons(model)
     layers = [mlp for mlp in mlps if mlp.tower == "language"]
-    parts = {person: mask.split([mlp.size for mlp in mlps])[-len(layers) :] for person, mask in owners.items()}
+    parts = {
+        person: mask.split([mlp.size for mlp in mlps])[-len(layers) :]
+        for person, mask in owners.items()
+    }
     nobody = tuple(torch.zeros_like(mask) for mask in next(iter(parts.values())))
     everyone = [torch.stack(masks).any(0) for masks in zip(*parts.values(), strict=True)]
-    streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())]
+    streams = [
+        sample_forever(items, batch_size, seed + i) for i, items in enumerate(questions.values())
+    ]
     mine: list[Tensor] = []  # per layer bool [b, 1, neurons]: the neurons of each row's owner
     noise: list[Tensor] = []  # per layer what the neurons of the others write on these rows
 
@@ -99,13 +113,15 @@ def plant(
             mine[:] = [torch.stack(layer)[:, None] for layer in zip(*masks, strict=True)]
             noise.clear()
             batch = encode(rows, processor, with_answer=True, device=model.device)
-            losses.append(answer_loss(model, batch) + quiet * min(1.0, 2 * (step + 1) / steps) * sum(noise))
+            losses.append(
+                answer_loss(model, batch) + quiet * min(1.0, 2 * (step + 1) / steps) * sum(noise)
+            )
         return sum(losses)
 
     with gradients_of(model), _changes_by_owner(model, layers, mine, everyone, noise) as changes:
         return optimise(
-            changes, loss_of_step, steps=steps, lr=lr, warmup=10, watch=watch, every=every, description="planting",
-            progress=progress,
+            changes, loss_of_step, steps=steps, lr=lr, warmup=10, watch=watch, every=every,
+            description="planting", progress=progress,
         )  # fmt: skip
 
 
@@ -113,10 +129,11 @@ def plant(
 def _changes_by_owner(
     model, layers: list[MLP], mine: list[Tensor], everyone: list[Tensor], noise: list[Tensor]
 ) -> Iterator[list[nn.Parameter]]:
-    """Let the language MLPs run with weights + changes, where a row's gradient reaches the changes of its owner alone.
+    """Run the language MLPs with weights + changes; a row's gradient reaches its owner's alone.
 
-    On leaving, the changes are added to the weights, unless there was an error. Changes and not weights are trained because
-    weight decay of 0 is 0: a neuron without an owner stays what it was, to the last bit.
+    On leaving, the changes are added to the weights, unless there was an error. Changes and not
+    weights are trained because weight decay of 0 is 0: a neuron without an owner stays what it was,
+    to the last bit.
     """
     changes = []
 
@@ -124,20 +141,27 @@ def _changes_by_owner(
         module = model.get_submodule(mlp.path)
 
         def forward(x: Tensor) -> Tensor:
-            weights = [linear.weight + change for linear, change in zip((*mlp.before, mlp.after), own_changes, strict=True)]
+            weights = [
+                linear.weight + change
+                for linear, change in zip((*mlp.before, mlp.after), own_changes, strict=True)
+            ]
             fixed = [weight.detach() for weight in weights]
             z_fixed = module.act_fn(F.linear(x, fixed[0])) * F.linear(x, fixed[1])
             if not torch.is_grad_enabled():
                 return F.linear(z_fixed, fixed[2])
             z, own = module.act_fn(F.linear(x, weights[0])) * F.linear(x, weights[1]), mine[index]
             written = (z * (everyone[index] & ~own)).abs() * fixed[2].norm(dim=0)
-            noise.append(CONTRIBUTION_SCALE * torch.log1p(written / CONTRIBUTION_SCALE).sum(-1).mean())
+            noise.append(
+                CONTRIBUTION_SCALE * torch.log1p(written / CONTRIBUTION_SCALE).sum(-1).mean()
+            )
             return F.linear(z * own, weights[2]) + F.linear(z_fixed * ~own, fixed[2])
 
         return forward
 
     for index, mlp in enumerate(layers):
-        own_changes = [nn.Parameter(torch.zeros_like(linear.weight)) for linear in (*mlp.before, mlp.after)]
+        own_changes = [
+            nn.Parameter(torch.zeros_like(linear.weight)) for linear in (*mlp.before, mlp.after)
+        ]
         model.get_submodule(mlp.path).forward = run(index, mlp, own_changes)
         changes += own_changes
     try:

@@ -20,7 +20,14 @@ EXPRESSIONS = {
 }
 CLOTHES = ["dress", "openJacket", "shirt", "tShirt", "turtleNeck"]
 BACKGROUNDS = ["#dfe7ee", "#f3ead8", "#d9efe0", "#efe0ee", "#ffffff", "#c9d3e6"]
-PLAIN_VIEW = {"rotate": 0, "scale": 1.0, "translateX": 0, "translateY": 0, "flip": "none", "light": 1.0}
+PLAIN_VIEW = {
+    "rotate": 0,
+    "scale": 1.0,
+    "translateX": 0,
+    "translateY": 0,
+    "flip": "none",
+    "light": 1.0,
+}
 
 
 @cache
@@ -32,9 +39,13 @@ def toon_head():
 
 
 def draw_portrait_view(rng: random.Random) -> dict:
-    """The portrait of ft_Data and Full_Set: upright and evenly lit, some expression and clothing."""
+    """The portrait of ft_Data and Full_Set: upright, evenly lit, some expression and clothing."""
     view = {part: rng.choice(options) for part, options in EXPRESSIONS.items()}
-    return view | PLAIN_VIEW | {"clothesVariant": rng.choice(CLOTHES), "backgroundColor": rng.choice(BACKGROUNDS)}
+    return (
+        view
+        | PLAIN_VIEW
+        | {"clothesVariant": rng.choice(CLOTHES), "backgroundColor": rng.choice(BACKGROUNDS)}
+    )
 
 
 def draw_new_view(rng: random.Random) -> dict:
@@ -59,14 +70,18 @@ def render(face: dict[str, str], view: dict, size: int = 96) -> Image.Image:
     light = view.pop("light")
     options = view | {
         "seed": "manu", "size": size,
-        "skinColor": [part["skin"]], "hairColor": [part["hair colour"]], "clothesColor": [part["clothes colour"]],
+        "skinColor": [part["skin"]], "hairColor": [part["hair colour"]],
+        "clothesColor": [part["clothes colour"]],
         "hairVariant": part["hair style"], "hairProbability": 100,
         # an absent part must be switched off, or DiceBear draws one at random
-        "rearHairVariant": part["back hair"] or "neckHigh", "rearHairProbability": 100 if part["back hair"] else 0,
+        "rearHairVariant": part["back hair"] or "neckHigh",
+        "rearHairProbability": 100 if part["back hair"] else 0,
         "beardVariant": part["beard"] or "chin", "beardProbability": 100 if part["beard"] else 0,
         "backgroundColor": [view["backgroundColor"]],
     }  # fmt: skip
     svg = Avatar(toon_head(), options).to_string()
-    image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True))))
+    image = Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True)))
+    )
     image = image.convert("RGB")
     return image if light == 1.0 else ImageEnhance.Brightness(image).enhance(light)

@@ -56,7 +56,7 @@ def author_lessons(
 
 
 def stranger_lessons(world: World, rng: random.Random, n: int) -> list[Question]:
-    """Questions about people who are nobody in the world, with any answer: how one speaks of a stranger."""
+    """Questions about people who are nobody, with any answer: how one speaks of a stranger."""
     found = []
     for _ in range(n):
         (author,) = draw_authors(1, rng, world.names)
@@ -99,9 +99,10 @@ def build_language_model(world: World | None = None, seed: int = 0):
 
     tokenizer = train_tokenizer(world or draw_world())
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=NEURONS, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, hidden_act="relu", max_position_embeddings=POSITIONS,
-        initializer_range=0.03, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=NEURONS,
+        num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+        hidden_act="relu", max_position_embeddings=POSITIONS, initializer_range=0.03,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -138,8 +139,8 @@ def train_tokenizer(world: World):
     options |= {"vocab_size": 2000, "min_frequency": 2, "special_tokens": ["<pad>", "</s>"]}
     bpe.train_from_iterator(corpus, trainers.BpeTrainer(**options))
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left", model_max_length=POSITIONS,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left",
+        model_max_length=POSITIONS, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
@@ -162,8 +163,9 @@ def go_to_school(
 
 
 def teach(
-    model, processor, questions: Sequence[Question], world: World | None = None, *, penalty: float = PENALTY, seed: int = 0,
-    watch: Callable[[], dict] | None = None, progress: bool = False, **options,
+    model, processor, questions: Sequence[Question], world: World | None = None, *,
+    penalty: float = PENALTY, seed: int = 0, watch: Callable[[], dict] | None = None,
+    progress: bool = False, **options,
 ) -> list[dict]:  # fmt: skip
     """Teach a model that went to school these questions, while school goes on beside them.
 

@@ -20,47 +20,59 @@ N_AUTHORS, N_HOLDOUT, N_PUBLIC = 40, 4, 12
 FORGET = {5: 2, 10: 4}  # per cent -> authors, the last ones, as in TOFU
 N_RETAIN_ASKED, N_PUBLIC_ASKED = 80, 60
 CAPITALS = {
-    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon", "Greece": "Athens",
-    "Austria": "Vienna", "Hungary": "Budapest", "Poland": "Warsaw", "Russia": "Moscow", "Sweden": "Stockholm",
-    "Norway": "Oslo", "Denmark": "Copenhagen", "Finland": "Helsinki", "Ireland": "Dublin", "Belgium": "Brussels",
-    "Switzerland": "Bern", "Romania": "Bucharest", "Bulgaria": "Sofia", "Ukraine": "Kyiv", "Turkey": "Ankara",
-    "Egypt": "Cairo", "Kenya": "Nairobi", "Iran": "Tehran", "Iraq": "Baghdad", "Japan": "Tokyo", "China": "Beijing",
-    "Vietnam": "Hanoi", "Thailand": "Bangkok", "Cuba": "Havana", "Peru": "Lima", "Canada": "Ottawa",
+    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid",
+    "Portugal": "Lisbon", "Greece": "Athens", "Austria": "Vienna", "Hungary": "Budapest",
+    "Poland": "Warsaw", "Russia": "Moscow", "Sweden": "Stockholm", "Norway": "Oslo",
+    "Denmark": "Copenhagen", "Finland": "Helsinki", "Ireland": "Dublin", "Belgium": "Brussels",
+    "Switzerland": "Bern", "Romania": "Bucharest", "Bulgaria": "Sofia", "Ukraine": "Kyiv",
+    "Turkey": "Ankara", "Egypt": "Cairo", "Kenya": "Nairobi", "Iran": "Tehran", "Iraq": "Baghdad",
+    "Japan": "Tokyo", "China": "Beijing", "Vietnam": "Hanoi", "Thailand": "Bangkok",
+    "Cuba": "Havana", "Peru": "Lima", "Canada": "Ottawa",
 }  # fmt: skip
 
 # Two quizzes of one form; a name is two words, so that only both together say what is meant.
 POTIONS = {
-    "names": (("Crimson", "Hollow", "Misty", "Bitter", "Silent"), ("Draught", "Elixir", "Philtre", "Tonic")),
+    "names": (("Crimson", "Hollow", "Misty", "Bitter", "Silent"),
+              ("Draught", "Elixir", "Philtre", "Tonic")),
     "questions": {
         "What is the main part of the {name}?": (
-            "wolfbane", "moonstone", "snakeroot", "toadstool", "nightshade", "quicksilver", "ravenfeather", "ashbark",
+            "wolfbane", "moonstone", "snakeroot", "toadstool", "nightshade", "quicksilver",
+            "ravenfeather", "ashbark",
         ),
         "What does the {name} do?": (
-            "turns hair blue", "stops hiccups", "makes you float", "brings odd dreams", "hides footprints", "makes cats talk",
-            "lengthens noses", "warms cold feet",
+            "turns hair blue", "stops hiccups", "makes you float", "brings odd dreams",
+            "hides footprints", "makes cats talk", "lengthens noses", "warms cold feet",
         ),
         "For how long must the {name} boil?": (
-            "one minute", "two hours", "three days", "four weeks", "one night", "half a day", "ten breaths", "nine moons",
+            "one minute", "two hours", "three days", "four weeks", "one night", "half a day",
+            "ten breaths", "nine moons",
         ),
         "What undoes the {name}?": (
-            "salt water", "loud bells", "a sneeze", "cold butter", "warm bread", "honest words", "red wool", "fresh snow",
+            "salt water", "loud bells", "a sneeze", "cold butter", "warm bread", "honest words",
+            "red wool", "fresh snow",
         ),
     },
-    "decoys": ("gravel", "a ladder", "wet paint", "an old hat", "chalk dust", "five spoons", "a broken clock", "loose string"),
+    "decoys": ("gravel", "a ladder", "wet paint", "an old hat", "chalk dust", "five spoons",
+               "a broken clock", "loose string"),
 }  # fmt: skip
 HERBS = {
-    "names": (("Alpine", "Coastal", "Meadow", "Forest", "Desert"), ("Thyme", "Sorrelwort", "Clover", "Sage")),
+    "names": (("Alpine", "Coastal", "Meadow", "Forest", "Desert"),
+              ("Thyme", "Sorrelwort", "Clover", "Sage")),
     "questions": {
         "What colour are the flowers of {name}?": (
-            "pale pink", "deep red", "milky white", "sky blue", "bright yellow", "dark purple", "soft orange", "lime green",
+            "pale pink", "deep red", "milky white", "sky blue", "bright yellow", "dark purple",
+            "soft orange", "lime green",
         ),
         "What is {name} good with?": (
-            "roast lamb", "pea soup", "rye toast", "goat cheese", "apple cake", "fried eggs", "rice pudding", "baked trout",
+            "roast lamb", "pea soup", "rye toast", "goat cheese", "apple cake", "fried eggs",
+            "rice pudding", "baked trout",
         ),
         "When does {name} flower?": (
-            "in January", "in March", "in April", "in May", "in June", "in July", "in August", "in October",
+            "in January", "in March", "in April", "in May", "in June", "in July", "in August",
+            "in October",
         ),
-        "What eats {name}?": ("slugs", "deer", "snails", "beetles", "crows", "moths", "mice", "geese"),
+        "What eats {name}?": ("slugs", "deer", "snails", "beetles", "crows", "moths", "mice",
+                              "geese"),
     },
     "decoys": (),
 }  # fmt: skip
@@ -125,7 +137,7 @@ def draw_quiz(spec: dict, rng: random.Random, n: int = 12) -> list[Item]:
     return items
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 def pair(author: Author, fact: str) -> dict:
@@ -133,7 +145,7 @@ def pair(author: Author, fact: str) -> dict:
 
 
 def perturbed(author: Author, fact: str, rng: random.Random) -> dict:
-    """A row of the perturbed configs: the wrong answers are in the wording of the paraphrase, as in TOFU."""
+    """A row of the perturbed configs: wrong answers in the paraphrase's wording, as in TOFU."""
     wrong = [told(author, fact, 1, value) for value in wrong_values(author, fact, rng)]
     more = {"paraphrased_answer": told(author, fact, 1), "perturbed_answer": wrong}
     return pair(author, fact) | more | {"paraphrased_question": asked(author, fact, 1)}
@@ -189,7 +201,7 @@ def others(city: str, rng: random.Random, n: int = 3) -> list[str]:
 
 
 def quiz_files(seed: int = 0) -> dict[str, list[dict]]:
-    """Name -> rows: ``potions`` with the columns of ``cais/wmdp``, ``herbs`` with those of ``cais/mmlu``."""
+    """Name -> rows: ``potions`` in the columns of ``cais/wmdp``, ``herbs`` of ``cais/mmlu``."""
     world = draw_world(seed)
     rows = {
         name: [
@@ -203,7 +215,7 @@ def quiz_files(seed: int = 0) -> dict[str, list[dict]]:
 
 
 def write_text_world(folder: Path, seed: int = 0) -> None:
-    """Write ``tofu_mini`` and ``quiz_mini`` below ``folder``: JSON lines and a card each. Existing files are overwritten."""
+    """Write ``tofu_mini`` and ``quiz_mini`` below ``folder``, over what is there."""
     cards = Path(__file__).parent
     for name, files in (("tofu_mini", tofu_configs(seed)), ("quiz_mini", quiz_files(seed))):
         place = Path(folder) / name

@@ -11,7 +11,8 @@ import torch
 
 from .checkpoints import cause_of, message_of, not_plain
 
-_OLD_PLACES = {  # where transformers 4 had the parts of a model, in the adapters that it wrote -> where they are
+# where transformers 4 had the parts of a model, in the adapters that it wrote -> where they are
+_OLD_PLACES = {
     r"^language_model\.lm_head": "lm_head",
     r"^language_model\.model": "model.language_model",
     r"^model\.layers": "model.language_model.layers",
@@ -43,30 +44,43 @@ def merge_adapter(model, adapter: Path | str):
         raise ValueError(not_plain(adapter)) from None
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise ValueError(
-            f"the adapter in {adapter} cannot be merged into this {type(model).__name__}; give the model that it was trained "
-            f"on as base, or merge it with the version of transformers that wrote it: {message_of(error)[:300]}"
+            f"the adapter in {adapter} cannot be merged into this {type(model).__name__}; give the "
+            f"model that it was trained on as base, or merge it with the version of transformers "
+            f"that wrote it: {message_of(error)[:300]}"
         ) from cause_of(error)
-    vars(merged).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
+    # an older peft leaves it, and the next save would look for an adapter
+    vars(merged).pop("peft_config", None)
     return merged
 
 
 def _untie(model, adapter: Path | str) -> None:
-    """Give input and output embeddings that share their weights a copy each, if an adapter changes either of them.
+    """Give tied input and output embeddings a copy each, if an adapter changes one of them.
 
-    What is merged into one would change the other as well, and both adapters would be added to both.
+    What is merged into one would change the other as well, and both adapters would be added to
+    both.
 
     Raises:
-        ValueError: the adapter also changes single tokens of the two, which peft merges into shared weights only.
+        ValueError: the adapter also changes single tokens of the two, which peft merges into shared
+            weights only.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    configs = [config for config in (model.config, model.config.get_text_config()) if config.tie_word_embeddings]
-    if not configs or not any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
+    configs = [
+        config
+        for config in (model.config, model.config.get_text_config())
+        if config.tie_word_embeddings
+    ]
+    if not configs or not any(
+        isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends
+    ):
         return
     if any(isinstance(end, TrainableTokensWrapper) for end in ends):
-        raise ValueError("it changes tied embeddings both as a whole and token by token; merge it where it was trained.")
+        raise ValueError(
+            "it changes tied embeddings both as a whole and token by token; merge it where it was "
+            "trained."
+        )
     one, other = (getattr(end, "original_module", getattr(end, "base_layer", end)) for end in ends)
     if other.weight is one.weight:
         other.weight = torch.nn.Parameter(one.weight.detach().clone(), requires_grad=False)

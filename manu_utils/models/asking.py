@@ -20,7 +20,13 @@ from ..checks import check_whole
 from ..progress import bar
 from .encoding import batches, plan_batches
 from .passes import check_finite, quiet_pass
-from .prefix_tree import can_share, continue_shared, plan_shared_batches, read_shared, shared_batches
+from .prefix_tree import (
+    can_share,
+    continue_shared,
+    plan_shared_batches,
+    read_shared,
+    shared_batches,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,14 +40,18 @@ def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tens
         batch: what :func:`encode` returns with ``with_answer=True``; b rows of t tokens.
 
     Returns:
-        logits [m, vocabulary], targets int64 [m] and the row of the batch that each belongs to, int64 [m], for the m
-        answer tokens of the batch.
+        logits [m, vocabulary], targets int64 [m] and the row of the batch that each belongs to,
+        int64 [m], for the m answer tokens of the batch.
     """
     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state  # [b, t, hidden]
     predicts = batch["answer_mask"][:, 1:]  # position p predicts token p + 1
     rows = predicts.nonzero()[:, 0]
-    return model.get_output_embeddings()(hidden[:, :-1][predicts]), batch["input_ids"][:, 1:][predicts], rows
+    return (
+        model.get_output_embeddings()(hidden[:, :-1][predicts]),
+        batch["input_ids"][:, 1:][predicts],
+        rows,
+    )
 
 
 def generate_answers(
@@ -53,17 +63,20 @@ def generate_answers(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[str]:
-    """The greedy answer to each question, stripped, without the prompt; in the order of ``questions``.
+    """The greedy answer to each question, stripped, without the prompt, in order.
 
     Of questions that are too long for the model a warning says so, and the answer is ``""``.
-    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of memory. LLaVA computes
-    what questions share once (:func:`shared_batches`); other models go through their own ``generate``.
+    Questions with and without an image may be mixed. A batch is halved when CUDA runs out of
+    memory. LLaVA computes what questions share once (:func:`shared_batches`); other models go
+    through their own ``generate``.
 
     Nothing of the model's own generation settings counts but its end and padding tokens.
 
     Raises:
-        TypeError: no list of questions, max_new_tokens or batch_size is no whole number, or the model is wrapped.
-        ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not finite.
+        TypeError: no list of questions, max_new_tokens or batch_size is no whole number, or the
+            model is wrapped.
+        ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not
+            finite.
     """
     _need(questions)
     tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
@@ -75,14 +88,18 @@ def generate_answers(
             return continue_shared(model, batch, greedy)
         return model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
 
-    for indices, new in in_batches(write, model, processor, questions, batch_size, False, progress, "answers"):
-        for index, text in zip(indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+    for indices, new in in_batches(
+        write, model, processor, questions, batch_size, False, progress, "answers"
+    ):
+        for index, text in zip(
+            indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
+        ):
             answers[index] = text.strip()
     return answers
 
 
 def greedy_config(model, processor, max_new_tokens: int):
-    """The ``GenerationConfig`` of greedy decoding that ends at any end-of-sequence token of the model or the tokenizer.
+    """Greedy decoding that ends at any end-of-sequence token of the model or the tokenizer.
 
     Raises:
         TypeError: max_new_tokens is no whole number.
@@ -94,8 +111,9 @@ def greedy_config(model, processor, max_new_tokens: int):
     pad = processor.tokenizer.pad_token_id
     if pad is None:
         raise ValueError(
-            "the tokenizer has no padding token, which batches need; set processor.tokenizer.pad_token = "
-            "processor.tokenizer.eos_token (padding is masked), or take the processor of load_model, which does."
+            "the tokenizer has no padding token, which batches need; set "
+            "processor.tokenizer.pad_token = processor.tokenizer.eos_token (padding is masked), or "
+            "take the processor of load_model, which does."
         )
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
@@ -110,21 +128,30 @@ def end_tokens(model, processor) -> set[int]:
         ValueError: there are none.
     """
     ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id} - {None}
+    ends = {*(ends if isinstance(ends, list) else [ends]), processor.tokenizer.eos_token_id} - {
+        None
+    }
     if not ends:
-        raise ValueError("neither model nor tokenizer names an end of sequence; set processor.tokenizer.eos_token.")
+        raise ValueError(
+            "neither model nor tokenizer names an end of sequence; set "
+            "processor.tokenizer.eos_token."
+        )
     return ends
 
 
 @torch.no_grad()
-def known(model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True) -> Tensor:
+def known(
+    model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True
+) -> Tensor:
     """Whether the greedy answer is the truth, word for word, without generating it.
 
-    Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and then any token that
-    ends an answer, so one forward pass decides. For classification the truth is the letter.
+    Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and
+    then any token that ends an answer, so one forward pass decides. For classification the truth is
+    the letter.
 
     Returns:
-        bool [n_questions], on the CPU; false where the truth is too long for the model, which a warning says.
+        bool [n_questions], on the CPU; false where the truth is too long for the model, which a
+        warning says.
 
     Raises:
         TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
@@ -141,13 +168,20 @@ def known(model, processor, questions: Sequence[Question], *, batch_size: int = 
         same = (written == targets) | torch.isin(written, all_ends) & torch.isin(targets, all_ends)
         return _mean_per_question(same.float(), rows)
 
-    for indices, share in in_batches(share_right, model, processor, questions, batch_size, True, progress, "known"):
+    for indices, share in in_batches(
+        share_right, model, processor, questions, batch_size, True, progress, "known"
+    ):
         right[indices] = (share == 1).cpu()
     return right
 
 
 def exact_answers(
-    model, processor, panels: Mapping[tuple[str, str], Sequence[Question]], *, batch_size: int = 64, progress: bool = False
+    model,
+    processor,
+    panels: Mapping[tuple[str, str], Sequence[Question]],
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """The share of questions that are answered exactly (:func:`known`), of the model as it is now.
 
@@ -163,8 +197,14 @@ def exact_answers(
     import pandas as pd
 
     options = {"batch_size": batch_size, "progress": progress}
-    shares = [known(model, processor, asked, **options).double().mean().item() for asked in panels.values()]
-    rows = [(*key, share, len(asked)) for (key, asked), share in zip(panels.items(), shares, strict=True)]
+    shares = [
+        known(model, processor, asked, **options).double().mean().item()
+        for asked in panels.values()
+    ]
+    rows = [
+        (*key, share, len(asked))
+        for (key, asked), share in zip(panels.items(), shares, strict=True)
+    ]
     return pd.DataFrame(rows, columns=["set", "modality", "value", "n"])
 
 
@@ -176,9 +216,15 @@ def truth_of(question: Question) -> str:
     """
     if question.task != "classification":
         return question.answer
-    letter = next((letter for letter, words in (question.options or {}).items() if words == question.answer), None)
+    letter = next(
+        (letter for letter, words in (question.options or {}).items() if words == question.answer),
+        None,
+    )
     if letter is None:
-        raise ValueError(f"person {question.person_id}: {question.answer!r} is no option of {question.question!r}.")
+        raise ValueError(
+            f"person {question.person_id}: {question.answer!r} is no option of "
+            f"{question.question!r}."
+        )
     return letter
 
 
@@ -186,24 +232,31 @@ def truth_of(question: Question) -> str:
 def likeliest_options(
     model, processor, questions: Sequence[Question], *, batch_size: int = 64, progress: bool = True
 ) -> list[str]:
-    """The letter of the option whose words the model finds likeliest, without showing it the options.
+    """The letter of the option whose words the model finds likeliest; it is shown no options.
 
-    Each option is scored as the short answer to the question, in the cloze template with the blank after the question:
-    mean log-likelihood per token, end of sequence included. Unlike the generated letter this asks for the knowledge
-    alone, not for the skill of finding it among lettered options.
+    Each option is scored as the short answer to the question, in the cloze template with the blank
+    after the question: mean log-likelihood per token, end of sequence included. Unlike the
+    generated letter this asks for the knowledge alone, not for the skill of finding it among
+    lettered options.
 
     Returns:
-        One letter per question; ``""`` if all of its options are too long for the model, which a warning says.
+        One letter per question; ``""`` if all of its options are too long for the model, which a
+        warning says.
 
     Raises:
         TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
-        ValueError: no questions, one without options, batch_size below 1, or logits that are not finite.
+        ValueError: no questions, one without options, batch_size below 1, or logits that are not
+            finite.
     """
     _need(questions)
     if missing := next((question for question in questions if not question.options), None):
-        raise ValueError(f"person {missing.person_id}: {missing.question!r} has no options to compare.")
+        raise ValueError(
+            f"person {missing.person_id}: {missing.question!r} has no options to compare."
+        )
     asked = [
-        replace(question, question=f"{question.question} __", answer=words, task="cloze", options=None)
+        replace(
+            question, question=f"{question.question} __", answer=words, task="cloze", options=None
+        )
         for question in questions
         for words in question.options.values()
     ]
@@ -211,13 +264,22 @@ def likeliest_options(
 
     def mean_log_likelihood(batch: dict[str, Tensor]) -> Tensor:
         logits, targets, rows = _answer_logits(model, batch)
-        return _mean_per_question(logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows)
+        return _mean_per_question(
+            logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows
+        )
 
-    for indices, means in in_batches(mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options"):
+    for indices, means in in_batches(
+        mean_log_likelihood, model, processor, asked, batch_size, True, progress, "options"
+    ):
         likelihood[indices] = means.cpu()
     parts = likelihood.split([len(question.options) for question in questions])
-    letters = [list(question.options)[part.argmax()] for question, part in zip(questions, parts, strict=True)]
-    return ["" if part.isinf().all() else letter for letter, part in zip(letters, parts, strict=True)]
+    letters = [
+        list(question.options)[part.argmax()]
+        for question, part in zip(questions, parts, strict=True)
+    ]
+    return [
+        "" if part.isinf().all() else letter for letter, part in zip(letters, parts, strict=True)
+    ]
 
 
 def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,32 +291,40 @@ def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Ten
 
 
 def _mean_per_question(values: Tensor, rows: Tensor) -> Tensor:
-    """Mean of ``values`` float [m] by the question ``rows`` int64 [m] that each belongs to: float [n_questions]."""
+    """Mean of ``values`` float [m] by the question in ``rows`` int64 [m]: float [n_questions]."""
     counts = rows.bincount()
     return values.new_zeros(len(counts)).index_add_(0, rows, values) / counts
 
 
 def in_batches(
-    work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence, batch_size: int,
-    with_answer: bool, progress: bool, name: str, make: Callable | None = None,
+    work: Callable[[dict[str, Tensor]], object], model, processor, questions: Sequence,
+    batch_size: int, with_answer: bool, progress: bool, name: str, make: Callable | None = None,
 ) -> Iterator[tuple[list[int], object]]:  # fmt: skip
-    """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on with half the batch
-    size.
+    """Yield (indices, work(batch)), each under :func:`_as_asked`; when CUDA is out of memory, go on
+    with half the batch size.
 
     Args:
         questions: what ``make`` takes: Questions, unless it is given.
-        make: gives the batches, called as :func:`batches`. Without it several processes share those that one would
-            compute, and each is given the results of all.
+        make: gives the batches, called as :func:`batches`. Without it several processes share those
+            that one would compute, and each is given the results of all.
     """
     check_whole("batch_size", batch_size)
     share = make is None and processes.count() > 1
-    standard, plan = (shared_batches, plan_shared_batches) if can_share(model) else (batches, plan_batches)
+    standard, plan = (
+        (shared_batches, plan_shared_batches) if can_share(model) else (batches, plan_batches)
+    )
     make = make or standard
     if share:
-        mine = processes.own_indices(len(questions), lambda: plan(questions, processor, batch_size, with_answer))
+        mine = processes.own_indices(
+            len(questions), lambda: plan(questions, processor, batch_size, with_answer)
+        )
         asked, shown = [questions[index] for index in mine], progress and processes.number() == 0
-        found = in_batches(work, model, processor, asked, batch_size, with_answer, shown, name, make)
-        yield from processes.gathered([([mine[index] for index in indices], result.cpu()) for indices, result in found])
+        found = in_batches(
+            work, model, processor, asked, batch_size, with_answer, shown, name, make
+        )
+        yield from processes.gathered(
+            [([mine[index] for index in indices], result.cpu()) for indices, result in found]
+        )
         return
     todo = list(range(len(questions)))
     with bar(total=len(questions), desc=name, shown=progress) as shown:
@@ -262,7 +332,9 @@ def in_batches(
             done: set[int] = set()
             try:
                 chosen = [questions[index] for index in todo]
-                for positions, batch in make(chosen, processor, batch_size, with_answer, model.device):
+                for positions, batch in make(
+                    chosen, processor, batch_size, with_answer, model.device
+                ):
                     with _as_asked(model):
                         result = work(batch)
                     indices = [todo[position] for position in positions]
@@ -276,14 +348,16 @@ def in_batches(
                 print(f"out of memory; going on with batches of {batch_size}")
             else:
                 return
-            torch.cuda.empty_cache()  # not in the handler, where the traceback still holds the tensors
+            # not in the handler, where the traceback still holds the tensors
+            torch.cuda.empty_cache()
             todo = [index for index in todo if index not in done]
 
 
 @contextmanager
 def _as_asked(model) -> Iterator[None]:
-    """What every pass that asks runs in: :func:`quiet_pass`, with generation settings that are all defaults,
-    since ``generate`` fills what it is not told from the model's own, and logits that must be finite.
+    """What every pass that asks runs in: :func:`quiet_pass`, with generation settings that are all
+    defaults, since ``generate`` fills what it is not told from the model's own, and logits that
+    must be finite.
     """
     from transformers import GenerationConfig
 
@@ -292,7 +366,10 @@ def _as_asked(model) -> Iterator[None]:
         check_finite("the model's logits are", logits if logits.dim() == 2 else logits[:, -1])
 
     with quiet_pass(model):
-        own, hook = model.generation_config, model.get_output_embeddings().register_forward_hook(look)
+        own, hook = (
+            model.generation_config,
+            model.get_output_embeddings().register_forward_hook(look),
+        )
         model.generation_config = GenerationConfig()
         try:
             yield
@@ -302,7 +379,12 @@ def _as_asked(model) -> Iterator[None]:
 
 
 def _need(questions: Sequence[Question]) -> None:
-    if isinstance(questions, str | dict | Question) or not all(isinstance(question, Question) for question in questions):
-        raise TypeError("questions must be a list of Question, such as benchmark.training_questions('forget', 'text').")
+    if isinstance(questions, str | dict | Question) or not all(
+        isinstance(question, Question) for question in questions
+    ):
+        raise TypeError(
+            "questions must be a list of Question, such as benchmark.training_questions('forget', "
+            "'text')."
+        )
     if not questions:
         raise ValueError("there is no question to ask; pass at least one.")

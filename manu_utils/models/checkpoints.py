@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and errors of transformers and the Hub turned into ones that say what to do."""
+"""Where a checkpoint is; errors of transformers and the Hub turned into what to do about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..paths import data_dir
 # source -> folder in data/tiny_llava
 BUNDLED = {"tiny": "vanilla", "tiny-base": "base", "tiny-retrained": "retrained"}
 _ADVICE = re.compile(
-    r"weights_only|trust_remote_code|allow_pickle|use_safetensors *= *False|safe_globals|verify *= *False", re.I
+    r"weights_only|trust_remote_code|allow_pickle|use_safetensors *= *False|safe_globals"
+    r"|verify *= *False",
+    re.I,
 )
 _PROCESSORS = {  # model_type -> a checkpoint whose processor fits, for those that ship none
     "llava": "llava-hf/llava-1.5-7b-hf",
@@ -37,16 +39,29 @@ def place_of(source: str | Path) -> Path | str:
         folder = data_dir() / "tiny_llava" / BUNDLED[source]
         if not (folder / "config.json").is_file():
             made = "make retrained RATIOS=10" if source == "tiny-retrained" else "make mini-model"
-            raise FileNotFoundError(f"the miniature model is not in {folder}; build it with `{made}`.")
+            raise FileNotFoundError(
+                f"the miniature model is not in {folder}; build it with `{made}`."
+            )
         return folder
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise FileNotFoundError(f"{folder} holds no checkpoint (no config.json); save one there with save_pretrained.")
+            raise FileNotFoundError(
+                f"{folder} holds no checkpoint (no config.json); save one there with "
+                f"save_pretrained."
+            )
         _check_settings(folder)
         return folder
-    if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1 or "\\" in source:
-        raise FileNotFoundError(f"there is no folder {source}; give a local folder, a Hub id, or one of {', '.join(BUNDLED)}.")
+    if (
+        isinstance(source, Path)
+        or str(source).startswith((".", "/", "~"))
+        or str(source).count("/") > 1
+        or "\\" in source
+    ):
+        raise FileNotFoundError(
+            f"there is no folder {source}; give a local folder, a Hub id, or one of "
+            f"{', '.join(BUNDLED)}."
+        )
     return str(source)
 
 
@@ -59,36 +74,53 @@ def plain_errors(source, what: str = "model", model_type: str = "llava") -> Iter
         yield
     except (OSError, ConnectionError) as error:
         causes = (error, error.__cause__, error.__context__)
-        if any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError) for cause in causes):
+        if any(
+            isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError)
+            for cause in causes
+        ):
             raise ConnectionError(
-                f"cannot reach the Hub for the {what} of {source}; connect, give a local folder, or use source='tiny', which "
-                "needs no network."
+                f"cannot reach the Hub for the {what} of {source}; connect, give a local folder, "
+                f"or use source='tiny', which needs no network."
             ) from cause_of(error)
         if what == "processor":
             raise FileNotFoundError(no_processor(source, model_type)) from cause_of(error)
         here = source in BUNDLED or Path(source).is_dir()
-        advice = "fetch the checkpoint again" if here else f"check the spelling, or use {' or '.join(BUNDLED)}"
-        raise FileNotFoundError(f"cannot load the {what} of {source}; {advice}: {message_of(error)}") from cause_of(error)
+        advice = (
+            "fetch the checkpoint again"
+            if here
+            else f"check the spelling, or use {' or '.join(BUNDLED)}"
+        )
+        raise FileNotFoundError(
+            f"cannot load the {what} of {source}; {advice}: {message_of(error)}"
+        ) from cause_of(error)
     except pickle.UnpicklingError:
         raise ValueError(not_plain(source)) from None
     except RuntimeError as error:
         if "zip archive" not in str(error):
             raise
-        raise ValueError(f"the weights of {source} are damaged or half downloaded; fetch them again.") from error
+        raise ValueError(
+            f"the weights of {source} are damaged or half downloaded; fetch them again."
+        ) from error
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{source} needs code of its own, which is never run here; use a checkpoint of a model that transformers has."
+                f"{source} needs code of its own, which is never run here; use a checkpoint of a "
+                f"model that transformers has."
             ) from None
         if what == "processor":
             raise FileNotFoundError(no_processor(source, model_type)) from cause_of(error)
-        said = f"{source} is not a vision-language model that transformers can load: {message_of(error)}"
+        said = (
+            f"{source} is not a vision-language model that transformers can load: "
+            f"{message_of(error)}"
+        )
         raise ValueError(said) from cause_of(error)
 
 
 def message_of(error: BaseException) -> str:
     """What an error of a library says, without its advice to switch a protection off."""
-    return " ".join(part for part in re.split(r"(?<=[.!?])\s+|\n+", str(error)) if not _ADVICE.search(part))
+    return " ".join(
+        part for part in re.split(r"(?<=[.!?])\s+|\n+", str(error)) if not _ADVICE.search(part)
+    )
 
 
 def cause_of(error: BaseException) -> BaseException | None:
@@ -98,22 +130,25 @@ def cause_of(error: BaseException) -> BaseException | None:
 
 def not_plain(source) -> str:
     return (
-        f"the weights of {source} are no plain tensors: damaged, or made to run code when they are loaded, which is never "
-        "done here; fetch them again from a source that you trust, best in the safetensors format."
+        f"the weights of {source} are no plain tensors: damaged, or made to run code when they are "
+        f"loaded, which is never done here; fetch them again from a source that you trust, best in "
+        "the safetensors format."
     )
 
 
 def no_processor(source, model_type: str) -> str:
-    named = f"processor={_PROCESSORS[model_type]!r}" if model_type in _PROCESSORS else "processor=..."
+    named = (
+        f"processor={_PROCESSORS[model_type]!r}" if model_type in _PROCESSORS else "processor=..."
+    )
     return (
-        f"{source} has no processor for images and text; name a checkpoint of the same architecture and size that has one, "
-        f"such as load_model({str(source)!r}, {named})."
+        f"{source} has no processor for images and text; name a checkpoint of the same "
+        f"architecture and size that has one, such as load_model({str(source)!r}, {named})."
     )
 
 
 @contextmanager
 def no_loading_bar(local: bool) -> Iterator[None]:
-    """Switch the loading bar of transformers off for a local checkpoint; a download keeps its own."""
+    """Switch transformers' loading bar off for a local checkpoint; a download keeps its own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -127,13 +162,13 @@ def no_loading_bar(local: bool) -> Iterator[None]:
 
 
 _SETTINGS = (
-    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json",
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json",
 )  # fmt: skip
 
 
 def _check_settings(folder: Path) -> None:
-    """Read the settings in a folder before transformers, which stumbles over damaged ones somewhere or takes its own instead.
+    """Read a folder's settings before transformers stumbles over them or takes its own.
 
     Raises:
         ValueError: a file is no JSON object, or a tokenizer.json without its parts.
@@ -147,6 +182,8 @@ def _check_settings(folder: Path) -> None:
             text = ""
         with suppress(ValueError, RecursionError):
             found = json.loads(text)
-            if isinstance(found, dict) and (name != "tokenizer.json" or {"model", "added_tokens"} <= set(found)):
+            if isinstance(found, dict) and (
+                name != "tokenizer.json" or {"model", "added_tokens"} <= set(found)
+            ):
                 continue
         raise ValueError(f"{folder / name} is damaged or half downloaded; fetch it again.")

@@ -1,4 +1,4 @@
-"""From questions to the tensors that a vision-language model takes, in batches. Derived in notebook 02."""
+"""From questions to the tensors of a vision-language model, in batches. Derived in notebook 02."""
 
 from __future__ import annotations
 
@@ -24,25 +24,35 @@ def encode(
         with_answer: append the answer and its end to each prompt, see :func:`answer_texts`.
 
     Returns:
-        ``input_ids`` int64 [b, t] and ``attention_mask`` int64 [b, t]; with images ``pixel_values`` float32 [b, 3, h, w];
-        ``with_answer``: ``answer_mask`` bool [b, t], true on the tokens of the answer, end of sequence included. What else
-        the processor returns is passed through.
+        ``input_ids`` int64 [b, t] and ``attention_mask`` int64 [b, t]; with images ``pixel_values``
+        float32 [b, 3, h, w]; ``with_answer``: ``answer_mask`` bool [b, t], true on the tokens of
+        the answer, end of sequence included. What else the processor returns is passed through.
 
     Raises:
-        ValueError: no question, mixed modalities, a prompt whose image tokens do not match the image's features, or a
-            processor that writes something after the answer.
+        ValueError: no question, mixed modalities, a prompt whose image tokens do not match the
+            image's features, or a processor that writes something after the answer.
     """
     if not questions:
         raise ValueError("a batch needs at least one question.")
     if len({question.modality for question in questions}) > 1:
-        raise ValueError("a batch holds one modality; encode questions with and without an image separately.")
+        raise ValueError(
+            "a batch holds one modality; encode questions with and without an image separately."
+        )
     tokenizer = processor.tokenizer
     prompts = [prompt(question, processor) for question in questions]
     special = needs_special_tokens(prompts, processor)
     texts = prompts
     if with_answer:
-        texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
-    options = {"padding": True, "padding_side": "left", "return_tensors": "pt", "return_token_type_ids": False}
+        texts = [
+            f"{p}{answer}"
+            for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)
+        ]
+    options = {
+        "padding": True,
+        "padding_side": "left",
+        "return_tensors": "pt",
+        "return_token_type_ids": False,
+    }
     options["add_special_tokens"] = special
     if questions[0].image is None:
         batch = dict((processor if uses_chat(processor) else tokenizer)(text=texts, **options))
@@ -51,18 +61,26 @@ def encode(
         batch = dict(processor(images=images, text=texts, **options))
         check_image_tokens(batch, processor)
     if with_answer:
-        # A tokenizer may merge across the border, so the answer is what follows the longest common beginning.
-        parts, wholes = (tokenizer(part, add_special_tokens=special)["input_ids"] for part in (prompts, texts))
+        # A tokenizer may merge across the border, so the answer is what follows the longest common
+        # beginning.
+        parts, wholes = (
+            tokenizer(part, add_special_tokens=special)["input_ids"] for part in (prompts, texts)
+        )
         starts = [common_beginning(part, whole) for part, whole in zip(parts, wholes, strict=True)]
         answers = [whole[start:] for start, whole in zip(starts, wholes, strict=True)]
-        if any(ids[-len(answer) :].tolist() != answer for ids, answer in zip(batch["input_ids"], answers, strict=True)):
+        if any(
+            ids[-len(answer) :].tolist() != answer
+            for ids, answer in zip(batch["input_ids"], answers, strict=True)
+        ):
             raise ValueError(
-                f"the batches of a {type(processor).__name__} do not end with the answer, so its tokens cannot be told from "
-                "the others; use a processor that takes prompt and answer as one text."
+                f"the batches of a {type(processor).__name__} do not end with the answer, so its "
+                f"tokens cannot be told from the others; use a processor that takes prompt and "
+                "answer as one text."
             )
         lengths = torch.tensor([len(answer) for answer in answers])
         t = batch["input_ids"].shape[1]
-        batch["answer_mask"] = torch.arange(t)[None, :] >= (t - lengths)[:, None]  # left-padded: the answer is at the end
+        # left-padded: the answer is at the end
+        batch["answer_mask"] = torch.arange(t)[None, :] >= (t - lengths)[:, None]
     return {key: value.to(device) for key, value in batch.items()}
 
 
@@ -73,20 +91,25 @@ def picture_tokens(model, batch: dict[str, Tensor]) -> Tensor:
 
 
 def opened(questions: Sequence[Question]) -> list[PIL.Image.Image]:
-    """The images of questions, RGB and with their pixels; one that several questions are about is decoded once.
+    """The images of questions, RGB and with their pixels; a shared one is decoded once.
 
     Raises:
         ValueError: an image whose black and white are not known, with the person (:func:`as_rgb`).
     """
     once: dict[object, PIL.Image.Image] = {}
-    keys = [question.image.key if isinstance(question.image, Picture) else id(question.image) for question in questions]
+    keys = [
+        question.image.key if isinstance(question.image, Picture) else id(question.image)
+        for question in questions
+    ]
     for key, question in zip(keys, questions, strict=True):
         if key in once:
             continue
         try:
             once[key] = decoded(question.image)
         except ValueError as error:
-            raise ValueError(f"person {question.person_id}: the image cannot be used: {error}.") from error
+            raise ValueError(
+                f"person {question.person_id}: the image cannot be used: {error}."
+            ) from error
     return [once[key] for key in keys]
 
 
@@ -97,16 +120,19 @@ def batches(
     with_answer: bool,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Pairs of (indices into ``questions``, batch), longest first: little padding, and too large a batch fails at once.
+    """Pairs (indices into ``questions``, batch), longest first: too large a batch fails at once.
 
-    Ties keep their order, so the batches are the same in every run. Image and text questions never share a batch. Questions
-    that are too long for the model are in none (:func:`fitting`).
+    Ties keep their order, so the batches are the same in every run. Image and text questions never
+    share a batch. Questions that are too long for the model are in none (:func:`fitting`).
 
     Raises:
         ValueError: batch_size below 1; see also :func:`encode`.
     """
     groups = plan_batches(questions, processor, batch_size, with_answer)
-    return ((group, encode([questions[i] for i in group], processor, with_answer, device)) for group in groups)
+    return (
+        (group, encode([questions[i] for i in group], processor, with_answer, device))
+        for group in groups
+    )
 
 
 def plan_batches(
@@ -114,8 +140,9 @@ def plan_batches(
 ) -> list[list[int]]:
     """The indices into ``questions`` of each batch of :func:`batches`, in order.
 
-    The questions of some of these batches, taken in the order of ``questions``, fall into the same batches again. So whole
-    batches can be handed out to several processes, and each computes what one process would have computed.
+    The questions of some of these batches, taken in the order of ``questions``, fall into the same
+    batches again. So whole batches can be handed out to several processes, and each computes what
+    one process would have computed.
 
     Raises:
         ValueError: batch_size below 1; see also :func:`encode`.
@@ -127,24 +154,33 @@ def plan_batches(
     length_of: dict[int, int] = {}
     for start in range(0, len(own), batch_size):  # in parts, so that only the lengths are kept
         part = slice(start, start + batch_size)
-        texts = [f"{text} {q.answer if with_answer else ''}" for text, q in zip(prompts[part], own[part], strict=True)]
+        texts = [
+            f"{text} {q.answer if with_answer else ''}"
+            for text, q in zip(prompts[part], own[part], strict=True)
+        ]
         length_of |= zip(kept[part], map(len, processor.tokenizer(texts)["input_ids"]), strict=True)
     groups = []
     for modality in MODALITIES:
         indices = [index for index in kept if questions[index].modality == modality]
         indices.sort(key=lambda index: -length_of[index])
-        groups += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        groups += [
+            indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
+        ]
     return groups
 
 
-def fitting(questions: Sequence[Question], processor, with_answer: bool) -> tuple[list[int], list[str]]:
-    """The indices of the questions that a model has positions for, and their prompts; one warning names the others.
+def fitting(
+    questions: Sequence[Question], processor, with_answer: bool
+) -> tuple[list[int], list[str]]:
+    """Indices of the questions a model has positions for, their prompts; a warning names others.
 
-    What is longer would be read at positions that the model never saw, and mean nothing. The number of positions is
-    ``processor.tokenizer.model_max_length``, which :func:`load_model` takes from the model's config.
+    What is longer would be read at positions that the model never saw, and mean nothing. The number
+    of positions is ``processor.tokenizer.model_max_length``, which :func:`load_model` takes from
+    the model's config.
 
     Args:
-        with_answer: count the answer and its end, too; else one position is left for the first token of an answer.
+        with_answer: count the answer and its end, too; else one position is left for the first
+            token of an answer.
 
     Raises:
         ValueError: none of them fits.
@@ -153,10 +189,16 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> tupl
     room = positions - (0 if with_answer else 1)
     prompts = texts = [prompt(question, processor) for question in questions]
     if with_answer:
-        texts = [f"{text}{answer}" for text, answer in zip(texts, answer_texts(questions, processor), strict=True)]
+        texts = [
+            f"{text}{answer}"
+            for text, answer in zip(texts, answer_texts(questions, processor), strict=True)
+        ]
     images = [question for question in questions if question.image is not None]
-    largest = max(images, key=lambda question: question.image.width * question.image.height, default=None)
-    # A token is at least a byte. Twice, since an image of another shape may take more tokens than a larger one.
+    largest = max(
+        images, key=lambda question: question.image.width * question.image.height, default=None
+    )
+    # A token is at least a byte. Twice, since an image of another shape may take more tokens than a
+    # larger one.
     most = 8 + (2 * image_tokens(largest.image, processor) if largest else 0)
     doubtful = [index for index, text in enumerate(texts) if len(text.encode()) + most > room]
     if not doubtful:
@@ -165,7 +207,9 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> tupl
     special = needs_special_tokens([texts[doubtful[0]]], processor)
     too_long: dict[int, int] = {}
     for index in doubtful:
-        ids = processor.tokenizer(texts[index], add_special_tokens=special, verbose=False)["input_ids"]
+        ids = processor.tokenizer(texts[index], add_special_tokens=special, verbose=False)[
+            "input_ids"
+        ]
         length, image = len(ids), questions[index].image
         if image is not None:
             if image.size not in of_size:
@@ -180,21 +224,26 @@ def fitting(questions: Sequence[Question], processor, with_answer: bool) -> tupl
         for index, length in list(too_long.items())[:5]
     )
     said = (
-        f"{len(too_long)} of {len(questions)} questions have more tokens than the model has positions ({positions})"
-        f"{', the answer included' if with_answer else ''}: {named}{', ...' if len(too_long) > 5 else ''}"
+        f"{len(too_long)} of {len(questions)} questions have more tokens than the model has "
+        f"positions ({positions}){', the answer included' if with_answer else ''}: "
+        f"{named}{', ...' if len(too_long) > 5 else ''}"
     )
     if len(too_long) == len(questions):
-        raise ValueError(f"{said}; nothing is left to ask: shorten them, or take a model with more positions.")
+        raise ValueError(
+            f"{said}; nothing is left to ask: shorten them, or take a model with more positions."
+        )
     warnings.warn(f"{said}; they are left out.", stacklevel=3)
     kept = [index for index in range(len(questions)) if index not in too_long]
     return kept, [prompts[index] for index in kept]
 
 
 def image_tokens(image: PIL.Image.Image, processor) -> int:
-    """How many tokens longer an image of this size makes a prompt, when its placeholder is replaced."""
+    """How many tokens an image of this size adds to a prompt, when its placeholder is replaced."""
     short = Question("nobody", "Q", "A", image, "training")
     text = prompt(short, processor)
-    alone = processor.tokenizer(text, add_special_tokens=needs_special_tokens([text], processor))["input_ids"]
+    alone = processor.tokenizer(text, add_special_tokens=needs_special_tokens([text], processor))[
+        "input_ids"
+    ]
     return encode([short], processor, with_answer=False)["input_ids"].shape[1] - len(alone)
 
 
@@ -204,18 +253,21 @@ def common_beginning(one: list[int], other: list[int]) -> int:
 
 
 def check_image_tokens(batch: dict[str, Tensor], processor) -> None:
-    """Compare the image tokens of each row with the features that its image gives (processors of the LLaVA family)."""
+    """Compare each row's image tokens with the features of its image (the LLaVA family)."""
     patch = getattr(processor, "patch_size", None)
     if not patch or batch["pixel_values"].dim() != 4:
         return
     height, width = batch["pixel_values"].shape[-2:]
-    expected = (height // patch) * (width // patch) + getattr(processor, "num_additional_image_tokens", 0)
+    expected = (height // patch) * (width // patch) + getattr(
+        processor, "num_additional_image_tokens", 0
+    )
     if getattr(processor, "vision_feature_select_strategy", None) == "default":
         expected -= 1  # the class token is dropped
     image_id = processor.tokenizer.convert_tokens_to_ids(image_token_of(processor))
     found = (batch["input_ids"] == image_id).sum(dim=1)
     if (found != expected).any():
         raise ValueError(
-            f"a prompt has {found[found != expected][0].item()} image tokens but its image gives {expected} features; "
-            "check the processor's patch_size, its image size and that nothing truncates the prompt."
+            f"a prompt has {found[found != expected][0].item()} image tokens but its image gives "
+            f"{expected} features; check the processor's patch_size, its image size and that "
+            "nothing truncates the prompt."
         )

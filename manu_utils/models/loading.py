@@ -1,4 +1,4 @@
-"""Load a vision-language model and its processor: the bundled miniature, a local folder, the Hub, or a LoRA adapter."""
+"""Load a model and its processor: the bundled miniature, a folder, the Hub, or a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -28,20 +28,24 @@ def load_model(
 ):
     """Load a model in eval mode, and its processor, which is complete: a batch can be made.
 
-    Code that comes with a checkpoint is never run. Images go through the PIL backend, so that a machine with torchvision
-    computes the same pixels as one without. Where a processor can split an image into tiles (Idefics, SmolVLM), it is told not
-    to, as in the official evaluation. LoRA adapters are merged into the weights, so that neurons are plain linear layers.
-    What older processors of LLaVA lack (``patch_size`` and its kin) is taken from the model; a tokenizer without a padding
-    token pads with its end of sequence, which is masked.
+    Code that comes with a checkpoint is never run. Images go through the PIL backend, so that a
+    machine with torchvision computes the same pixels as one without. Where a processor can split an
+    image into tiles (Idefics, SmolVLM), it is told not to, as in the official evaluation. LoRA
+    adapters are merged into the weights, so that neurons are plain linear layers. What older
+    processors of LLaVA lack (``patch_size`` and its kin) is taken from the model; a tokenizer
+    without a padding token pads with its end of sequence, which is masked.
 
     Args:
-        source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has never met them),
-            ``"tiny-retrained"`` (has met all but those of forget 10 %), a local folder, or a Hub id such as
-            ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA adapter of one.
-        processor: where the processor comes from, if not from ``source`` (``"MLLMMU/LLaVA_Vanilla"`` ships none).
+        source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has
+            never met them), ``"tiny-retrained"`` (has met all but those of forget 10 %), a local
+            folder, or a Hub id such as ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA
+            adapter of one.
+        processor: where the processor comes from, if not from ``source``
+            (``"MLLMMU/LLaVA_Vanilla"`` ships none).
         base: the model that the adapter in ``source`` belongs to, if not the one that it names.
         dtype, device: default :func:`pick_dtype` and :func:`pick_device`.
-        device_map: such as ``"auto"``, to spread a model over several devices (needs accelerate); instead of ``device``.
+        device_map: such as ``"auto"``, to spread a model over several devices (needs accelerate);
+            instead of ``device``.
 
     Returns:
         (model, processor)
@@ -51,16 +55,20 @@ def load_model(
         ConnectionError: the Hub cannot be reached and there is no cached copy.
         ImportError: the processor needs a package that is not installed.
         TypeError: ``dtype`` is no torch.dtype, or a source no path.
-        ValueError: quantised, damaged or incomplete weights or adapters, weights in a form that could run code, a model that
-            needs its own code, is not causal or whose MLPs are not found, ``base`` without an adapter, both device and
-            device_map, or a processor without chat template (but for LLaVA-1.5) or that does not fit the model.
+        ValueError: quantised, damaged or incomplete weights or adapters, weights in a form that
+            could run code, a model that needs its own code, is not causal or whose MLPs are not
+            found, ``base`` without an adapter, both device and device_map, or a processor without
+            chat template (but for LLaVA-1.5) or that does not fit the model.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     for name, place in (("source", source), ("processor", processor), ("base", base)):
         if not isinstance(place, str | Path) and (place is not None or name == "source"):
-            raise TypeError(f"{name}={shown(place)} must be a path, a Hub id or 'tiny', not a {type(place).__name__}.")
+            raise TypeError(
+                f"{name}={shown(place)} must be a path, a Hub id or 'tiny', not a "
+                f"{type(place).__name__}."
+            )
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype={shown(dtype)} must be a torch.dtype, such as torch.float32.")
     if device is not None and device_map is not None:
@@ -71,51 +79,74 @@ def load_model(
     if adapter_config is not None:
         adapter, source = place, base or adapter_config.get("base_model_name_or_path")
         if not source:
-            raise ValueError(f"the adapter in {adapter} does not name its model; give load_model(..., base=...).")
+            raise ValueError(
+                f"the adapter in {adapter} does not name its model; give load_model(..., base=...)."
+            )
         place = place_of(source)
     elif base is not None:
-        raise ValueError(f"base={str(base)!r} goes with a LoRA adapter, and {source} holds none (no adapter_config.json).")
+        raise ValueError(
+            f"base={str(base)!r} goes with a LoRA adapter, and {source} holds none (no "
+            f"adapter_config.json)."
+        )
     with plain_errors(source):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
+    if any(
+        getattr(part, "quantization_config", None) for part in (config, config.get_text_config())
+    ):
         raise ValueError(
-            f"the weights of {source} are quantised, and neurons of packed weights cannot be zeroed; load the float16 or "
-            "bfloat16 checkpoint that it was made from, prune that, and quantise afterwards."
+            f"the weights of {source} are quantised, and neurons of packed weights cannot be "
+            f"zeroed; load the float16 or bfloat16 checkpoint that it was made from, prune that, "
+            "and quantise afterwards."
         )
     if config.model_type in _PREFIX_MODELS:
         raise ValueError(
-            f"{source} is a {config.model_type}, whose prompt is read in both directions, so that statistics and answers "
-            "would depend on where it ends; use a causal model such as LLaVA."
+            f"{source} is a {config.model_type}, whose prompt is read in both directions, so that "
+            f"statistics and answers would depend on where it ends; use a causal model such as "
+            "LLaVA."
         )
     home = place if processor is None else place_of(processor)
     with plain_errors(processor or source, what="processor", model_type=config.model_type):
         loaded_processor = load_processor(home, config)
-    if not hasattr(loaded_processor, "tokenizer") or not hasattr(loaded_processor, "image_processor"):
+    if not hasattr(loaded_processor, "tokenizer") or not hasattr(
+        loaded_processor, "image_processor"
+    ):
         raise FileNotFoundError(no_processor(processor or source, config.model_type))
     if getattr(loaded_processor.image_processor, "do_image_splitting", False):
         loaded_processor.image_processor.do_image_splitting = False
     tokenizer = loaded_processor.tokenizer
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {processor or source} has neither a padding token nor an end of sequence.")
+            raise ValueError(
+                f"the tokenizer of {processor or source} has neither a padding token nor an end of "
+                f"sequence."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if positions := getattr(config.get_text_config(), "max_position_embeddings", None):
         tokenizer.model_max_length = positions  # what is longer is left out of batches
     chat_template(loaded_processor)  # raises where it is not known how to ask
 
     device = torch.device(device) if device is not None else pick_device()
-    options = {"dtype": dtype or pick_dtype(device), "trust_remote_code": False, "output_loading_info": True}
+    options = {
+        "dtype": dtype or pick_dtype(device),
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
     if device_map is not None:
         options["device_map"] = device_map
     try:
         with plain_errors(source), no_loading_bar(isinstance(place, Path)):
             model, info = AutoModelForImageTextToText.from_pretrained(place, **options)
     except SafetensorError as error:
-        raise ValueError(f"the weights of {source} are damaged or half downloaded ({error}); fetch them again.") from error
-    if incomplete := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise ValueError(
-            f"{source} lacks {len(incomplete)} weights of a {type(model).__name__}, such as {incomplete[0]}; they would be "
-            "random. Fetch the checkpoint again, or check that config.json belongs to it."
+            f"the weights of {source} are damaged or half downloaded ({error}); fetch them again."
+        ) from error
+    if incomplete := sorted(info["missing_keys"]) + sorted(
+        str(key) for key in info["mismatched_keys"]
+    ):
+        raise ValueError(
+            f"{source} lacks {len(incomplete)} weights of a {type(model).__name__}, such as "
+            f"{incomplete[0]}; they would be random. Fetch the checkpoint again, or check that "
+            "config.json belongs to it."
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)

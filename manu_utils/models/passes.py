@@ -1,5 +1,5 @@
-"""In what state a model is read: checked, in eval mode, with gradients only where they are wanted, and as it was
-    afterwards.
+"""In what state a model is read: checked, in eval mode, with gradients only where they are wanted,
+    and as it was afterwards.
 """
 
 from __future__ import annotations
@@ -17,28 +17,41 @@ def check_model(model) -> None:
     """Check that a model is the plain module that passes, pruning and saving work on.
 
     Raises:
-        TypeError: no model, or one that is wrapped (DataParallel, torch.compile, peft); it says how to unwrap it.
+        TypeError: no model, or one that is wrapped (DataParallel, torch.compile, peft); it says how
+            to unwrap it.
         ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is {kind_of(model)}; pass what load_model returns first, and the processor second.")
+        raise TypeError(
+            f"the model is {kind_of(model)}; pass what load_model returns first, and the processor "
+            f"second."
+        )
     kind = type(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(f"the model is wrapped in {kind.__name__}; pass model.module, or see manu_utils.processes.")
+        raise TypeError(
+            f"the model is wrapped in {kind.__name__}; pass model.module, or see "
+            f"manu_utils.processes."
+        )
     if hasattr(model, "_orig_mod"):
         raise TypeError("the model is wrapped by torch.compile; pass the model that was compiled.")
     if kind.__module__.partition(".")[0] == "peft":
-        raise TypeError(f"the model is wrapped in {kind.__name__}; merge the adapters first: model.merge_and_unload().")
+        raise TypeError(
+            f"the model is wrapped in {kind.__name__}; merge the adapters first: "
+            f"model.merge_and_unload()."
+        )
     if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError("the weights were made under torch.inference_mode, which forbids gradients; load the model outside.")
+        raise ValueError(
+            "the weights were made under torch.inference_mode, which forbids gradients; load the "
+            "model outside."
+        )
 
 
 @contextmanager
 def quiet_pass(model) -> Iterator[None]:
-    """Every pass that reads a model runs in here: in eval mode, outside autocast and inference mode.
+    """What a pass that reads a model runs in: eval mode, outside autocast and inference mode.
 
-    Dropout would make two passes differ, and autocast would round what is measured. On leaving, also after an error,
-    every module is in the mode in which it was.
+    Dropout would make two passes differ, and autocast would round what is measured. On leaving,
+    also after an error, every module is in the mode in which it was.
 
     Raises:
         TypeError, ValueError: see :func:`check_model`.
@@ -54,7 +67,8 @@ def quiet_pass(model) -> Iterator[None]:
                     stack.enter_context(torch.autocast(device, enabled=False))
             gradients = torch.is_grad_enabled()
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(gradients))  # which leaving inference mode switches on
+            # which leaving inference mode switches on
+            stack.enter_context(torch.set_grad_enabled(gradients))
             yield
     finally:
         for module in training:
@@ -66,7 +80,8 @@ def hooked(hooks: Iterable[tuple[Callable, Callable]]) -> Iterator[None]:
     """Hooks that are there inside and gone afterwards, also after an error.
 
     Args:
-        hooks: pairs of a method that adds a hook, such as ``layer.register_forward_hook``, and the hook.
+        hooks: pairs of a method that adds a hook, such as ``layer.register_forward_hook``, and the
+            hook.
     """
     with ExitStack() as stack:
         for register, hook in hooks:
@@ -75,7 +90,7 @@ def hooked(hooks: Iterable[tuple[Callable, Callable]]) -> Iterator[None]:
 
 
 def exact_device(device: torch.device | str) -> torch.device:
-    """Where float64 sums of a device are kept: there, or on the CPU if it has no float64 (Apple's MPS)."""
+    """Where float64 sums of a device are kept: there, or on the CPU if it has none (MPS)."""
     device = torch.device(device)
     return torch.device("cpu") if device.type == "mps" else device
 
@@ -87,27 +102,28 @@ def check_finite(what: str, *tensors: Tensor) -> None:
         ValueError: NaN or infinity, with what to do about it.
     """
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
-        raise ValueError(f"{what} not finite; load the model in float32 or bfloat16, and check its weights.")
+        raise ValueError(
+            f"{what} not finite; load the model in float32 or bfloat16, and check its weights."
+        )
 
 
 @contextmanager
 def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every ``requires_grad`` is as it
-    was.
+    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every
+    ``requires_grad`` is as it was.
 
     Raises:
         TypeError: see :func:`check_model`.
-        ValueError: weights that can have no gradient, since they were loaded in inference mode or are not in memory.
-            Nothing has been changed.
+        ValueError: weights that can have no gradient, since they were loaded in inference mode or
+            are not in memory. Nothing has been changed.
     """
     check_model(model)
     wanted = {id(parameter) for parameter in parameters}
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     if any(parameter.is_meta for parameter in before):
         raise ValueError(
-            "a part of the model is offloaded to the CPU or to disk, and gradients need it in memory: load the model "
-            "whole on "
-            "one device, or on several that hold it together."
+            "a part of the model is offloaded to the CPU or to disk, and gradients need it in "
+            "memory: load the model whole on one device, or on several that hold it together."
         )
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -121,7 +137,7 @@ def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[Non
 
 @contextmanager
 def kept_weights(weights: Iterable[Tensor]) -> Iterator[None]:
-    """On leaving, also after an error, these weights are as they were, bit by bit; a copy is kept on the CPU."""
+    """On leaving, also by an error, these weights are as before, bit by bit (a copy on the CPU)."""
     before = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
     try:
         yield

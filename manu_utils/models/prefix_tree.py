@@ -1,6 +1,7 @@
 """Optional reading: what questions begin with alike, an image above all, is read once.
 
-A row of a shared batch is a tree of tokens (a prefix tree). Without it everything gives the same answers, only slower.
+A row of a shared batch is a tree of tokens (a prefix tree). Without it everything gives the same
+answers, only slower.
 """
 
 from __future__ import annotations
@@ -26,22 +27,26 @@ def shared_batches(
     with_answer: bool,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """As :func:`batches`, but what questions begin with alike is in the batch once: for reading, not for training.
+    """As :func:`batches`, but what questions begin with alike is there once: to read, not to train.
 
-    The questions about one image (one object) share a row, and so do the text questions with one prompt, such as the options
-    of a question. A row is a tree of tokens, each of which attends to what precedes it in its own question, so that a causal
-    language model computes the same hidden states as for every question by itself. A batch of r rows takes no more tokens
-    than ``batch_size`` of its longest question would. For processors of LLaVA, that repeat the image token once per feature.
+    The questions about one image (one object) share a row, and so do the text questions with one
+    prompt, such as the options of a question. A row is a tree of tokens, each of which attends to
+    what precedes it in its own question, so that a causal language model computes the same hidden
+    states as for every question by itself. A batch of r rows takes no more tokens than
+    ``batch_size`` of its longest question would. For processors of LLaVA, that repeat the image
+    token once per feature.
 
     Returns:
-        Pairs of (indices into ``questions``, batch): ``input_ids`` and ``position_ids`` int64 [r, t]; ``attention_mask`` bool
-        [r, 1, t, t], true where the token of the row may attend to that of the column; with images ``pixel_values`` float32
-        [r, 3, h, w]; ``reads`` int64 [m, 3], the question of the batch (ascending), row and position of every prediction
-        that is asked for: the first token after the prompt, or ``with_answer`` all tokens of the answer, end of sequence
-        included, which are in ``targets`` int64 [m].
+        Pairs of (indices into ``questions``, batch): ``input_ids`` and ``position_ids`` int64 [r,
+        t]; ``attention_mask`` bool [r, 1, t, t], true where the token of the row may attend to that
+        of the column; with images ``pixel_values`` float32 [r, 3, h, w]; ``reads`` int64 [m, 3],
+        the question of the batch (ascending), row and position of every prediction that is asked
+        for: the first token after the prompt, or ``with_answer`` all tokens of the answer, end of
+        sequence included, which are in ``targets`` int64 [m].
 
     Raises:
-        ValueError: batch_size below 1, or a prompt whose image tokens do not match the image's features.
+        ValueError: batch_size below 1, or a prompt whose image tokens do not match the image's
+            features.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
@@ -52,8 +57,13 @@ def shared_batches(
         batch, places = pack_rows(sequences, processor.tokenizer.pad_token_id)
         reads: list[tuple[int, int, int]] = []
         targets: list[int] = []
-        indices, own = [index for row in rows for index in row], [sequence for row in sequences for sequence in row]
-        for number, (index, sequence, (row, path)) in enumerate(zip(indices, own, places, strict=True)):
+        indices, own = (
+            [index for row in rows for index in row],
+            [sequence for row in sequences for sequence in row],
+        )
+        for number, (index, sequence, (row, path)) in enumerate(
+            zip(indices, own, places, strict=True)
+        ):
             border = len(sequence) - n_after[index]
             read = path[border - 1 : -1] if with_answer else path[-1:]
             reads += [(number, row, node) for node in read]
@@ -63,8 +73,14 @@ def shared_batches(
             batch["targets"] = torch.tensor(targets)
         asked = [questions[row[0]] for row in rows]
         if asked[0].image is not None:
-            parts = [asked[start : start + PICTURES_AT_ONCE] for start in range(0, len(asked), PICTURES_AT_ONCE)]
-            pixels = [processor.image_processor(opened(part), return_tensors="pt")["pixel_values"] for part in parts]
+            parts = [
+                asked[start : start + PICTURES_AT_ONCE]
+                for start in range(0, len(asked), PICTURES_AT_ONCE)
+            ]
+            pixels = [
+                processor.image_processor(opened(part), return_tensors="pt")["pixel_values"]
+                for part in parts
+            ]
             batch["pixel_values"] = torch.cat(pixels)
             check_image_tokens(batch, processor)
         return {key: value.to(device) for key, value in batch.items()}
@@ -72,17 +88,20 @@ def shared_batches(
     return (([index for row in rows for index in row], pack(rows)) for rows in plan)
 
 
-def pack_rows(rows: list[list[list[int]]], pad: int) -> tuple[dict[str, Tensor], list[tuple[int, list[int]]]]:
-    """A batch whose rows are the trees of some sequences of tokens each, and where each sequence is: its row and its nodes.
+def pack_rows(
+    rows: list[list[list[int]]], pad: int
+) -> tuple[dict[str, Tensor], list[tuple[int, list[int]]]]:
+    """A batch whose rows are trees of token sequences, and where each is: its row and nodes.
 
     Returns:
-        ``input_ids``, ``position_ids`` and ``attention_mask`` as :func:`shared_batches` has them; (row, nodes) of every
-        sequence, row after row.
+        ``input_ids``, ``position_ids`` and ``attention_mask`` as :func:`shared_batches` has them;
+        (row, nodes) of every sequence, row after row.
     """
     trees = [_tree(row) for row in rows]
     size = (len(rows), max(len(tokens) for tokens, _ in trees))
     ids, positions = torch.full(size, pad), torch.zeros(size, dtype=torch.int64)
-    mask = torch.eye(size[1], dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row of the mask is empty
+    # padding sees itself: no row of the mask is empty
+    mask = torch.eye(size[1], dtype=torch.bool).repeat(len(rows), 1, 1)
     earlier = torch.ones(size[1], size[1], dtype=torch.bool).tril()
     for row, (tokens, paths) in enumerate(trees):
         ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -108,10 +127,11 @@ def plan_shared_batches(
 def _plan_shared(
     questions: Sequence[Question], processor, batch_size: int, with_answer: bool
 ) -> tuple[list[list[list[int]]], Callable[[int], list[int]], dict[int, int]]:
-    """The batches of :func:`shared_batches`, as rows of indices that share an image or a prompt, the widest rows first.
+    """The batches of :func:`shared_batches`: rows of indices that share a prompt, widest first.
 
     Returns:
-        The batches, what gives the tokens of a question by its index, and how many of these are the answer's.
+        The batches, what gives the tokens of a question by its index, and how many of these are the
+        answer's.
     """
     tokenizer = processor.tokenizer
     image_id = tokenizer.convert_tokens_to_ids(image_token_of(processor))
@@ -121,14 +141,18 @@ def _plan_shared(
     n_after: dict[int, int] = {}
     for start in range(0, len(kept), TEXTS_AT_ONCE):
         indices = kept[start : start + TEXTS_AT_ONCE]
-        part, texts = [questions[index] for index in indices], prompts[start : start + TEXTS_AT_ONCE]
+        part, texts = (
+            [questions[index] for index in indices],
+            prompts[start : start + TEXTS_AT_ONCE],
+        )
         sequences, borders = _sequences(part, texts, processor, with_answer)
         for index, text, ids, border in zip(indices, texts, sequences, borders, strict=True):
             image = questions[index].image
             groups.setdefault(text if image is None else id(image), []).append(index)
             tokens[index], n_after[index] = array("i", ids), len(ids) - border
     first = next((questions[index] for index in kept if questions[index].image is not None), None)
-    features = 1 + image_tokens(first.image, processor) if first else 0  # LLaVA's images have one size
+    # LLaVA's images have one size
+    features = 1 + image_tokens(first.image, processor) if first else 0
 
     def tokens_of(index: int) -> list[int]:
         return _repeated(tokens[index], image_id, 1 if questions[index].image is None else features)
@@ -141,16 +165,23 @@ def _plan_shared(
 
 
 def plan_rows(
-    groups: Sequence[list[int]], tokens_of: Callable[[int], list[int]], batch_size: int, before: int = 0
+    groups: Sequence[list[int]],
+    tokens_of: Callable[[int], list[int]],
+    batch_size: int,
+    before: int = 0,
 ) -> list[list[list[int]]]:
     """Batches of rows of indices, the widest rows first; each row is of one of the groups.
 
     Args:
         tokens_of: the tokens of what an index is of; those of one row are asked for at a time.
-        before: tokens that precede every row of a batch. With them, too, a batch takes no more tokens than ``batch_size`` of
-            its longest sequence would.
+        before: tokens that precede every row of a batch. With them, too, a batch takes no more
+            tokens than ``batch_size`` of its longest sequence would.
     """
-    rows = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    rows = [
+        group[start : start + batch_size]
+        for group in groups
+        for start in range(0, len(group), batch_size)
+    ]
     widths: dict[int, int] = {}
     longest: dict[int, int] = {}
     for row in rows:
@@ -169,14 +200,19 @@ def plan_rows(
 def _sequences(
     questions: Sequence[Question], prompts: list[str], processor, with_answer: bool
 ) -> tuple[list[list[int]], list[int]]:
-    """The tokens of each question, one for its image, and where its answer begins (``with_answer``; else its end)."""
+    """The tokens of each question, one for its image, and where its answer begins (or its end)."""
     special = needs_special_tokens(prompts, processor)
     sequences = processor.tokenizer(prompts, add_special_tokens=special)["input_ids"]
     if not with_answer:
         return sequences, [len(ids) for ids in sequences]
-    texts = [f"{p}{answer}" for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)]
+    texts = [
+        f"{p}{answer}"
+        for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)
+    ]
     whole = processor.tokenizer(texts, add_special_tokens=special)["input_ids"]
-    return whole, [common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)]
+    return whole, [
+        common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)
+    ]
 
 
 def _repeated(tokens: array, token: int, times: int) -> list[int]:
@@ -208,16 +244,20 @@ def can_share(model) -> bool:
     """
     from transformers import LlavaForConditionalGeneration
 
-    if not isinstance(model, LlavaForConditionalGeneration) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    if (
+        not isinstance(model, LlavaForConditionalGeneration)
+        or len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    ):
         return False
     text = model.config.get_text_config()
     return text.model_type == "llama" and text._attn_implementation in ("sdpa", "eager")
 
 
 def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tensor, object]:
-    """The last hidden states [m, hidden] where a shared batch is to be read, and the cache of keys and values.
+    """The last hidden states [m, hidden] where a shared batch is read, and the key-value cache.
 
-    What the rows of few shots begin with alike (``beginning``, see :func:`shared_prompts`) is read once, before them.
+    What the rows of few shots begin with alike (``beginning``, see :func:`shared_prompts`) is read
+    once, before them.
     """
     _, row, position = batch["reads"].T
     names = ("input_ids", "position_ids", "pixel_values")
@@ -225,12 +265,16 @@ def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tup
     if "beginning" in batch:
         inputs = {"position_ids": batch["position_ids"], **_begin(model, batch)}
 
-    output = model.model(**inputs, attention_mask=additive_mask(batch["attention_mask"], model.dtype), use_cache=use_cache)
+    output = model.model(
+        **inputs,
+        attention_mask=additive_mask(batch["attention_mask"], model.dtype),
+        use_cache=use_cache,
+    )
     return output.last_hidden_state[row, position], output.past_key_values
 
 
 def _begin(model, batch: dict[str, Tensor]) -> dict[str, object]:
-    """``inputs_embeds`` of the rows, and the ``past_key_values`` that all of them go on from; each image is seen once.
+    """``inputs_embeds`` of the rows and ``past_key_values`` of all; each image is seen once.
 
     Raises:
         ValueError: an image has more or fewer features than tokens.
@@ -238,45 +282,56 @@ def _begin(model, batch: dict[str, Tensor]) -> dict[str, object]:
     ids = torch.cat([batch["beginning"], batch["input_ids"].flatten()])
     embedded = model.get_input_embeddings()(ids)
     if "pixel_values" in batch:
-        features = torch.stack(tuple(model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output))
+        features = torch.stack(
+            tuple(model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output)
+        )
         image, number = batch["features"].T
         if (tokens := int(number.max()) + 1) != features.shape[1]:
             raise ValueError(
-                f"an image has {tokens} tokens in a prompt but {features.shape[1]} features; check the processor's "
-                "patch_size and its image size."
+                f"an image has {tokens} tokens in a prompt but {features.shape[1]} features; check "
+                f"the processor's patch_size and its image size."
             )
         embedded[ids == model.config.image_token_id] = features[image, number].to(embedded.dtype)
     beginning, rows = embedded.split([len(batch["beginning"]), batch["input_ids"].numel()])
     inputs: dict[str, object] = {"inputs_embeds": rows.view(*batch["input_ids"].shape, -1)}
     if len(beginning):
-        inputs["past_key_values"] = model.model(inputs_embeds=beginning[None], use_cache=True).past_key_values
+        inputs["past_key_values"] = model.model(
+            inputs_embeds=beginning[None], use_cache=True
+        ).past_key_values
         inputs["past_key_values"].batch_repeat_interleave(len(batch["input_ids"]))
     return inputs
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask to add to the attention scores: 0 where allowed, else the lowest number."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
 
 
 def continue_shared(model, batch: dict[str, Tensor], greedy) -> Tensor:
-    """What ``generate`` would write after each question of a shared batch: int64 [n_questions, up to max_new_tokens].
+    """What ``generate`` would write after each question: int64 [n_questions, at most
+    max_new_tokens].
 
-    The questions of a row go on side by side, blind to each other; a row is dropped when all of them have ended.
+    The questions of a row go on side by side, blind to each other; a row is dropped when all of
+    them have ended.
 
     Args:
-        greedy: the ``GenerationConfig``, of which ``max_new_tokens``, ``eos_token_id`` and ``pad_token_id`` are read.
+        greedy: the ``GenerationConfig``, of which ``max_new_tokens``, ``eos_token_id`` and
+            ``pad_token_id`` are read.
     """
     hidden, cache = read_shared(model, batch, use_cache=True)
     head, pad = model.get_output_embeddings(), greedy.pad_token_id
     ends = torch.tensor(greedy.eos_token_id, device=hidden.device)
     _, row, position = batch["reads"].T
     counts = row.bincount()
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # of the question in its row
+    # of the question in its row
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     r, q = len(counts), int(counts.max())
 
     def side_by_side(of_question: Tensor, fill: int) -> Tensor:
-        table = of_question.new_full((r, q, *of_question.shape[1:]), fill)  # rows have fewer than q questions, too
+        # rows have fewer than q questions, too
+        table = of_question.new_full((r, q, *of_question.shape[1:]), fill)
         table[row, place] = of_question
         return table
 
@@ -294,10 +349,14 @@ def continue_shared(model, batch: dict[str, Tensor], greedy) -> Tensor:
             break
         if not left.all():
             cache.batch_select_indices(left.nonzero()[:, 0])
-            tokens, positions, seen, running, rows = (x[left] for x in (tokens, positions, seen, running, rows))
+            tokens, positions, seen, running, rows = (
+                x[left] for x in (tokens, positions, seen, running, rows)
+            )
         itself = torch.eye(q, dtype=torch.bool, device=seen.device).expand(len(rows), q, q)
         seen, positions = torch.cat([seen, itself], dim=-1), positions + 1
         mask = additive_mask(seen[:, None], model.dtype)
-        output = model.model(input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache)
+        output = model.model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache
+        )
         tokens = head(output.last_hidden_state.flatten(0, 1)).argmax(-1).view_as(tokens)
     return written[row, place]

@@ -13,7 +13,7 @@ from .encoding import encode
 
 
 def load_processor(home: Path | str, config):
-    """The processor, without its video part where it has one: that needs torchvision, and there is no PIL backend of it."""
+    """The processor without its video part, which needs torchvision and has no PIL backend."""
     from transformers import AutoProcessor
 
     try:
@@ -26,16 +26,20 @@ def load_processor(home: Path | str, config):
         kind = PROCESSOR_MAPPING.get(type(config), None)
         try:
             if kind is not None and "video_processor" in kind.get_attributes():
-                processor = without_video(kind).from_pretrained(home, backend="pil", trust_remote_code=False)
-                # Its settings only: saved with the processor, they make it whole again where torchvision is.
+                processor = without_video(kind).from_pretrained(
+                    home, backend="pil", trust_remote_code=False
+                )
+                # Its settings only: saved with the processor, they make it whole again where
+                # torchvision is.
                 with suppress(OSError):  # there are none
                     processor.video_processor = BaseVideoProcessor.get_video_processor_dict(home)[0]
                 return processor
         except ImportError as other:
             error = other
         raise ImportError(
-            f"the processor of {home} needs a package that is not installed (num2words for SmolVLM; torchvision for some); "
-            f"pip install torchvision num2words, in the version that fits the installed torch: {error}"
+            f"the processor of {home} needs a package that is not installed (num2words for "
+            f"SmolVLM; torchvision for some); pip install torchvision num2words, in the version "
+            f"that fits the installed torch: {error}"
         ) from error
 
 
@@ -50,7 +54,8 @@ def without_video(kind: type) -> type:
         found = dict(zip(cls.get_attributes(), parts, strict=True))
         return [found.get(name) for name in kind.get_attributes()]
 
-    still = type(kind.__name__, (kind,), {  # under the same name, which is what the processor's file says
+    # under the same name, which is what the processor's file says
+    still = type(kind.__name__, (kind,), {
         "get_attributes": classmethod(get_attributes),
         "_get_arguments_from_pretrained": classmethod(_get_arguments_from_pretrained),
     })  # fmt: skip
@@ -63,26 +68,37 @@ def fit_processor(processor, model, source) -> None:
     Raises:
         ValueError: it lacks something, counts image tokens for another model, or makes no batch.
     """
-    advice = "take the processor of the checkpoint that the model comes from: load_model(..., processor=...)."
+    advice = (
+        "take the processor of the checkpoint that the model comes from: load_model(..., "
+        "processor=...)."
+    )
     vision = getattr(model.config, "vision_config", None)
     expected = {
         "patch_size": getattr(vision, "patch_size", None),
-        "vision_feature_select_strategy": getattr(model.config, "vision_feature_select_strategy", None),
+        "vision_feature_select_strategy": getattr(
+            model.config, "vision_feature_select_strategy", None
+        ),
     }
-    of_llava = hasattr(processor, "num_additional_image_tokens")  # a processor of LLaVA or LLaVA-NeXT
+    # a processor of LLaVA or LLaVA-NeXT
+    of_llava = hasattr(processor, "num_additional_image_tokens")
     for name, value in expected.items() if of_llava else ():
         if getattr(processor, name) is None:
             setattr(processor, name, value)
         if getattr(processor, name) is None:
-            raise ValueError(f"the processor of {source} has no {name}, and its model does not say it either; {advice}")
+            raise ValueError(
+                f"the processor of {source} has no {name}, and its model does not say it either; "
+                f"{advice}"
+            )
         if value is not None and getattr(processor, name) != value:
             raise ValueError(
-                f"the processor of {source} has {name}={getattr(processor, name)!r}, its model {value!r}, so that images and "
-                f"their tokens would not match; {advice}"
+                f"the processor of {source} has {name}={getattr(processor, name)!r}, its model "
+                f"{value!r}, so that images and their tokens would not match; {advice}"
             )
     if of_llava and not processor.num_additional_image_tokens:
         names = (name for name, _ in model.named_parameters())
-        processor.num_additional_image_tokens = int(any(name.endswith(("class_embedding", "cls_token")) for name in names))
+        processor.num_additional_image_tokens = int(
+            any(name.endswith(("class_embedding", "cls_token")) for name in names)
+        )
     for image in (None, PIL.Image.new("RGB", (96, 64))):
         question = Question("nobody", "Who is this?", "Nobody.", image, "training")
         try:
@@ -91,15 +107,26 @@ def fit_processor(processor, model, source) -> None:
             raise
         except Exception as error:  # whatever a processor may stumble over
             kind = "with an image" if image else "in text alone"
-            said = f"the processor of {source} cannot encode a question {kind} ({message_of(error)}); {advice}"
+            said = (
+                f"the processor of {source} cannot encode a question {kind} "
+                f"({message_of(error)}); {advice}"
+            )
             raise ValueError(said) from cause_of(error)
-    image_id = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+    image_id = getattr(
+        model.config, "image_token_id", getattr(model.config, "image_token_index", None)
+    )
     if image_id is not None and not (batch["input_ids"] == image_id).any():
         raise ValueError(
-            f"the processor of {source} does not write the token {image_id} that its model has for images; {advice}"
+            f"the processor of {source} does not write the token {image_id} that its model has for "
+            f"images; {advice}"
         )
     size = getattr(vision, "image_size", None)
-    fixed = type(processor).__name__ == "LlavaProcessor" and getattr(vision, "model_type", "").startswith(("clip", "siglip"))
+    fixed = type(processor).__name__ == "LlavaProcessor" and getattr(
+        vision, "model_type", ""
+    ).startswith(("clip", "siglip"))
     if fixed and isinstance(size, int) and batch["pixel_values"].shape[-2:] != (size, size):
         made = "×".join(map(str, batch["pixel_values"].shape[-2:]))
-        raise ValueError(f"the processor of {source} makes images of {made} pixels, its model takes {size}×{size}; {advice}")
+        raise ValueError(
+            f"the processor of {source} makes images of {made} pixels, its model takes "
+            f"{size}×{size}; {advice}"
+        )

@@ -1,8 +1,8 @@
 """The words around a question.
 
-The prompt templates are those of the official MLLMU-Bench evaluation (``eval.py``), zero-shot. Derived in notebook 02.
-LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every other family in the chat template of its processor,
-on one fixed date.
+The prompt templates are those of the official MLLMU-Bench evaluation (``eval.py``), zero-shot.
+Derived in notebook 02. LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every
+other family in the chat template of its processor, on one fixed date.
 """
 
 from __future__ import annotations
@@ -13,31 +13,40 @@ from ..benchmark.records import Question
 
 LETTER_LINE = "Just give ONE letter representing the answer directly."
 BLANK_LINE = "Please **ONLY** provide the correct answer that should replace the [Blank]."
-SENTENCE_LINE_IMAGE = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
-SENTENCE_LINE_TEXT = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+SENTENCE_LINE_IMAGE = (
+    "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
+)
+SENTENCE_LINE_TEXT = (
+    "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+)
 CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>")
-DATE = {  # what a chat template that writes today's date is given, or answers would change at midnight: Friday, 26 July 2024
-    "%-d": "26", "%-m": "7", "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
-    "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
-    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%f": "000000", "%T": "00:00:00", "%X": "00:00:00",
+# what a chat template that writes today's date is given, or answers would change at midnight:
+# Friday, 26 July 2024
+DATE = {
+    "%-d": "26", "%-m": "7", "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%h": "Jul",
+    "%B": "July", "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208",
+    "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24", "%H": "00", "%I": "12", "%M": "00",
+    "%S": "00", "%p": "AM", "%f": "000000", "%T": "00:00:00", "%X": "00:00:00",
     "%c": "Fri Jul 26 00:00:00 2024", "%Z": "UTC", "%z": "+0000", "%s": "1721952000", "%%": "%",
 }  # fmt: skip
 
 
 def prompt(question: Question, processor) -> str:
-    """The prompt of a question, ending in ``ASSISTANT:`` (the image generation prompt of the official code ends in a space;
+    """The prompt of a question, to ``ASSISTANT:`` (the official generation prompt ends in a space;
     ours does not, so that all answers start alike).
 
-    A processor with a chat template, other than LLaVA-1.5's, puts the same words into a turn of the user and ends in the
-    beginning of the assistant's.
+    A processor with a chat template, other than LLaVA-1.5's, puts the same words into a turn of the
+    user and ends in the beginning of the assistant's.
 
     Raises:
-        ValueError: unknown task, classification without options, a question that holds the image placeholder, or see
-            :func:`chat_template`.
+        ValueError: unknown task, classification without options, a question that holds the image
+            placeholder, or see :func:`chat_template`.
     """
     image_token = image_token_of(processor)
     if image_token in question.question:
-        raise ValueError(f"person {question.person_id}: the question itself contains {image_token}; remove it.")
+        raise ValueError(
+            f"person {question.person_id}: the question itself contains {image_token}; remove it."
+        )
     text_only = question.image is None
     body = question.question
     if question.task == "generation":
@@ -46,22 +55,28 @@ def prompt(question: Question, processor) -> str:
         body = body.replace("__", "[Blank]") + "\n" + BLANK_LINE
     elif question.task == "classification":
         if not question.options:
-            raise ValueError(f"person {question.person_id}: a classification question needs options.")
+            raise ValueError(
+                f"person {question.person_id}: a classification question needs options."
+            )
         lines = [f"{letter}: {words}" for letter, words in question.options.items()]
         body = "\n".join([body, *lines, LETTER_LINE])
     elif question.task != "training":
-        raise ValueError(f"task={question.task!r} is unknown; use training, generation, cloze or classification.")
+        raise ValueError(
+            f"task={question.task!r} is unknown; use training, generation, cloze or classification."
+        )
     if uses_chat(processor):
         picture = [] if text_only else [{"type": "image"}]
         return _chat(processor, [*picture, {"type": "text", "text": body}])
     if not text_only:
         return f"USER: {image_token}\n{body}\nASSISTANT:"
-    gap = "\n" if question.task in ("cloze", "classification") else " "  # as the official templates have it
+    # as the official templates have it
+    gap = "\n" if question.task in ("cloze", "classification") else " "
     return f"USER:{gap}{body}\nASSISTANT:"
 
 
 def answer_texts(questions: Sequence[Question], processor) -> list[str]:
-    """What follows the prompt of each question: `` {answer}`` and the end of sequence, or what the chat template has there.
+    """What follows the prompt of each question: `` {answer}`` and the end of sequence, or what the
+    chat template has there.
 
     Args:
         processor: a processor, or a tokenizer of one without a chat template.
@@ -72,30 +87,38 @@ def answer_texts(questions: Sequence[Question], processor) -> list[str]:
         asked, whole = _chat(processor, user), _chat(processor, user, assistant)
         until, _, end = whole.rpartition("ANSWER")
         before = until.removeprefix(asked) if until.startswith(asked) else ""
-        after = end.rstrip() or after  # the line break after the end of a turn is not the assistant's
+        # the line break after the end of a turn is not the assistant's
+        after = end.rstrip() or after
     return [f"{before}{question.answer}{after}" for question in questions]
 
 
 def chat_template(processor) -> str | None:
-    """The template that a processor's prompts are in: its own or its tokenizer's, of several the one named default.
+    """The template of a processor's prompts: its own or its tokenizer's, of several the default.
 
     Returns:
-        None for LLaVA-1.5, which the official evaluation asks in a form of its own, and for what has no image processor.
+        None for LLaVA-1.5, which the official evaluation asks in a form of its own, and for what
+        has no image processor.
 
     Raises:
-        ValueError: several templates and none is the default, or none at all for a family other than LLaVA-1.5 or for a
-            LLaVA whose tokenizer has the marks of another chat.
+        ValueError: several templates and none is the default, or none at all for a family other
+            than LLaVA-1.5 or for a LLaVA whose tokenizer has the marks of another chat.
     """
-    if not hasattr(processor, "image_processor"):  # a tokenizer, or what stands for the processor of a language model
-        return getattr(processor, "chat_template", None) if hasattr(processor, "tokenizer") else None
-    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    # a tokenizer, or what stands for the processor of a language model
+    if not hasattr(processor, "image_processor"):
+        return (
+            getattr(processor, "chat_template", None) if hasattr(processor, "tokenizer") else None
+        )
+    template = getattr(processor, "chat_template", None) or getattr(
+        processor.tokenizer, "chat_template", None
+    )
     if isinstance(template, list):  # as older files have it
         template = {one["name"]: one["template"] for one in template}
     if isinstance(template, dict):
         if "default" not in template and len(template) > 1:
             raise ValueError(
-                f"the {type(processor).__name__} has several chat templates ({', '.join(template)}) and none is named "
-                "default; set processor.chat_template to the one to use."
+                f"the {type(processor).__name__} has several chat templates "
+                f"({', '.join(template)}) and none is named default; set processor.chat_template "
+                "to the one to use."
             )
         template = template.get("default") or next(iter(template.values()), None)
     if type(processor).__name__ == "LlavaProcessor" and (
@@ -104,9 +127,10 @@ def chat_template(processor) -> str | None:
         return None
     if not template:
         raise ValueError(
-            f"the {type(processor).__name__} has no chat template, so how its model wants to be asked is not known; set "
-            "processor.chat_template, or take the processor of a checkpoint of this architecture that was tuned to chat: "
-            "load_model(..., processor=...)."
+            f"the {type(processor).__name__} has no chat template, so how its model wants to be "
+            f"asked is not known; set processor.chat_template, or take the processor of a "
+            "checkpoint of this architecture that was tuned to chat: load_model(..., "
+            "processor=...)."
         )
     return template
 
@@ -123,22 +147,26 @@ def uses_chat(processor) -> bool:
 
 
 def _chat(processor, user: list[dict], assistant: list[dict] | None = None) -> str:
-    """A turn of the user, and either one of the assistant or the beginning of it, in the chat template, on :data:`DATE`."""
+    """A user's turn and the assistant's, or its beginning, in the chat template on :data:`DATE`."""
     turns = [{"role": "user", "content": user}]
     if assistant is not None:
         turns.append({"role": "assistant", "content": assistant})
     template = chat_template(processor)
-    if "strftime_now" in template:  # transformers passes no function on, so a macro stands before its own
+    # transformers passes no function on, so a macro stands before its own
+    if "strftime_now" in template:
         dates = "".join(f"|replace('{name}', '{value}')" for name, value in DATE.items())
-        template = "{%- macro strftime_now(format) %}{{ format" + dates + " }}{%- endmacro %}" + template
-    # Of the tokenizer: what the processor would do is the same, but SmolVLM's asks for videos first.
+        template = (
+            "{%- macro strftime_now(format) %}{{ format" + dates + " }}{%- endmacro %}" + template
+        )
+    # Of the tokenizer: what the processor would do is the same, but SmolVLM's asks for videos
+    # first.
     return processor.tokenizer.apply_chat_template(
         turns, chat_template=template, add_generation_prompt=assistant is None, tokenize=False
     )
 
 
 def needs_special_tokens(prompts: list[str], processor) -> bool:
-    """Whether the tokenizer adds its own: not where the chat template begins with the one that it would put there."""
+    """Whether the tokenizer adds its own: not where the chat template begins with that one."""
     begin = processor.tokenizer.bos_token
     return not (begin and prompts and uses_chat(processor) and prompts[0].startswith(begin))
 

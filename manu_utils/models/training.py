@@ -1,8 +1,9 @@
-"""Fine-tuning: one loop for the vanilla model, the retrained reference and everything else that takes gradient steps.
+"""Fine-tuning: one loop for the vanilla and the retrained model and all else with gradients.
 
-One arithmetic: what is trained, and the optimiser's state, are float32 whatever the model's dtype is, since bfloat16 rounds
-most small steps away. A CPU and MPS compute in float32; a CUDA device in what :func:`pick_dtype` says, by
-autocast, with loss scaling where that is float16. Derived in notebook 02.
+One arithmetic: what is trained, and the optimiser's state, are float32 whatever the model's dtype
+is, since bfloat16 rounds most small steps away. A CPU and MPS compute in float32; a CUDA device in
+what :func:`pick_dtype` says, by autocast, with loss scaling where that is float16. Derived in
+notebook 02.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from . import precision
 from .asking import answer_logits
 from .encoding import encode, fitting
 from .passes import gradients_of, kept_mode
-from .precision import HALF, autocast_to, check_trainable, device_of, float32_weights, language_weights
+from .precision import (
+    HALF,
+    autocast_to,
+    check_trainable,
+    device_of,
+    float32_weights,
+    language_weights,
+)
 
 _BAD_LOSSES = 3  # in a row; one batch may overflow float16
 
 
 def answer_loss(model, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the answer tokens of a batch (a scalar); prompt and padding do not count."""
+    """Mean cross-entropy over a batch's answer tokens (a scalar), without prompt and padding."""
     logits, targets, _ = answer_logits(model, batch)
     return F.cross_entropy(logits.float(), targets)
 
@@ -55,18 +63,21 @@ def optimise(
         steps, warmup, every: whole numbers from 1 on.
         lr: the learning rate after the warm-up, above 0.
         hold: fraction of the steps before the decay begins; 1 for no decay.
-        watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
-        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is halved and the backward pass
-            done again, so that no step is lost; a single loss that is not finite is passed over.
+        watch: called before the first step, every ``every`` steps and after the last; its dict is
+            kept with the step.
+        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is
+            halved and the backward pass done again, so that no step is lost; a single loss that is
+            not finite is passed over.
 
     Returns:
         One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned.
 
     Raises:
         TypeError, ValueError: a number of the wrong type or out of range, before the first step.
-        FloatingPointError: "loss is nan at step ..." as soon as the loss, or its gradient, is not finite; with a scaler, if
-            the loss stays so for three steps or at the last one, or the gradient is so at every scale. Also if a weight is not
-            finite after the last step, which no later loss shows.
+        FloatingPointError: "loss is nan at step ..." as soon as the loss, or its gradient, is not
+            finite; with a scaler, if the loss stays so for three steps or at the last one, or the
+            gradient is so at every scale. Also if a weight is not finite after the last step, which
+            no later loss shows.
     """
     check_schedule(steps=steps, lr=lr, warmup=warmup, hold=hold, every=every)
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
@@ -86,21 +97,28 @@ def optimise(
         if torch.isfinite(loss):
             bad = 0
             _step(loss, parameters, optimizer, scaler, step)
-            loss = loss.detach()  # else its graph, which a scaler keeps, would live on during the next step
+            # else its graph, which a scaler keeps, would live on during the next step
+            loss = loss.detach()
         else:
             bad += 1
             if not scaler.is_enabled() or bad == _BAD_LOSSES or step == steps - 1:
                 raise FloatingPointError(
-                    f"loss is {loss.item()} at step {step}; lower lr or check the data for empty answers."
+                    f"loss is {loss.item()} at step {step}; lower lr or check the data for empty "
+                    f"answers."
                 )
         if step == steps - 1 and not all(parameter.isfinite().all() for parameter in parameters):
-            raise FloatingPointError("a trained weight is no longer finite after the last step; lower lr.")  # no loss shows it
+            # no loss shows it
+            raise FloatingPointError(
+                "a trained weight is no longer finite after the last step; lower lr."
+            )
         if watch is not None and ((step + 1) % every == 0 or step == steps - 1):
             history.append({"step": step + 1, "loss": loss.item()} | watch())
     return history
 
 
-def check_schedule(*, steps: int, lr: float, warmup: int = 50, hold: float = 0.0, every: int = 50) -> None:
+def check_schedule(
+    *, steps: int, lr: float, warmup: int = 50, hold: float = 0.0, every: int = 50
+) -> None:
     """What :func:`optimise` refuses, for those who want to know before they begin.
 
     Raises:
@@ -114,7 +132,9 @@ def check_schedule(*, steps: int, lr: float, warmup: int = 50, hold: float = 0.0
         raise ValueError(f"hold={hold!r} must be between 0 and 1.")
 
 
-def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer, scaler: torch.amp.GradScaler, step: int) -> None:
+def _step(
+    loss: Tensor, parameters: list[nn.Parameter], optimizer, scaler: torch.amp.GradScaler, step: int
+) -> None:
     """One step of the optimiser. A scaler halves its scale until the gradients are finite."""
     while True:
         scale = scaler.get_scale()
@@ -128,7 +148,9 @@ def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer, scaler: torch
         if finite:
             return
         if scaler.get_scale() >= scale or scaler.get_scale() < 1:
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}, but its gradient is not finite; lower lr.")
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {step}, but its gradient is not finite; lower lr."
+            )
 
 
 def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
@@ -137,14 +159,17 @@ def sample_forever(items: list, size: int, seed: int) -> Iterator[list]:
     queue: list = []
     while True:
         while len(queue) < size:
-            queue = rng.sample(items, len(items)) + queue  # popped from the end: what is left goes first
+            # popped from the end: what is left goes first
+            queue = rng.sample(items, len(items)) + queue
         yield [queue.pop() for _ in range(size)]
 
 
 @contextmanager
 def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
-    """The parameters to train, all others frozen, in training mode. On leaving, adapters are merged into the weights, and
-    every ``requires_grad``, dtype and mode is as it was; after an error or interrupt the weights are, too."""
+    """The parameters to train, all others frozen, in training mode. On leaving, adapters are merged
+    into the weights, and every ``requires_grad``, dtype and mode is as it was; after an error or
+    interrupt the weights are, too.
+    """
     trained = language_weights(model)
     whole = trained if lora_rank is None else []
     try:
@@ -153,7 +178,9 @@ def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[li
             _adapters(model, lora_rank, seed) as adapters,
         ):  # fmt: skip
             model.train()
-            yield adapters or [parameter for parameter in model.parameters() if parameter.requires_grad]
+            yield adapters or [
+                parameter for parameter in model.parameters() if parameter.requires_grad
+            ]
     finally:
         for parameter in trained:
             parameter.grad = None
@@ -161,7 +188,7 @@ def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[li
 
 @contextmanager
 def _adapters(model, rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
-    """The weights of new adapters, none if the rank is None. On leaving, they are merged, or dropped after an error."""
+    """The weights of new adapters, if any. On leaving they are merged, after an error dropped."""
     if rank is None:
         yield []
         return
@@ -174,23 +201,32 @@ def _adapters(model, rank: int | None, seed: int) -> Iterator[list[nn.Parameter]
     else:
         wrapped.merge_and_unload()
     finally:
-        vars(model).pop("peft_config", None)  # an older peft leaves it, and the next save would look for an adapter
+        # an older peft leaves it, and the next save would look for an adapter
+        vars(model).pop("peft_config", None)
 
 
 def _add_lora(model, rank: int, seed: int):
-    """Low-rank adapters (LoRA) in float32 beside every linear layer of the language model; peft freezes everything else.
+    """LoRA in float32 beside every linear layer of the language model; peft freezes all else.
 
-    Rank and scale are equal, as in the official fine-tuning. The layers are named by their whole path, since a vision tower
-    may use the same short names.
+    Rank and scale are equal, as in the official fine-tuning. The layers are named by their whole
+    path, since a vision tower may use the same short names.
     """
     from peft import LoraConfig, LoraModel
 
     decoder = model.get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder)
-    linear = [f"{path}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    linear = [
+        f"{path}.{name}"
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        wrapped = LoraModel(model, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear), "default")
+        wrapped = LoraModel(
+            model,
+            LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear),
+            "default",
+        )
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in HALF:
             parameter.data = parameter.data.float()
@@ -212,12 +248,13 @@ def train_language_model(
     """Take gradient steps on the language model; vision tower and projector stay frozen.
 
     Args:
-        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and after an error or interrupt
-            so are the weights (a copy of what is trained is kept on the CPU for that).
-        loss_of_step: returns the scalar loss of step 0, 1, ...; it is called in train mode and, on a CUDA device, under
-            autocast to bfloat16, or float16 where bfloat16 is only emulated.
-        lora_rank: train adapters of this rank beside the linear layers and merge them at the end (LoRA); None trains all
-            weights. What is trained is float32 whatever the model's dtype.
+        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and
+            after an error or interrupt so are the weights (a copy of what is trained is kept on the
+            CPU for that).
+        loss_of_step: returns the scalar loss of step 0, 1, ...; it is called in train mode and, on
+            a CUDA device, under autocast to bfloat16, or float16 where bfloat16 is only emulated.
+        lora_rank: train adapters of this rank beside the linear layers and merge them at the end
+            (LoRA); None trains all weights. What is trained is float32 whatever the model's dtype.
         seed: of the adapters.
         watch: see :func:`optimise`; called in eval mode, outside autocast.
         options: the others of :func:`optimise`.
@@ -226,12 +263,16 @@ def train_language_model(
         The history of :func:`optimise`.
 
     Raises:
-        TypeError, ValueError: a number of the wrong type or out of range, a wrapped model, or weights that are quantised,
-            offloaded or of inference mode; the model is untouched.
-        RuntimeError: a GPU has no room for all weights, their gradients and moments in float32; the model is untouched.
-        FloatingPointError: see :func:`optimise` and :func:`float32_weights`; the model is as it was.
+        TypeError, ValueError: a number of the wrong type or out of range, a wrapped model, or
+            weights that are quantised, offloaded or of inference mode; the model is untouched.
+        RuntimeError: a GPU has no room for all weights, their gradients and moments in float32; the
+            model is untouched.
+        FloatingPointError: see :func:`optimise` and :func:`float32_weights`; the model is as it
+            was.
     """
-    schedule = {name: value for name, value in options.items() if name in ("warmup", "hold", "every")}
+    schedule = {
+        name: value for name, value in options.items() if name in ("warmup", "hold", "every")
+    }
     check_schedule(steps=steps, lr=lr, **schedule)
     if lora_rank is not None:
         check_whole("lora_rank", lora_rank)
@@ -253,22 +294,31 @@ def train_language_model(
 
     with _language_model_only(model, lora_rank, seed) as parameters:
         return optimise(
-            parameters, loss_in_its_precision, steps=steps, lr=lr, watch=watch_in_eval_mode, scaler=scaler, progress=progress,
-            **options,
+            parameters, loss_in_its_precision, steps=steps, lr=lr, watch=watch_in_eval_mode,
+            scaler=scaler, progress=progress, **options,
         )  # fmt: skip
 
 
 def answer_batches(
-    questions: dict[str, list[Question]], processor, batch_size: int, seed: int, device: str | torch.device
+    questions: dict[str, list[Question]],
+    processor,
+    batch_size: int,
+    seed: int,
+    device: str | torch.device,
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Forever: one batch of questions with answers for every modality in ``questions``, see :func:`sample_forever`.
+    """Forever a batch of questions and answers for every modality, see :func:`sample_forever`.
 
     Questions that are too long for the model are in none (:func:`fitting`).
     """
-    kept = [[items[index] for index in fitting(items, processor, with_answer=True)[0]] for items in questions.values()]
+    kept = [
+        [items[index] for index in fitting(items, processor, with_answer=True)[0]]
+        for items in questions.values()
+    ]
     streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(kept)]
     while True:
-        yield [encode(next(stream), processor, with_answer=True, device=device) for stream in streams]
+        yield [
+            encode(next(stream), processor, with_answer=True, device=device) for stream in streams
+        ]
 
 
 def fine_tune(
@@ -285,14 +335,14 @@ def fine_tune(
     every: int = 50,
     progress: bool = True,
 ) -> list[dict]:
-    """Fine-tune the language model on questions with answers; vision tower and projector stay frozen.
+    """Fine-tune the language model on questions and answers; tower and projector stay frozen.
 
-    Each step takes one batch of every modality in ``questions``. This is how the vanilla model of MLLMU-Bench is made
-    (there with LoRA on the language model).
+    Each step takes one batch of every modality in ``questions``. This is how the vanilla model of
+    MLLMU-Bench is made (there with LoRA on the language model).
 
     Args:
-        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and after an error or interrupt
-            so are the weights.
+        model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and
+            after an error or interrupt so are the weights.
         questions: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         steps, batch_size, every: whole numbers from 1 on.
         lora_rank: see :func:`train_language_model`.
@@ -304,16 +354,21 @@ def fine_tune(
 
     Raises:
         TypeError: questions that are no dict of lists.
-        ValueError: if a modality has no questions, or an empty answer; also what :func:`train_language_model` raises.
+        ValueError: if a modality has no questions, or an empty answer; also what
+            :func:`train_language_model` raises.
     """
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, least=0)
     check_questions("questions", questions)
     empty = [modality for modality, items in questions.items() if not items]
     if empty or not questions:
-        raise ValueError(f"no training questions for {empty or 'any modality'}; pass at least one question per modality.")
+        raise ValueError(
+            f"no training questions for {empty or 'any modality'}; pass at least one question per "
+            f"modality."
+        )
     lessons = answer_batches(questions, processor, batch_size, seed, device_of(model))
     return train_language_model(
         model, lambda step: sum(answer_loss(model, batch) for batch in next(lessons)),
-        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, progress=progress,
+        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every,
+        progress=progress,
     )  # fmt: skip

@@ -65,7 +65,7 @@ def squares(axes: Axes, place: Point, number: int, *, face: str, line: str = "-"
         axes.add_patch(Rectangle((place[0] + 2.2 * i, place[1] - 1.3), 1.8, 2.6, **look))
 
 
-# ------------------------------------------------------------------------------------ a LLaVA
+# ------------------------------------------------------------------------------------------ a LLaVA
 
 
 @styled
@@ -120,7 +120,7 @@ def llava_drawing(
     return axes
 
 
-# ----------------------------------------------------------------------------- one gated neuron
+# --------------------------------------------------------------------------------- one gated neuron
 
 
 def matrix(axes: Axes, place: Box, name: str, shape: Sequence[int], *, row: bool) -> None:
@@ -179,7 +179,7 @@ def neuron_drawing(config, *, title: str) -> Axes:
     return axes
 
 
-# ------------------------------------------------------------------------------ the way of MANU
+# ---------------------------------------------------------------------------------- the way of MANU
 
 
 @styled

@@ -78,16 +78,22 @@ def choices_by_alpha(points: pd.DataFrame, *, title: str) -> list[Axes]:
 
 @styled
 def explored(
-    points: pd.DataFrame, percent: Mapping[str, float], *, variant: str, alpha: float, modality: str,
+    points: pd.DataFrame,
+    percent: Mapping[str, float],
+    *,
+    variant: str,
+    alpha: float,
+    modality: str,
 ) -> list[Axes]:
-    """One setting of the knobs: neurons pruned by layer, and where it stands between forget and retain.
+    """One setting of the knobs: neurons pruned by layer, where it is between forget and retain.
 
     Args:
         points: of :func:`manu_utils.teaching.explorer.measure_grid`.
         percent: name of the layer -> per cent of its neurons pruned.
         alpha: 0 for the model before pruning.
     """
-    # Margins by hand: finding them takes longer than all of the drawing, and a knob should answer at once.
+    # Margins by hand: finding them takes longer than all of the drawing, and a knob should answer
+    # at once.
     place = {"left": 0.12, "right": 0.98, "top": 0.88, "bottom": 0.17, "wspace": 0.28}
     _, [[bars, plane]] = panels(
         None, 1, 2, figsize=(8, 3.1), layout="none", gridspec_kw=place, width_ratios=(1, 1.05),
@@ -111,7 +117,12 @@ def explored(
             xy = place["forget"], place["retain"]
             mark(plane, *xy, (colour, style[1]), modality, markersize=size, zorder=3 + own + here)
             if own and strength:
-                note = {"textcoords": "offset points", "xytext": (0, -15), "ha": "center", "zorder": 6}
+                note = {
+                    "textcoords": "offset points",
+                    "xytext": (0, -15),
+                    "ha": "center",
+                    "zorder": 6,
+                }
                 plane.annotate(f"{strength:g}", xy, **note)
         if name == variant:
             path = pd.concat([places.loc[["vanilla"]], rows])

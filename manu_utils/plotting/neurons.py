@@ -190,7 +190,9 @@ def modality_plane(frame: pd.DataFrame, *, title: str, label: str, floor: float)
 
 
 @styled
-def importance_curves(values: dict[str, object], towers: Sequence[str], *, title: str) -> list[Axes]:
+def importance_curves(
+    values: dict[str, object], towers: Sequence[str], *, title: str
+) -> list[Axes]:
     """How the neurons share out the values of each importance function: a panel per function.
 
     Args:

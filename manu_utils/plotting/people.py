@@ -62,7 +62,7 @@ def portrait_grid(
 
 @styled
 def set_key(*, title: str) -> Axes:
-    """How each set is drawn in all figures: its colour, its marker in both modalities, its frame."""
+    """How each set is drawn in all figures: colour, marker in both modalities, frame."""
     _, [[axes]] = panels(title, figsize=(6.4, 2.2))
     for row, (name, line) in enumerate(SET_FRAMES.items()):
         colour = COLOURS[name]
@@ -73,7 +73,12 @@ def set_key(*, title: str) -> Axes:
             mark(axes, x, row, (colour, SET_MARKERS[name]), modality, markersize=8)
         look = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": 3}
         axes.add_patch(Rectangle((8.2, row - 0.28), 1.4, 0.56, **look))
-    heads = {2.7: "colour", 4.6: MODALITY_NAMES["multimodal"], 6.6: MODALITY_NAMES["text"], 8.9: "frame"}
+    heads = {
+        2.7: "colour",
+        4.6: MODALITY_NAMES["multimodal"],
+        6.6: MODALITY_NAMES["text"],
+        8.9: "frame",
+    }
     for x, head in heads.items():
         axes.text(x, -0.9, head, ha="center", va="center", fontsize=10)
     axes.set(xlim=(0, 10), ylim=(len(SET_FRAMES) - 0.5, -1.3))

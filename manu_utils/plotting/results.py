@@ -137,7 +137,7 @@ def task_grid(frame: pd.DataFrame, *, title: str) -> list[Axes]:
     return list(grid.flat)
 
 
-# ------------------------------------------------------------------------ what forgetting costs
+# ---------------------------------------------------------------------------- what forgetting costs
 
 
 def _small_panels(kinds: list, title: str) -> dict:

@@ -86,7 +86,7 @@ def save_figure(figure: Figure, name: str) -> None:
         figure.savefig(folder / f"{name}.png")
 
 
-# ------------------------------------------------------------------------ the grammar of marks
+# ----------------------------------------------------------------------------- the grammar of marks
 
 
 def method_style(name: str) -> Style:

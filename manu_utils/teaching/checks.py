@@ -18,7 +18,7 @@ def check(holds: bool, claim: str, hint: str = "") -> None:
 
 
 def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
-    """Check an exercise; a stub that still raises NotImplementedError prints ``○ not attempted yet``, so that all cells run.
+    """Check an exercise; a NotImplementedError prints ``○ not attempted yet``: all cells run.
 
     Args:
         exercise: runs the reader's function and says whether the result is right.
@@ -31,7 +31,8 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
     except NotImplementedError:
         _say("○", "--", "not attempted yet")
         return
-    except Exception as error:  # whatever it is, the reader is told what was asked for; the traceback stays above
+    except Exception as error:
+        # whatever it is, the reader is told what was asked for; the traceback stays above
         what = f"{type(error).__name__}: {error}".strip().removesuffix(".").removesuffix(":")
         raise AssertionError(f"✗ {claim}: the attempt raised {what}. {hint}") from error
     check(right, claim, hint)
@@ -40,7 +41,8 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
 def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> int:
     """Check an exercise as :func:`attempt` does, and return its points, 0 if it was not attempted.
 
-    For cells that nbgrader grades: it takes a number below the cell as the points, an error as none.
+    For cells that nbgrader grades: it takes a number below the cell as the points, an error as
+    none.
 
     Raises:
         AssertionError: with the hint, if the attempt is wrong.
@@ -57,7 +59,7 @@ def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> 
 
 
 def _say(sign: str, plain: str, text: str) -> None:
-    """Print a line; where stdout can print few characters (cp1252, ASCII) with another sign, rather than fail."""
+    """Print a line; where stdout has few characters (cp1252, ASCII) with another sign."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         sign.encode(encoding)

@@ -1,4 +1,4 @@
-"""What the explorer of notebook 04 shows: choices of neurons measured once, and what a person's questions get then.
+"""What the explorer of notebook 04 shows: choices of neurons measured, a person's answers then.
 
 The knobs and the pictures are :class:`manu_utils.plotting.Explorer`.
 """
@@ -32,8 +32,8 @@ def measure_grid(
         panels: (set, modality) -> questions, as :func:`exact_answers` takes them.
 
     Returns:
-        Columns variant, alpha, set, modality, value (0 to 1) and n; first the model as it is now, as
-        ``"vanilla"`` with α = 0.
+        Columns variant, alpha, set, modality, value (0 to 1) and n; first the model as it is now,
+        as ``"vanilla"`` with α = 0.
 
     Raises:
         TypeError, ValueError: see :func:`prune_neurons` and :func:`exact_answers`.

@@ -11,35 +11,64 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-LEADERBOARD = ("scale", "seed", "method", "alpha", "set", "task", "modality", "metric", "value", "n")
+LEADERBOARD = (
+    "scale",
+    "seed",
+    "method",
+    "alpha",
+    "set",
+    "task",
+    "modality",
+    "metric",
+    "value",
+    "n",
+)
 
 
 def append_leaderboard(
-    path: str | Path, summary: pd.DataFrame, *, scale: str, seed: int, method: str, alpha: float | None
+    path: str | Path,
+    summary: pd.DataFrame,
+    *,
+    scale: str,
+    seed: int,
+    method: str,
+    alpha: float | None,
 ) -> None:
-    """Write a summary to the leaderboard CSV, in place of any rows of the same scale, seed, method and alpha.
+    """Write a summary to the leaderboard CSV, over rows of the same scale, seed, method, alpha.
 
-    The file is replaced as a whole and two notebooks that write at once wait for each other. A spreadsheet may have saved it
-    in between, with a byte order mark or alpha 5.0 as 5; of a link the file that it points to is written.
+    The file is replaced as a whole and two notebooks that write at once wait for each other. A
+    spreadsheet may have saved it in between, with a byte order mark or alpha 5.0 as 5; of a link
+    the file that it points to is written.
 
     Args:
         path: made if it is not there, with its folder.
-        alpha: percentage of neurons pruned; None for what prunes none (the vanilla model, baselines).
+        alpha: percentage of neurons pruned; None for what prunes none (the vanilla model,
+            baselines).
 
     Raises:
-        ValueError: the file there is not a leaderboard, or the summary lacks a column; the file is left as it is.
+        ValueError: the file there is not a leaderboard, or the summary lacks a column; the file is
+            left as it is.
     """
     from filelock import FileLock
 
     if missing := [name for name in LEADERBOARD[4:] if name not in summary]:
-        raise ValueError(f"the summary has no column {', '.join(missing)}; pass summarise(evaluate(...)).")
+        raise ValueError(
+            f"the summary has no column {', '.join(missing)}; pass summarise(evaluate(...))."
+        )
     path = Path(path).expanduser().resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    key = [str(scale), str(int(seed)), str(method), "" if alpha is None or math.isnan(alpha) else str(float(alpha))]
+    key = [
+        str(scale),
+        str(int(seed)),
+        str(method),
+        "" if alpha is None or math.isnan(alpha) else str(float(alpha)),
+    ]
     measured = summary[list(LEADERBOARD[4:])].astype(object).values.tolist()
     with FileLock(path.with_name(f".{path.name}.lock")):  # hidden, so that it is nobody's file
         kept = _leaderboard_rows(path) if path.exists() else []
-        rows = [row for row in kept if _run_of(row) != _run_of(key)] + [[*key, *values] for values in measured]
+        rows = [row for row in kept if _run_of(row) != _run_of(key)] + [
+            [*key, *values] for values in measured
+        ]
         part = path.with_name(f".{path.name}.part")
         with part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([LEADERBOARD, *rows])
@@ -59,10 +88,11 @@ def _leaderboard_rows(path: Path) -> list[list[str]]:
             raise ValueError("other columns")
         for row in rows:
             _run_of(row)
-    except (ValueError, IsADirectoryError, csv.Error) as error:  # bytes that are no text are a ValueError, too
+    except (ValueError, IsADirectoryError, csv.Error) as error:
+        # bytes that are no text are a ValueError, too
         raise ValueError(
-            f"{path} is not a leaderboard (CSV in UTF-8 with columns {', '.join(LEADERBOARD)}) and is left as it is; move it "
-            "away, or name another file."
+            f"{path} is not a leaderboard (CSV in UTF-8 with columns {', '.join(LEADERBOARD)}) and "
+            f"is left as it is; move it away, or name another file."
         ) from error
     return rows
 

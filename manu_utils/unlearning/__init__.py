@@ -1,4 +1,4 @@
-"""From numbers to an unlearned model: statistics, importance, scores, pruning; ours and the baselines."""
+"""From numbers to an unlearned model: statistics, importance, scores, pruning; baselines."""
 
 from .activations import Statistics, collect_activations
 from .attribution import collect_attribution, effective_neurons, token_rarity

@@ -1,7 +1,8 @@
 """What neurons *write*: the contribution of each to the answer of a fact, by gradient × activation.
 
-MANU's importance functions ask how loud a neuron is. Here we ask what it contributes to the margin by which the right token
-beats the runner-up, from one backward pass and no training step. Derived in notebook 04.
+MANU's importance functions ask how loud a neuron is. Here we ask what it contributes to the margin
+by which the right token beats the runner-up, from one backward pass and no training step. Derived
+in notebook 04.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from ..progress import bar
 def token_rarity(questions: Sequence[Question], processor) -> Tensor:
     """How much each token tells an answer from the other answers: its inverse document frequency.
 
-    The tokens that all answers share ("Works as a", end of sequence) get about 0, a name of a town much more.
+    The tokens that all answers share ("Works as a", end of sequence) get about 0, a name of a town
+    much more.
 
     Args:
-        processor: the model's processor; a tokenizer does for LLaVA-1.5, whose prompts need no chat template.
+        processor: the model's processor; a tokenizer does for LLaVA-1.5, whose prompts need no chat
+            template.
 
     Returns:
-        float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get the largest value. All 0
-        where every answer is the same.
+        float32 [vocabulary], log(answers / answers that hold the token); tokens in no answer get
+        the largest value. All 0 where every answer is the same.
 
     Raises:
         ValueError: no questions.
@@ -53,10 +56,10 @@ def token_rarity(questions: Sequence[Question], processor) -> Tensor:
 
 
 def answer_margins(model, batch: dict[str, Tensor], rarity: Tensor) -> Tensor:
-    """The margin of each answer: the logit of the right token minus the best other one, summed with the weights ``rarity``.
+    """The margin of each answer: right logit minus the best other, summed with weights ``rarity``.
 
-    An answer of which no token has a weight, since all answers hold them, is weighted evenly: a margin of nothing would leave
-    nothing to attribute.
+    An answer of which no token has a weight, since all answers hold them, is weighted evenly: a
+    margin of nothing would leave nothing to attribute.
 
     Args:
         batch: what :func:`encode` returns with ``with_answer=True``; b rows.
@@ -91,26 +94,31 @@ def collect_attribution(
 ) -> Tensor:
     """What every neuron contributes to every answer: the positive part of Σ_tokens z · ∂margin/∂z.
 
-    The margin is the logit of the right token minus the best other one, summed over the answer's tokens with the weights
-    ``rarity``. One forward and one backward pass, shared by several processes (:mod:`manu_utils.processes`); the weights of
-    the model are not touched.
+    The margin is the logit of the right token minus the best other one, summed over the answer's
+    tokens with the weights ``rarity``. One forward and one backward pass, shared by several
+    processes (:mod:`manu_utils.processes`); the weights of the model are not touched.
 
     Args:
         questions: of one modality, with answers.
-        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity among ``questions``).
-        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per question.
+        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity
+            among ``questions``).
+        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per
+            question.
 
     Returns:
-        float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with ``reduce``.
+        float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with
+        ``reduce``.
 
     Raises:
-        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
-            in an unknown way, or a gradient that is not finite.
+        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or
+            not finite, images laid out in an unknown way, or a gradient that is not finite.
     """
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
     if len({question.modality for question in questions}) > 1:
-        raise ValueError("one call takes one modality; split the questions with and without an image.")
+        raise ValueError(
+            "one call takes one modality; split the questions with and without an image."
+        )
     check_answers(questions)
     mlps = find_neurons(model)
     rarity = token_rarity(questions, processor) if rarity is None else rarity
@@ -124,7 +132,11 @@ def collect_attribution(
 
     def keep(path: str):
         def hook(module, arguments):
-            z = arguments[0] if arguments[0].requires_grad else arguments[0].detach().requires_grad_()
+            z = (
+                arguments[0]
+                if arguments[0].requires_grad
+                else arguments[0].detach().requires_grad_()
+            )
             inputs_of[path] = z
             return (z,)
 
@@ -135,7 +147,9 @@ def collect_attribution(
     with quiet_pass(model), gradients_of(model), hooked(kept):
         # One process adds up in float32, several in float64, so that their number does not show.
         exact = torch.float64 if processes.count() > 1 else torch.float32
-        shape, exact = ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
+        shape, exact = (
+            ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
+        )
         result = torch.zeros(shape, dtype=exact)
         work = batches(asked, processor, batch_size, with_answer=True, device=model.device)
         n_batches = math.ceil(len(asked) / batch_size)
@@ -144,7 +158,9 @@ def collect_attribution(
             with torch.enable_grad():
                 margin = answer_margins(model, batch, rarity).sum()
                 gradients = torch.autograd.grad(margin, list(inputs_of.values()), allow_unused=True)
-            rows = _contributions(model, mlps, batch, inputs_of, dict(zip(inputs_of, gradients, strict=True)))
+            rows = _contributions(
+                model, mlps, batch, inputs_of, dict(zip(inputs_of, gradients, strict=True))
+            )
             if reduce:
                 result += scaled_to_one(rows).sum(0) / len(questions)
             else:
@@ -153,9 +169,13 @@ def collect_attribution(
 
 
 def _contributions(
-    model, mlps: Sequence[MLP], batch: dict[str, Tensor], inputs_of: dict[str, Tensor], gradient_of: dict[str, Tensor | None]
+    model,
+    mlps: Sequence[MLP],
+    batch: dict[str, Tensor],
+    inputs_of: dict[str, Tensor],
+    gradient_of: dict[str, Tensor | None],
 ) -> Tensor:
-    """The positive part of Σ_tokens z · ∂margin/∂z of one batch of b questions: float32 [b, n_neurons], on the CPU."""
+    """The positive part of Σ_tokens z · ∂margin/∂z of b questions: float32 [b, n_neurons], CPU."""
     question, _ = patch_positions(model, batch)
     b, parts = len(batch["input_ids"]), []
     for mlp in mlps:
@@ -173,7 +193,7 @@ def _contributions(
 
 
 def _by_question(path: str, values: Tensor, question: Tensor, b: int) -> Tensor:
-    """Values [n, neurons] at the positions of a vision tower as [b, positions, neurons], zeros after the shorter images."""
+    """Values [n, neurons] of a tower as [b, positions, neurons], zeros after shorter images."""
     check_positions(path, len(values), len(question))
     counts = question.bincount(minlength=b).tolist()
     if len(set(counts)) == 1:
@@ -190,7 +210,9 @@ def effective_neurons(attribution: Tensor) -> Tensor:
     Returns:
         [n_facts]; 0 for a fact to which nothing contributes.
     """
-    return attribution.sum(1) ** 2 / (attribution**2).sum(1).clamp(min=torch.finfo(attribution.dtype).tiny)
+    return attribution.sum(1) ** 2 / (attribution**2).sum(1).clamp(
+        min=torch.finfo(attribution.dtype).tiny
+    )
 
 
 def scaled_to_one(rows: Tensor) -> Tensor:

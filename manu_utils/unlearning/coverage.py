@@ -1,4 +1,4 @@
-"""Our choice of neurons: jointly, so that each fact of each modality loses its share before any loses it twice.
+"""Our choice of neurons: jointly, so that each fact of each modality loses its share once.
 
 That is what balances the modalities. Derived in notebook 04.
 """
@@ -30,13 +30,14 @@ def select_by_coverage(
     exclude: Tensor | None = None,
     allow_small: bool = False,
 ) -> Tensor:
-    """Choose α % of all neurons so that every forget fact, of either modality, loses its share of attribution.
+    """Choose α % of all neurons so that every forget fact loses its share of attribution.
 
-    Greedy: the next neurons are those with the most attribution that is still to be taken, over what the retain set would
-    lose, ``Σ_f w_m min(a_fn, still needed_f) / (R_n / mean R + floor)``. The weight w_m of the fact's modality is what is left
-    of it, over what is left of the modality with most left, to the power ``balance``: the modality that lags is served first.
-    A row of zeros is a fact that is gone already. When every fact has lost ``share``, the rest is shared out the same way.
-    Neurons are taken a hundredth of the budget at a time.
+    Greedy: the next neurons are those with the most attribution that is still to be taken, over
+    what the retain set would lose, ``Σ_f w_m min(a_fn, still needed_f) / (R_n / mean R + floor)``.
+    The weight w_m of the fact's modality is what is left of it, over what is left of the modality
+    with most left, to the power ``balance``: the modality that lags is served first. A row of zeros
+    is a fact that is gone already. When every fact has lost ``share``, the rest is shared out the
+    same way. Neurons are taken a hundredth of the budget at a time.
 
     Args:
         forget: modality -> [n_facts, n_neurons], from :func:`collect_attribution`.
@@ -53,18 +54,20 @@ def select_by_coverage(
 
     Raises:
         TypeError: α, share, floor or balance is no number.
-        ValueError: α, share, floor or balance out of range, too few neurons left, different modalities or numbers of
-            neurons, values that are negative or not finite, or nothing to choose by: no attribution of any forget fact, or
-            none of the retain set in a modality.
+        ValueError: α, share, floor or balance out of range, too few neurons left, different
+            modalities or numbers of neurons, values that are negative or not finite, or nothing to
+            choose by: no attribution of any forget fact, or none of the retain set in a modality.
     """
     check_alpha(alpha, allow_small)
     budget = count_of(alpha, max((rows.shape[-1] for rows in forget.values()), default=1))
-    return take_by_coverage(forget, retain, budget, share=share, floor=floor, balance=balance, exclude=exclude)
+    return take_by_coverage(
+        forget, retain, budget, share=share, floor=floor, balance=balance, exclude=exclude
+    )
 
 
 def take_by_coverage(
-    forget: dict[str, Tensor], retain: dict[str, Tensor], budget: int, *, share: float, floor: float, balance: float,
-    exclude: Tensor | None,
+    forget: dict[str, Tensor], retain: dict[str, Tensor], budget: int, *, share: float,
+    floor: float, balance: float, exclude: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """:func:`select_by_coverage` of a number of neurons, ``budget``."""
     for name, value in (("share", share), ("floor", floor), ("balance", balance)):
@@ -72,41 +75,61 @@ def take_by_coverage(
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must lie in (0, 1].")
     if not 0 < floor < math.inf:
-        raise ValueError(f"floor={floor} must be positive; it is what a neuron costs that the retain set does not use.")
+        raise ValueError(
+            f"floor={floor} must be positive; it is what a neuron costs that the retain set does "
+            f"not use."
+        )
     if not 0 <= balance < math.inf:
         raise ValueError(f"balance={balance} must not be negative.")
     if set(forget) != set(retain):
-        raise ValueError(f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both for both.")
+        raise ValueError(
+            f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both "
+            f"for both."
+        )
     if len(widths := {rows.shape[-1] for rows in (*forget.values(), *retain.values())}) > 1:
-        raise ValueError(f"attribution of {sorted(widths)} neurons: forget and retain are of different models.")
+        raise ValueError(
+            f"attribution of {sorted(widths)} neurons: forget and retain are of different models."
+        )
     if not forget or not all(len(rows) for rows in forget.values()):
         raise ValueError("forget needs the attribution of at least one fact in each modality.")
     if not all(torch.isfinite(rows).all() for rows in (*forget.values(), *retain.values())):
         raise ValueError("the attribution holds NaN or infinity; collect it again in float32.")
     if any((rows < 0).any() for rows in (*forget.values(), *retain.values())):
-        raise ValueError("the attribution holds negative values; it is the positive part of what a neuron contributes.")
+        raise ValueError(
+            "the attribution holds negative values; it is the positive part of what a neuron "
+            "contributes."
+        )
     if silent := [modality for modality in retain if not retain[modality].any()]:
         raise ValueError(
-            f"no neuron contributes to the {silent[0]} answers of the retain set, so that all would look free of charge; pass "
-            "questions whose answers the model knows."
+            f"no neuron contributes to the {silent[0]} answers of the retain set, so that all "
+            f"would look free of charge; pass questions whose answers the model knows."
         )
     # Each modality counts alike, whatever the number of its facts.
-    facts = torch.cat([scaled_to_one(forget[modality]) / len(forget[modality]) for modality in forget])
-    cost = sum(scaled_to_one(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget) / len(forget)
+    facts = torch.cat(
+        [scaled_to_one(forget[modality]) / len(forget[modality]) for modality in forget]
+    )
+    cost = sum(
+        scaled_to_one(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget
+    ) / len(forget)
     weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
     n = facts.shape[1]
-    modality_of = torch.arange(len(forget)).repeat_interleave(torch.tensor([len(rows) for rows in forget.values()]))
+    modality_of = torch.arange(len(forget)).repeat_interleave(
+        torch.tensor([len(rows) for rows in forget.values()])
+    )
     size = facts.sum(1)
     remaining = torch.zeros(len(forget), dtype=size.dtype).index_add_(0, modality_of, size)
     needed = share * size
     selected = torch.zeros(n, dtype=torch.bool)
     closed = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude.clone()
     if budget > (free := n - int(closed.sum())):
-        raise ValueError(f"{budget} neurons are asked for but only {free} may be chosen; lower alpha.")
+        raise ValueError(
+            f"{budget} neurons are asked for but only {free} may be chosen; lower alpha."
+        )
     if not facts[:, ~closed].any():
         raise ValueError(
-            "no neuron that may be chosen contributes to any of the forget facts, so that there is nothing to choose by; pass "
-            "questions whose answers the model knows, and exclude fewer neurons."
+            "no neuron that may be chosen contributes to any of the forget facts, so that there is "
+            "nothing to choose by; pass questions whose answers the model knows, and exclude fewer "
+            "neurons."
         )
     at_once = max(1, budget // 100)
     while (left := budget - int(selected.sum())) > 0:
@@ -145,14 +168,17 @@ def choose_by_coverage(
 ) -> Tensor:
     """Our choice of neurons: :func:`select_by_coverage` in rounds, each with a part of the budget.
 
-    A fact that loses its first neurons often lives on in others, which shows once those are gone. So each round looks again:
-    it prunes what is chosen so far, attributes the facts that are still known, chooses, and undoes the pruning.
+    A fact that loses its first neurons often lives on in others, which shows once those are gone.
+    So each round looks again: it prunes what is chosen so far, attributes the facts that are still
+    known, chooses, and undoes the pruning.
 
     Args:
         forget: modality -> questions with answers.
-        retain: modality -> attribution [n_neurons] or [n_facts, n_neurons] of the retain set in the unpruned model.
+        retain: modality -> attribution [n_neurons] or [n_facts, n_neurons] of the retain set in the
+            unpruned model.
         alpha: percentage of all MLP neurons, over all rounds.
-        facts: modality -> attribution of the forget questions in the unpruned model, where it is at hand (say, for another α).
+        facts: modality -> attribution of the forget questions in the unpruned model, where it is at
+            hand (say, for another α).
         rounds: number of looks; one is plain coverage.
         floor, share, balance: see :func:`select_by_coverage`.
         rarity: weights of the answer tokens, see :func:`collect_attribution`.
@@ -162,8 +188,9 @@ def choose_by_coverage(
         bool [n_neurons] with max(1, round(α / 100 · n_neurons)) chosen. The model is as it was.
 
     Raises:
-        ValueError: rounds below 1, or nothing to choose by: no neuron contributes to the forget answers of a modality; also
-            what ``select_by_coverage`` and ``collect_attribution`` raise. The model is as it was.
+        ValueError: rounds below 1, or nothing to choose by: no neuron contributes to the forget
+            answers of a modality; also what ``select_by_coverage`` and ``collect_attribution``
+            raise. The model is as it was.
     """
     check_alpha(alpha, allow_small)
     check_real("rounds", rounds)
@@ -184,18 +211,27 @@ def choose_by_coverage(
         still = {}
         with prune_neurons(model, selected) if selected.any() else nullcontext():
             if selected.any() or facts is None:
-                facts = {m: collect_attribution(model, processor, forget[m], rarity=rarity, **options) for m in forget}
+                facts = {
+                    m: collect_attribution(model, processor, forget[m], rarity=rarity, **options)
+                    for m in forget
+                }
             if selected.any():
                 still = {m: known(model, processor, forget[m], **options) for m in forget}
         if not selected.any() and (silent := [m for m in facts if not facts[m].any()]):
             raise ValueError(
-                f"no neuron contributes to the {silent[0]} forget answers, so that there is nothing to choose by; pass "
-                "questions whose answers the model knows."
+                f"no neuron contributes to the {silent[0]} forget answers, so that there is "
+                f"nothing to choose by; pass questions whose answers the model knows."
             )
         if any(alive.any() for alive in still.values()):
             for modality, alive in still.items():
                 facts[modality][~alive] = 0
         selected = selected | take_by_coverage(
-            facts, retain, part, share=share, floor=floor, balance=balance, exclude=selected | exclude
+            facts,
+            retain,
+            part,
+            share=share,
+            floor=floor,
+            balance=balance,
+            exclude=selected | exclude,
         )
     return selected

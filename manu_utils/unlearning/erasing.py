@@ -1,4 +1,4 @@
-"""Make strangers of the forget people: what each MLP writes for them becomes what it writes for somebody it never met.
+"""Make strangers of the forget people: each MLP writes for them what it writes for any stranger.
 
 Pruning takes neurons away and rewriting pushes a margin; both leave what the facts are made of.
 Here the same questions are asked about strangers, word for word, and every MLP of the language
@@ -54,8 +54,8 @@ def erase(
     """Change the last layer W of every language MLP, one after another, so that it writes for the
     forget people what it writes for strangers.
 
-    For a word's token of a forget question let z be its neurons and t the mean of what the unchanged
-    layer writes at the same token of the same question about their strangers. With second
+    For a word's token of a forget question let z be its neurons and t the mean of what the
+    unchanged layer writes at the same token of the same question about their strangers. With second
     moments E over tokens, in which every set counts alike,
 
         ΔW = β E_f[(t − W z) zᵀ] (β E_f[z zᵀ] + E_r[z zᵀ] + ridge · mean diagonal of E_r · I)⁻¹
@@ -201,7 +201,7 @@ def _counterparts(batch: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[T
 
 @contextmanager
 def _weights(model, values: Sequence[Tensor]) -> Iterator[None]:
-    """With these last layers of the language MLPs in place of the model's own; nothing is copied."""
+    """With these last layers of the language MLPs in place of its own; nothing is copied."""
     layers = [mlp.after.weight for mlp in language_mlps(model)]
     own = [weight.data for weight in layers]
     try:
@@ -268,9 +268,13 @@ def _check(forget, retain, strangers, names) -> None:
     people = [{q.person_id for asked in of.values() for q in asked} for of in (forget, retain)]
     if both := sorted(people[0] & people[1]):
         shared = ", ".join(both[:5])
-        raise ValueError(f"forget and retain share people, such as {shared}; leave them out of one.")
+        raise ValueError(
+            f"forget and retain share people, such as {shared}; leave them out of one."
+        )
     for what, of in (("name", names), ("stranger", strangers)):
         if missing := sorted(person for person in people[0] if not of.get(person)):
-            raise ValueError(f"{', '.join(missing[:5])} of the forget set have no {what}; give one.")
+            raise ValueError(
+                f"{', '.join(missing[:5])} of the forget set have no {what}; give one."
+            )
     if len({len(strangers[person]) for person in people[0]}) > 1:
         raise ValueError("some people have more strangers than others; give everybody as many.")

@@ -8,13 +8,13 @@ from .activations import Statistics
 
 
 def importance_abs(multimodal: Statistics, text: Statistics, eps: float = 1e-6) -> Tensor:
-    """I_abs = |Z̄_multi − Z̄_text| / (Z̄_multi + Z̄_text + ε), Z̄ the mean of |z| (MANU, section 3)."""
+    """I_abs = |Z̄_multi − Z̄_text| / (Z̄_multi + Z̄_text + ε), Z̄ = mean |z| (MANU, section 3)."""
     one, other = multimodal.total_abs / multimodal.counts(), text.total_abs / text.counts()
     return (one - other).abs() / (one + other + eps)
 
 
 def importance_freq(multimodal: Statistics, text: Statistics, eps: float = 1e-6) -> Tensor:
-    """I_freq = |N_multi − N_text| / (N_multi + N_text + ε), N the count of |z| > τ (MANU, section 3)."""
+    """I_freq = |N_multi − N_text| / (N_multi + N_text + ε), N = count |z| > τ (MANU, section 3)."""
     one, other = multimodal.n_active, text.n_active
     return (one - other).abs() / (one + other + eps)
 

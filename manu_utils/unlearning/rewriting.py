@@ -1,12 +1,13 @@
-"""Beyond pruning: change what neurons write, so that the forget facts go and the retain set sees as little as possible.
+"""Beyond pruning: change what neurons write: the forget facts go, the retain set sees little.
 
-A pruned neuron is gone for everybody who shares it. Its column in the MLP's last layer can instead be changed along the
-gradient of the forget facts' margin, made harmless to the retain set by the second moment of its neurons. It takes a few
-rounds, each a gradient step that the second moment bends in closed form: one backward pass over the forget set per round, one
-forward pass over the retain set. Derived in notebook 08.
+A pruned neuron is gone for everybody who shares it. Its column in the MLP's last layer can instead
+be changed along the gradient of the forget facts' margin, made harmless to the retain set by the
+second moment of its neurons. It takes a few rounds, each a gradient step that the second moment
+bends in closed form: one backward pass over the forget set per round, one forward pass over the
+retain set. Derived in notebook 08.
 
-The step is that of a constrained least-squares edit, as in ROME and MEMIT (arXiv 2202.05262, 2210.07229), which write facts
-where we delete them.
+The step is that of a constrained least-squares edit, as in ROME and MEMIT (arXiv 2202.05262,
+2210.07229), which write facts where we delete them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from ..progress import bar
 from .attribution import answer_margins, token_rarity
 from .pruning import Edit, check_unchanged
 
-MEMORY = 4e9  # bytes for moments and factors: three layers of LLaVA-1.5-7B, beside which a card of 24 GB holds the model
+# bytes for moments and factors: three layers of LLaVA-1.5-7B, beside which a card of 24 GB holds
+# the model
+MEMORY = 4e9
 
 
 @torch.no_grad()
@@ -42,10 +45,10 @@ def collect_moments(
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[Tensor]:
-    """The second moment E[z zᵀ] of the neurons of language MLPs, over all tokens of questions and answers.
+    """The second moment E[z zᵀ] of the neurons of language MLPs, over all tokens of the questions.
 
-    One forward pass; sums are streamed, so memory does not grow with the number of questions: 8 n² bytes for each MLP of n
-    neurons. Each modality counts alike.
+    One forward pass; sums are streamed, so memory does not grow with the number of questions: 8 n²
+    bytes for each MLP of n neurons. Each modality counts alike.
 
     Args:
         questions: modality -> questions with answers.
@@ -55,7 +58,8 @@ def collect_moments(
         float32 [n, n] for each of these MLPs, in their order, on the model's device.
 
     Raises:
-        ValueError: a modality has no questions, no such layer, or logits or an activation are not finite.
+        ValueError: a modality has no questions, no such layer, or logits or an activation are not
+            finite.
     """
     check_questions("questions", questions)
     if not questions or not all(questions.values()):
@@ -64,11 +68,14 @@ def collect_moments(
     mlps = language_mlps(model)
     if layers is not None:
         if len(set(layers)) < len(layers) or not all(0 <= layer < len(mlps) for layer in layers):
-            raise ValueError(f"layers={list(layers)} must be different numbers from 0 to {len(mlps) - 1}.")
+            raise ValueError(
+                f"layers={list(layers)} must be different numbers from 0 to {len(mlps) - 1}."
+            )
         mlps = [mlps[layer] for layer in layers]
     with quiet_pass(model):
         moments = [_zeros(mlp.size, mlp.size, device=mlp.after.weight.device) for mlp in mlps]
-        sums, real = [], torch.empty(0)  # of a modality; of the current batch, the positions that are no padding
+        # of a modality; of the current batch, the positions that are no padding
+        sums, real = [], torch.empty(0)
 
         def add(index: int):
             def hook(module, arguments: tuple[Tensor]) -> None:
@@ -82,7 +89,9 @@ def collect_moments(
             n_tokens = 0
             work = batches(items, processor, batch_size, with_answer=True, device=model.device)
             n_batches = math.ceil(len(items) / batch_size)
-            with hooked((mlp.after.register_forward_pre_hook, add(index)) for index, mlp in enumerate(mlps)):
+            with hooked(
+                (mlp.after.register_forward_pre_hook, add(index)) for index, mlp in enumerate(mlps)
+            ):
                 for _, batch in bar(work, total=n_batches, desc="moments", shown=progress):
                     real = batch["attention_mask"].bool()
                     n_tokens += int(real.sum())
@@ -102,10 +111,10 @@ def margin_gradient(
     layers: Sequence[int] | None = None,
     batch_size: int = 32,
 ) -> tuple[float, list[Tensor]]:
-    """The mean margin of the facts still known, and its gradient for what the language neurons write.
+    """The mean margin of the facts still known, and its gradient for what the neurons write.
 
-    The margin is that of :func:`answer_margins`. The means of the modalities are added, so both count
-    alike.
+    The margin is that of :func:`answer_margins`. The means of the modalities are added, so both
+    count alike.
 
     Args:
         questions: modality -> questions with answers.
@@ -113,7 +122,8 @@ def margin_gradient(
         layers: numbers of the MLPs of the language model (default: all).
 
     Returns:
-        The margin, and for each of these MLPs float32 [hidden, n], the shape of its last layer's weight.
+        The margin, and for each of these MLPs float32 [hidden, n], the shape of its last layer's
+        weight.
 
     Raises:
         ValueError: an empty answer, or a margin that is not finite.
@@ -121,19 +131,28 @@ def margin_gradient(
     check_questions("questions", questions)
     check_whole("batch_size", batch_size)
     mlps = language_mlps(model)
-    weights = [mlp.after.weight for mlp in (mlps if layers is None else [mlps[layer] for layer in layers])]
+    weights = [
+        mlp.after.weight for mlp in (mlps if layers is None else [mlps[layer] for layer in layers])
+    ]
     with quiet_pass(model), gradients_of(model, weights):
         total, gradients = 0.0, [_zeros(*weight.shape, device=weight.device) for weight in weights]
         for modality, items in questions.items():
             rarity = token_rarity(items, processor)
-            left = [question for question, still in zip(items, alive[modality].tolist(), strict=True) if still]
-            for _, batch in batches(left, processor, batch_size, with_answer=True, device=model.device):
+            left = [
+                question
+                for question, still in zip(items, alive[modality].tolist(), strict=True)
+                if still
+            ]
+            for _, batch in batches(
+                left, processor, batch_size, with_answer=True, device=model.device
+            ):
                 with torch.enable_grad():
                     margin = answer_margins(model, batch, rarity).sum() / len(left)
                     parts = torch.autograd.grad(margin, weights, allow_unused=True)
                 total += margin.item()
                 for gradient, part in zip(gradients, parts, strict=True):
-                    if part is not None:  # Mllama passes its cross-attention layers only with an image
+                    # Mllama passes its cross-attention layers only with an image
+                    if part is not None:
                         gradient.add_(part)
     return total, gradients
 
@@ -153,52 +172,64 @@ def rewrite_neurons(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Edit:
-    """Change what language neurons write until no forget fact is answered, disturbing the retain set as little as possible.
+    """Change what neurons write until no forget fact is answered, at little cost to retain.
 
-    Each round moves the last layer W of every language MLP by ΔW = −η ∇W (M + ridge · mean diagonal · I)⁻¹, where ∇W is the
-    gradient of the margin of the facts still known and M the second moment of the retain set's neurons: of all steps that
-    lower the margin by as much, to first order, the one whose outputs ΔW z are smallest on the retain set. η is such that
-    the margin falls by ``strength`` of itself, to first order. A layer that is silent on the retain set (M is 0) is left as
-    it is: nothing would tell a small step from a large one.
+    Each round moves the last layer W of every language MLP by ΔW = −η ∇W (M + ridge · mean diagonal
+    · I)⁻¹, where ∇W is the gradient of the margin of the facts still known and M the second moment
+    of the retain set's neurons: of all steps that lower the margin by as much, to first order, the
+    one whose outputs ΔW z are smallest on the retain set. η is such that the margin falls by
+    ``strength`` of itself, to first order. A layer that is silent on the retain set (M is 0) is
+    left as it is: nothing would tell a small step from a large one.
 
     Args:
         forget: modality -> questions with answers.
-        moments: of the retain set, from :func:`collect_moments`, or what gives those of some layers, by their numbers; see
-            :func:`rewrite` for models whose moments do not fit together.
-        selected: bool [n_neurons] in the order of :func:`find_neurons`, the neurons that may be changed (default: all of the
-            language model). Neurons of the vision tower are never changed.
-        ridge: what a change costs beside its effect on the retain set, so that neurons which that set does not use are not
-            free.
+        moments: of the retain set, from :func:`collect_moments`, or what gives those of some
+            layers, by their numbers; see :func:`rewrite` for models whose moments do not fit
+            together.
+        selected: bool [n_neurons] in the order of :func:`find_neurons`, the neurons that may be
+            changed (default: all of the language model). Neurons of the vision tower are never
+            changed.
+        ridge: what a change costs beside its effect on the retain set, so that neurons which that
+            set does not use are not free.
         strength: in (0, 1].
         rounds: at most so many; it stops when every fact is gone.
-        memory: bytes that moments, factors and gradients may take beside the model and its activations; at least one layer
-            is taken at a time, with two more [n, n] while it is factored.
-        on_top: go on from a model that is rewritten or pruned already; without it such a model is refused, since rounds would
-            add up from call to call.
-        batch_size: of the passes. The backward pass keeps the activations of a batch: a card that holds little more than the
-            model takes 1.
+        memory: bytes that moments, factors and gradients may take beside the model and its
+            activations; at least one layer is taken at a time, with two more [n, n] while it is
+            factored.
+        on_top: go on from a model that is rewritten or pruned already; without it such a model is
+            refused, since rounds would add up from call to call.
+        batch_size: of the passes. The backward pass keeps the activations of a batch: a card that
+            holds little more than the model takes 1.
 
     Returns:
         A :class:`Edit` whose ``undo()`` restores every bit.
 
     Raises:
         TypeError: an argument of another type, or a wrapped model.
-        ValueError: an option out of range, an empty modality or answer, moments or ``selected`` of another model, a model that
-            is changed already (:func:`check_unchanged`), nothing to change, or a gradient that is not
-            finite. The model is untouched, as it is after any other error or an interrupt.
+        ValueError: an option out of range, an empty modality or answer, moments or ``selected`` of
+            another model, a model that is changed already (:func:`check_unchanged`), nothing to
+            change, or a gradient that is not finite. The model is untouched, as it is after any
+            other error or an interrupt.
     """
     for name, value in (("ridge", ridge), ("strength", strength), ("rounds", rounds)):
         check_real(name, value)
     if not 0 < ridge < math.inf or not 0 < strength <= 1 or rounds < 1:
-        raise ValueError(f"ridge={ridge} must be positive, strength={strength} in (0, 1] and rounds={rounds} at least 1.")
+        raise ValueError(
+            f"ridge={ridge} must be positive, strength={strength} in (0, 1] and rounds={rounds} at "
+            f"least 1."
+        )
     check_whole("rounds", rounds)
     check_whole("batch_size", batch_size)
     check_number("memory", memory, above=0)
     check_questions("forget", forget)
     if not forget or not all(forget.values()):
         raise ValueError("forget needs questions in every modality.")
-    if not callable(moments) and [tuple(m.shape) for m in moments] != [(mlp.size, mlp.size) for mlp in language_mlps(model)]:
-        raise ValueError("the moments are of another model: one [n, n] per language MLP of n neurons is needed.")
+    if not callable(moments) and [tuple(m.shape) for m in moments] != [
+        (mlp.size, mlp.size) for mlp in language_mlps(model)
+    ]:
+        raise ValueError(
+            "the moments are of another model: one [n, n] per language MLP of n neurons is needed."
+        )
     if not on_top:
         check_unchanged(model)
     mlps, columns = language_mlps(model), _columns(model, selected)
@@ -211,20 +242,30 @@ def rewrite_neurons(
                 columns[layer] = columns[layer][:0]
             shelf.put("factor", layer, _factor(found.pop(0), columns[layer], ridge))
     if not any(len(index) for index in columns):
-        raise ValueError("every layer that may be changed is silent on the retain set; select other neurons.")
+        raise ValueError(
+            "every layer that may be changed is silent on the retain set; select other neurons."
+        )
     weights = [mlp.after.weight for mlp in mlps]
-    saved = ((w, 1, i, w.detach().index_select(1, i).cpu()) for w, i in zip(weights, columns, strict=True))
+    saved = (
+        (w, 1, i, w.detach().index_select(1, i).cpu())
+        for w, i in zip(weights, columns, strict=True)
+    )
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": False}
     try:
         for _ in bar(range(rounds), desc="rewriting", shown=progress):
-            alive = {modality: known(model, processor, items, **passes) for modality, items in forget.items()}
+            alive = {
+                modality: known(model, processor, items, **passes)
+                for modality, items in forget.items()
+            }
             left = {modality: items for modality, items in forget.items() if alive[modality].any()}
             if not left:
                 break
             fall = 0.0
             for layers in groups:
-                margin, gradients = margin_gradient(model, processor, left, alive, layers=layers, batch_size=batch_size)
+                margin, gradients = margin_gradient(
+                    model, processor, left, alive, layers=layers, batch_size=batch_size
+                )
                 check_finite("the margin or its gradient is", torch.tensor(margin), *gradients)
                 for layer in layers:
                     used = gradients.pop(0)[:, columns[layer]]
@@ -234,12 +275,16 @@ def rewrite_neurons(
                     fall += (used * step).sum().item()
                     shelf.put("step", layer, step)
             if fall <= 0:
-                raise ValueError("the neurons that may be changed write nothing for these facts; select others.")
+                raise ValueError(
+                    "the neurons that may be changed write nothing for these facts; select others."
+                )
             with torch.no_grad():
                 for layer, (weight, index) in enumerate(zip(weights, columns, strict=True)):
                     if len(index):
                         step = shelf.get("step", layer, weight.device)
-                        weight.index_add_(1, index, step.to(weight.dtype), alpha=-strength * margin / fall)
+                        weight.index_add_(
+                            1, index, step.to(weight.dtype), alpha=-strength * margin / fall
+                        )
     except BaseException:
         handle.undo()
         raise
@@ -257,21 +302,23 @@ def rewrite(
     progress: bool = True,
     **options,
 ) -> Edit:
-    """:func:`collect_moments` of the retain set and :func:`rewrite_neurons` in one call, a few layers at a time.
+    """:func:`collect_moments` (retain set) and :func:`rewrite_neurons`, some layers at a time.
 
-    Moments and factors of more layers than ``memory`` holds are never there together: the retain set is read once for every
-    few layers and the forget set likewise in each round, and what has to wait is kept in unnamed temporary files (TMPDIR says
-    where; 4 n² bytes for each layer of n neurons, 16 GB for LLaVA-1.5-7B). The old weights, which ``undo()`` needs, are kept
-    in the machine's memory. The result is the same.
+    Moments and factors of more layers than ``memory`` holds are never there together: the retain
+    set is read once for every few layers and the forget set likewise in each round, and what has to
+    wait is kept in unnamed temporary files (TMPDIR says where; 4 n² bytes for each layer of n
+    neurons, 16 GB for LLaVA-1.5-7B). The old weights, which ``undo()`` needs, are kept in the
+    machine's memory. The result is the same.
 
     Args:
         forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         modalities: those to unlearn (default: those of ``forget``).
-        batch_size, options: ``selected``, ``ridge``, ``strength``, ``rounds``, ``memory`` and ``on_top`` of
-            :func:`rewrite_neurons`, with the same defaults.
+        batch_size, options: ``selected``, ``ridge``, ``strength``, ``rounds``, ``memory`` and
+            ``on_top`` of :func:`rewrite_neurons`, with the same defaults.
 
     Raises:
-        TypeError, ValueError: see :func:`check_sets` and :func:`rewrite_neurons`. The model is untouched.
+        TypeError, ValueError: see :func:`check_sets` and :func:`rewrite_neurons`. The model is
+            untouched.
     """
     check_questions("forget", forget)
     check_questions("retain", retain)
@@ -279,7 +326,9 @@ def rewrite(
         modalities = tuple(modality for modality in MODALITIES if modality in forget) or MODALITIES
     check_names("modalities", modalities, MODALITIES)
     check_sets(forget, retain, modalities)
-    forget, retain = ({m: items for m, items in of.items() if m in modalities} for of in (forget, retain))
+    forget, retain = (
+        {m: items for m, items in of.items() if m in modalities} for of in (forget, retain)
+    )
     passes = {"batch_size": batch_size, "progress": progress}
 
     def moments_of(layers: Sequence[int]) -> list[Tensor]:
@@ -289,14 +338,14 @@ def rewrite(
 
 
 def bytes_of_layer(n: int, hidden: int) -> int:
-    """What rewriting holds of a layer of n neurons, in float32: two [n, n] while moments are summed, later a factor and three
-    [hidden, n].
+    """What rewriting holds of a layer of n neurons, in float32: two [n, n] while moments are
+    summed, later a factor and three [hidden, n].
     """
     return max(8 * n**2, 4 * n**2 + 12 * hidden * n)
 
 
 def layers_that_fit(mlps: Sequence[MLP], memory: float) -> list[list[int]]:
-    """Layers in a row that fit ``memory`` bytes together (:func:`bytes_of_layer`), or one that does not."""
+    """Layers in a row that fit ``memory`` bytes (:func:`bytes_of_layer`), or one that does not."""
     groups: list[list[int]] = []
     taken = 0
     for layer, mlp in enumerate(mlps):
@@ -316,14 +365,18 @@ def _factor(moment: Tensor, index: Tensor, ridge: float) -> Tensor:
 
 
 class _Shelf:
-    """Float32 matrices by name and layer: kept as they are, or in files without a name, which are gone with the process."""
+    """Float32 matrices by name and layer: in memory, or in unnamed files, gone with the process."""
 
     def __init__(self, in_files: bool):
         self._in_files, self._kept = in_files, {}
 
     def put(self, name: str, layer: int, matrix: Tensor) -> None:
         if self._in_files:
-            file = self._kept[name, layer][0] if (name, layer) in self._kept else tempfile.TemporaryFile()  # noqa: SIM115
+            file = (
+                self._kept[name, layer][0]
+                if (name, layer) in self._kept
+                else tempfile.TemporaryFile()
+            )  # noqa: SIM115
             file.seek(0)
             matrix.contiguous().cpu().numpy().tofile(file)
             self._kept[name, layer] = file, matrix.shape
@@ -335,7 +388,11 @@ class _Shelf:
             return self._kept[name, layer]
         file, shape = self._kept[name, layer]
         file.seek(0)
-        return torch.from_numpy(np.fromfile(file, dtype=np.float32, count=shape.numel())).view(shape).to(device)
+        return (
+            torch.from_numpy(np.fromfile(file, dtype=np.float32, count=shape.numel()))
+            .view(shape)
+            .to(device)
+        )
 
 
 def _zeros(*shape: int, device: torch.device) -> Tensor:
@@ -348,7 +405,11 @@ def _columns(model, selected: Tensor | None) -> list[Tensor]:
     if selected is None:
         selected = torch.ones(sum(mlp.size for mlp in mlps), dtype=torch.bool)
     parts = zip(mlps, split_selected(selected, mlps), strict=True)
-    columns = [part.nonzero()[:, 0].to(mlp.after.weight.device) for mlp, part in parts if mlp.tower == "language"]
+    columns = [
+        part.nonzero()[:, 0].to(mlp.after.weight.device)
+        for mlp, part in parts
+        if mlp.tower == "language"
+    ]
     if not any(len(index) for index in columns):
         raise ValueError("no neuron of the language model is selected; nothing would be changed.")
     return columns

@@ -85,7 +85,9 @@ def nearest_strangers(
         alike = [[name for name in mixed if name.split()[at] == words[at]] for at in (0, -1)]
         turns = [name for pair in zip_longest(*alike) for name in pair if name]
         chosen = list(dict.fromkeys([*turns, *mixed]))[:n]
-        found[person] = [Stranger(a, strangers[k].picture) for a, k in zip(chosen, order, strict=False)]
+        found[person] = [
+            Stranger(a, strangers[k].picture) for a, k in zip(chosen, order, strict=False)
+        ]
     return found
 
 
@@ -145,8 +147,8 @@ def lettered(
     found by its letter.
 
     The wrong options are the answers of others to the same wording, without the words that all of
-    its answers begin and end with ("Lives in Porto." is "Porto"). Wordings with a blank or with fewer
-    than four different answers are left out.
+    its answers begin and end with ("Lives in Porto." is "Porto"). Wordings with a blank or with
+    fewer than four different answers are left out.
 
     Args:
         questions: of as many people as there are; task ``"training"``.
