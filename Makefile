@@ -31,12 +31,19 @@ RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_
        TRANSFORMERS_VERBOSITY=error
 NBVAL := -m pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
 # Two tests or notebooks at a time, one thread each: on two cores that beats one with two threads.
-UNITS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 tests
-BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) -n 2 --dist loadscope
+# A file of tests stays in one process, so that what its tests share is made once.
+UNITS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
+TWO_NOTEBOOKS := -n 2 --dist loadscope --no-loadscope-reorder
+BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) $(TWO_NOTEBOOKS)
+# The longest first, so that neither process is left alone with one of them.
+LONGEST := $(foreach number,05 08 06 09 02 10 04 12,$(wildcard notebooks/$(number)_*.ipynb))
+NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
 # What torch has for matrix products on a CPU without AVX-512, AMX and bfloat16.
 PORTABLE := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 # Training carries the last bits of a sum, which depend on the number of threads, through hundreds of steps.
-TRAINING ?= $(wildcard notebooks/02_*.ipynb notebooks/06_*.ipynb notebooks/12_*.ipynb)
+TRAINING ?= $(foreach number,06 02 12,$(wildcard notebooks/$(number)_*.ipynb))
+# Threads of two processes on two cores: who waits lets the other one work.
+TWO_THREADS := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
 
 RATIOS ?= 5 10 15
 
@@ -48,17 +55,17 @@ tutorial: $(READY)
 
 test: $(READY)
 	$(RUN) $(UNITS)
-	$(RUN) $(BOTH_CORES) notebooks
+	$(RUN) $(BOTH_CORES) $(NOTEBOOKS)
 
 # Unit tests and training with either number of threads; all notebooks with one, as in `make test` (TRAINING=notebooks: with two).
 test-portable: $(READY)
 	$(RUN) $(PORTABLE) $(UNITS)
-	$(RUN) $(PORTABLE) $(BOTH_CORES) notebooks
+	$(RUN) $(PORTABLE) $(BOTH_CORES) $(NOTEBOOKS)
 	$(RUN) $(PORTABLE) OMP_NUM_THREADS=2 $(PY) -m pytest -q tests
 	@$(MAKE) --no-print-directory test-training
 
 test-training: $(READY)
-	$(RUN) $(PORTABLE) OMP_NUM_THREADS=2 $(PY) $(NBVAL) $(TRAINING)
+	$(RUN) $(PORTABLE) $(TWO_THREADS) $(PY) $(NBVAL) $(TWO_NOTEBOOKS) $(TRAINING)
 
 # First of all kernels named python3 the one of this environment, whatever else JUPYTER_PATH offers.
 lab: $(READY)

@@ -38,11 +38,15 @@ def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tens
     Args:
         model: a vision-language model with ``model.model`` (hidden states) and an output embedding.
         batch: what :func:`encode` returns with ``with_answer=True``; b rows of t tokens.
+            Or a batch of :func:`shared_batches`.
 
     Returns:
-        logits [m, vocabulary], targets int64 [m] and the row of the batch that each belongs to,
-        int64 [m], for the m answer tokens of the batch.
+        logits [m, vocabulary], targets int64 [m] and the question of the batch that each belongs
+        to, int64 [m], for the m answer tokens of the batch.
     """
+    if "reads" in batch:
+        hidden, _ = read_shared(model, batch)
+        return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state  # [b, t, hidden]
     predicts = batch["answer_mask"][:, 1:]  # position p predicts token p + 1
@@ -163,7 +167,7 @@ def known(
     ends = torch.tensor(sorted(end_tokens(model, processor)))
 
     def share_right(batch: dict[str, Tensor]) -> Tensor:
-        logits, targets, rows = _answer_logits(model, batch)
+        logits, targets, rows = answer_logits(model, batch)
         written, all_ends = logits.argmax(-1), ends.to(targets.device)
         same = (written == targets) | torch.isin(written, all_ends) & torch.isin(targets, all_ends)
         return _mean_per_question(same.float(), rows)
@@ -263,7 +267,7 @@ def likeliest_options(
     likelihood = torch.full((len(asked),), -math.inf)
 
     def mean_log_likelihood(batch: dict[str, Tensor]) -> Tensor:
-        logits, targets, rows = _answer_logits(model, batch)
+        logits, targets, rows = answer_logits(model, batch)
         return _mean_per_question(
             logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0], rows
         )
@@ -280,14 +284,6 @@ def likeliest_options(
     return [
         "" if part.isinf().all() else letter for letter, part in zip(letters, parts, strict=True)
     ]
-
-
-def _answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`answer_logits`, for shared batches as well."""
-    if "reads" not in batch:
-        return answer_logits(model, batch)
-    hidden, _ = read_shared(model, batch)
-    return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
 
 
 def _mean_per_question(values: Tensor, rows: Tensor) -> Tensor:

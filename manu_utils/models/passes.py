@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import kind_of
+from .silent import silent_skipped
 
 
 def check_model(model) -> None:
@@ -69,6 +70,7 @@ def quiet_pass(model) -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             # which leaving inference mode switches on
             stack.enter_context(torch.set_grad_enabled(gradients))
+            stack.enter_context(silent_skipped(model))
             yield
     finally:
         for module in training:

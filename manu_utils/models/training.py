@@ -32,6 +32,7 @@ from .precision import (
     float32_weights,
     language_weights,
 )
+from .silent import silent_skipped
 
 _BAD_LOSSES = 3  # in a row; one batch may overflow float16
 
@@ -175,7 +176,7 @@ def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[li
     try:
         with (
             kept_mode(model), gradients_of(model, whole), float32_weights(model, whole),
-            _adapters(model, lora_rank, seed) as adapters,
+            _adapters(model, lora_rank, seed) as adapters, silent_skipped(model),
         ):  # fmt: skip
             model.train()
             yield adapters or [

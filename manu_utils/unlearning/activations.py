@@ -16,6 +16,7 @@ from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, exact_device, hooked, quiet_pass
 from ..models.prefix_tree import can_share, plan_shared_batches, read_shared, shared_batches
+from ..models.silent import reads_neurons
 from ..progress import bar
 
 POSITIONS = ("answer", "last", "all")
@@ -110,7 +111,7 @@ def collect_activations(
                 add_sums(sums[index], z, tau, reading.sharing)
                 tokens[index] += z.shape[1] * reading.n_questions
 
-        return hook
+        return reads_neurons(hook)
 
     shared = can_share(model) and positions != "all"
     make, plan = (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)

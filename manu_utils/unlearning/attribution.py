@@ -24,6 +24,7 @@ from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..models.prompts import answer_texts
+from ..models.silent import reads_neurons
 from ..progress import bar
 
 
@@ -62,7 +63,7 @@ def answer_margins(model, batch: dict[str, Tensor], rarity: Tensor) -> Tensor:
     margin of nothing would leave nothing to attribute.
 
     Args:
-        batch: what :func:`encode` returns with ``with_answer=True``; b rows.
+        batch: what :func:`answer_logits` takes; b questions.
         rarity: [vocabulary], see :func:`token_rarity`.
 
     Returns:
@@ -75,7 +76,7 @@ def answer_margins(model, batch: dict[str, Tensor], rarity: Tensor) -> Tensor:
     right = logits.gather(1, targets[:, None])[:, 0]
     others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
     weights = rarity.to(logits.device, torch.float32)[targets]
-    zeros = torch.zeros(len(batch["input_ids"]), device=rows.device, dtype=torch.float32)
+    zeros = torch.zeros(int(rows[-1]) + 1, device=rows.device, dtype=torch.float32)
     weights = torch.where(zeros.index_add(0, rows, weights)[rows] > 0, weights, 1.0)
     margins = zeros.index_add(0, rows, (right - others).float() * weights)
     check_finite("the margin of an answer is", margins)
@@ -140,7 +141,7 @@ def collect_attribution(
             inputs_of[path] = z
             return (z,)
 
-        return hook
+        return reads_neurons(hook)  # their product with the gradient is all that is used
 
     kept = ((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps)
     shown = progress and processes.number() == 0

@@ -32,7 +32,7 @@ from ..models.neurons import language_mlps
 from ..models.passes import check_finite, hooked, quiet_pass
 from ..progress import bar
 from .pruning import Edit, check_unchanged
-from .rewriting import collect_moments, layers_that_fit
+from .rewriting import add_products, collect_moments, layers_that_fit
 from .strangers import Stranger, about
 
 
@@ -250,8 +250,8 @@ def fit_layer(
         for lesson in batches:
             with quiet_pass(model):
                 z = _seen(model, lesson.inputs, [layer], written=False)[0][lesson.used]
-            own.addmm_(z.T, z)
-            missing.addmm_((lesson.targets[at] - z @ weight.T.float()).T, z)
+            add_products(own, z, z)
+            add_products(missing, lesson.targets[at] - z @ weight.T.float(), z)
             n_tokens += len(z)
         kept.add_(own, alpha=beta / n_tokens / len(lessons))
         right.add_(missing, alpha=beta / n_tokens / len(lessons))

@@ -26,6 +26,8 @@ from ..models.asking import answer_logits, known
 from ..models.encoding import batches
 from ..models.neurons import MLP, find_neurons, language_mlps, split_selected
 from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
+from ..models.prefix_tree import can_share, shared_batches
+from ..models.silent import reads_neurons
 from ..progress import bar
 from .attribution import answer_margins, token_rarity
 from .pruning import Edit, check_unchanged
@@ -80,9 +82,9 @@ def collect_moments(
         def add(index: int):
             def hook(module, arguments: tuple[Tensor]) -> None:
                 z = arguments[0][real.to(arguments[0].device)].float()  # [tokens, n]
-                sums[index].addmm_(z.T, z)
+                add_products(sums[index], z, z)
 
-            return hook
+            return reads_neurons(hook)
 
         for items in questions.values():
             sums = [torch.zeros_like(moment) for moment in moments]
@@ -134,6 +136,7 @@ def margin_gradient(
     weights = [
         mlp.after.weight for mlp in (mlps if layers is None else [mlps[layer] for layer in layers])
     ]
+    make = shared_batches if can_share(model) else batches
     with quiet_pass(model), gradients_of(model, weights):
         total, gradients = 0.0, [_zeros(*weight.shape, device=weight.device) for weight in weights]
         for modality, items in questions.items():
@@ -143,7 +146,7 @@ def margin_gradient(
                 for question, still in zip(items, alive[modality].tolist(), strict=True)
                 if still
             ]
-            for _, batch in batches(
+            for _, batch in make(
                 left, processor, batch_size, with_answer=True, device=model.device
             ):
                 with torch.enable_grad():
@@ -335,6 +338,24 @@ def rewrite(
         return collect_moments(model, processor, retain, layers=layers, **passes)
 
     return rewrite_neurons(model, processor, forget, moments_of, **options, **passes)
+
+
+def add_products(total: Tensor, written: Tensor, z: Tensor) -> None:
+    """Add writtenᵀ z to ``total`` [k, n], in place; neurons that are silent in every row of z
+    [tokens, n] are left out where most are, as in the bundled miniature.
+
+    Args:
+        written: [tokens, k]; z itself for a second moment.
+    """
+    active = z.any(0).nonzero()[:, 0]
+    if 2 * len(active) > z.shape[1]:
+        total.addmm_(written.T, z)
+        return
+    some = z[:, active]
+    if written is z:
+        total[active[:, None], active] += some.T @ some
+    else:
+        total[:, active] += written.T @ some
 
 
 def bytes_of_layer(n: int, hidden: int) -> int:
