@@ -31,13 +31,10 @@ RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_
        TRANSFORMERS_VERBOSITY=error
 NBVAL := -m pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
 # Two tests or notebooks at a time, one thread each: on two cores that beats one with two threads.
-# A file of tests stays in one process, so that what its tests share is made once.
-UNITS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
-TWO_NOTEBOOKS := -n 2 --dist loadscope --no-loadscope-reorder
-BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) $(TWO_NOTEBOOKS)
-# The longest first, so that neither process is left alone with one of them.
-LONGEST := $(foreach number,05 08 06 09 02 10 04 12,$(wildcard notebooks/$(number)_*.ipynb))
-NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
+# A file stays in one process, so that what its tests share is made once; conftest.py says which come first.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+UNITS := OMP_NUM_THREADS=1 $(PY) -m pytest -q $(BY_FILE) tests
+BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) $(BY_FILE)
 # What torch has for matrix products on a CPU without AVX-512, AMX and bfloat16.
 PORTABLE := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 # Training carries the last bits of a sum, which depend on the number of threads, through hundreds of steps.
@@ -55,17 +52,17 @@ tutorial: $(READY)
 
 test: $(READY)
 	$(RUN) $(UNITS)
-	$(RUN) $(BOTH_CORES) $(NOTEBOOKS)
+	$(RUN) $(BOTH_CORES) notebooks
 
 # Unit tests and training with either number of threads; all notebooks with one, as in `make test` (TRAINING=notebooks: with two).
 test-portable: $(READY)
 	$(RUN) $(PORTABLE) $(UNITS)
-	$(RUN) $(PORTABLE) $(BOTH_CORES) $(NOTEBOOKS)
+	$(RUN) $(PORTABLE) $(BOTH_CORES) notebooks
 	$(RUN) $(PORTABLE) OMP_NUM_THREADS=2 $(PY) -m pytest -q tests
 	@$(MAKE) --no-print-directory test-training
 
 test-training: $(READY)
-	$(RUN) $(PORTABLE) $(TWO_THREADS) $(PY) $(NBVAL) $(TWO_NOTEBOOKS) $(TRAINING)
+	$(RUN) $(PORTABLE) $(TWO_THREADS) $(PY) $(NBVAL) $(BY_FILE) $(TRAINING)
 
 # First of all kernels named python3 the one of this environment, whatever else JUPYTER_PATH offers.
 lab: $(READY)

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -235,6 +236,11 @@ def test_setup_cell_draws_inline_whatever_the_shell_says(bare_clone):
     before = "import os, atexit; atexit.register(lambda: print(__import__('matplotlib').get_backend()))"
     _, done = run_setup_cell(bare_clone, before, MPLBACKEND="Agg")
     assert "inline" in done.stdout
+
+
+def test_what_is_begun_first_is_there():
+    first = runpy.run_path(str(ROOT / "conftest.py"))["LONGEST"]
+    assert set(first) <= {path.stem for folder in ("notebooks", "tests") for path in (ROOT / folder).iterdir()}
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of x86")
