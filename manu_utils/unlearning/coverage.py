@@ -132,9 +132,11 @@ def take_by_coverage(
             "neurons."
         )
     at_once = max(1, budget // 100)
+    used = facts.any(0).nonzero()[:, 0]  # what no fact uses has no gain: in the miniature most neurons
+    part, weight, gain = facts[:, used], weight[used], torch.zeros(n, dtype=facts.dtype)
     while (left := budget - int(selected.sum())) > 0:
         preference = (remaining / remaining.max().clamp(min=1e-30)).clamp(min=0) ** balance
-        gain = preference[modality_of] @ torch.minimum(facts, needed[:, None]) * weight
+        gain[used] = preference[modality_of] @ torch.minimum(part, needed[:, None]) * weight
         gain[closed] = -1.0
         if gain.max() <= 0 and bool((needed < size).any()):
             needed = (size - facts[:, selected].sum(1)).clamp(min=0)
