@@ -180,7 +180,7 @@ OTHERS = [
     *_of("unlearning.coverage", "attribution",
         ('scaled_to_one(forget[modality]) / len(forget[modality])', 'scaled_to_one(forget[modality])', 'balance'),
         ("cost / cost.mean().clamp(min=1e-30) + floor", "cost + floor", "units"),
-        ("torch.minimum(facts, needed[:, None])", "facts", "share"),
+        ("torch.minimum(part, needed[:, None])", "part", "share"),
         ("        remaining.index_add_(0, modality_of, -taken)\n", "", "stale"),
         ("at_once = max(1, budget // 100)", "at_once = max(1, budget // 10)", "greedy"),
         ("needed = share * size", "needed = share * torch.ones_like(size)", "share"),

@@ -1,4 +1,4 @@
-"""Skipping silent neurons: the same numbers, with less to compute, and nothing hidden from hooks."""
+"""Skipping silent neurons: the same numbers, less to compute, nothing hidden from hooks."""
 
 import copy
 
@@ -149,7 +149,7 @@ def test_passes_and_training_skip(tiny_model):
 
     def loss(step):
         seen.extend("forward" in vars(mlp) for mlp in own)
-        return sum(0 * parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
+        return sum(0 * weight.sum() for weight in model.parameters() if weight.requires_grad)
 
     twin = {name: value.clone() for name, value in model.state_dict().items()}
     train_language_model(model, loss, steps=1, lr=1e-9, progress=False)

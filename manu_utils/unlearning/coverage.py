@@ -132,7 +132,7 @@ def take_by_coverage(
             "neurons."
         )
     at_once = max(1, budget // 100)
-    used = facts.any(0).nonzero()[:, 0]  # what no fact uses has no gain: in the miniature most neurons
+    used = facts.any(0).nonzero()[:, 0]  # what no fact uses has no gain
     part, weight, gain = facts[:, used], weight[used], torch.zeros(n, dtype=facts.dtype)
     while (left := budget - int(selected.sum())) > 0:
         preference = (remaining / remaining.max().clamp(min=1e-30)).clamp(min=0) ** balance
