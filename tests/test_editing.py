@@ -14,6 +14,7 @@ from manu_utils.benchmark.records import Question
 from manu_utils.models.asking import known
 from manu_utils.models.encoding import encode
 from manu_utils.models.neurons import find_neurons
+from manu_utils.models.passes import hooked
 from manu_utils.unlearning.attribution import answer_margins, token_rarity
 from manu_utils.unlearning.evidence import unlearn
 from manu_utils.unlearning.pruning import prune_neurons
@@ -107,6 +108,16 @@ def test_the_gradient_is_the_slope_of_the_margin(double_model, questions):
         slope = (gradient.double() * direction).sum().item()
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=0.02, abs=1e-3 * abs(margin))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_gradient_reads_a_picture_once_for_all_questions_about_it(double_model, questions):
+    model, processor = double_model
+    alive = {m: torch.ones(5, dtype=torch.bool) for m in MODALITIES}
+    seen = []
+    register = model.model.vision_tower.register_forward_hook
+    with hooked([(register, lambda module, given, out: seen.append(len(out.pooler_output)))]):
+        margin_gradient(model, processor, questions["forget"], alive)
+    assert seen == [1]
 
 
 def test_one_round_is_the_cheapest_step_that_lowers_the_margin_so_far(double_model, questions, moments, monkeypatch):
