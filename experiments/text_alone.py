@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from safetensors.torch import load_model, save_model
 
-from manu_utils.benchmark.other_benchmarks import TofuSet
+from manu_utils.benchmark.tofu import TofuSet
 from manu_utils.evaluation.tofu import ask_tofu, forget_quality
 from manu_utils.miniature import text_model
 from manu_utils.miniature.authors import FACTS

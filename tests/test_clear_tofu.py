@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from manu_utils.benchmark import other_benchmarks
+from manu_utils.benchmark import clear as clear_module
 from manu_utils.benchmark.loading import load_benchmark
 from manu_utils.benchmark.questions import evaluation_questions
 from manu_utils.benchmark.records import MODALITIES, TASKS, check_sets
@@ -211,7 +211,7 @@ def test_the_sets_of_clear(clear, ratio):
     assert [(q.person_id, q.answer) for q in captions] == [(a, f"{a} in place {k}.") for a in forget for k in range(PORTRAITS)]
     shades = [10 * AUTHORS.index(author) + k for author in forget for k in range(PORTRAITS)]
     assert [q.image.getpixel((0, 0))[0] for q in captions] == shades  # every caption with its own picture
-    assert {q.question for q in captions} == {other_benchmarks.CAPTION}
+    assert {q.question for q in captions} == {clear_module.CAPTION}
     for people, authors in (("forget", forget), ("retain", retain)):
         assert [(q.person_id, q.question) for q in training[people]["text"]] == [
             (author, pair["question"]) for author in authors for pair in pairs(author)
@@ -231,10 +231,10 @@ def test_what_is_asked_in_clear(clear):
         "retain": {classification, captions, text}, "celebrity": {classification},
     }  # fmt: skip
     naming = evaluation_questions(benchmark.forget, *classification)[0]
-    assert naming.question == other_benchmarks.NAMING and naming.answer == naming.person_id == forget[0]
+    assert naming.question == clear_module.NAMING and naming.answer == naming.person_id == forget[0]
     assert set(naming.options.values()) == {forget[0], "Max 0", "Max 1", "Max 2"}
     fitting = evaluation_questions(benchmark.test, *classification)[0]
-    assert fitting.answer == f"In place 0 is {forget[0]}." and fitting.question == other_benchmarks.FITTING
+    assert fitting.answer == f"In place 0 is {forget[0]}." and fitting.question == clear_module.FITTING
     assert {q.person_id for q in evaluation_questions(benchmark.retain, *classification)} == set(AUTHORS[:2])  # not the last
     assert {q.person_id for q in evaluation_questions(benchmark.retain, *text)} == set(AUTHORS[:2])
     faces = evaluation_questions(benchmark.celebrity, *classification)
@@ -282,7 +282,7 @@ def test_the_name_decides_where_the_hub_cannot_be_asked(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr("manu_utils.benchmark.loading.config_names", lambda source: None)
-    monkeypatch.setattr("manu_utils.benchmark.other_benchmarks.read_config", offline)
+    monkeypatch.setattr("manu_utils.benchmark.columns.read_config", offline)
     monkeypatch.setattr("manu_utils.benchmark.loading.read_config", offline)
     for source in ("therem/CLEAR", "locuslab/TOFU", "MLLMMU/MLLMU-Bench"):
         with pytest.raises(ConnectionError):

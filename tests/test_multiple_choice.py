@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from manu_utils.benchmark.other_benchmarks import load_multiple_choice
+from manu_utils.benchmark.multiple_choice import load_multiple_choice
 from manu_utils.evaluation.multiple_choice import IN_WORDS, LETTERED, OF_MMLU, choose
 from manu_utils.paths import data_dir
 

@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.benchmark.other_benchmarks import (
-    load_multiple_choice,
-    load_tofu_holdout,
-    load_tofu_sets,
-)
+from manu_utils.benchmark.multiple_choice import load_multiple_choice
+from manu_utils.benchmark.tofu import load_tofu_holdout, load_tofu_sets
 from manu_utils.miniature import text_model
 from manu_utils.miniature.authors import FACTS, draw_authors, told, wrong_values
 from manu_utils.miniature.text_world import (

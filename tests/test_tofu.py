@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from manu_utils.auditing.telling_apart import auc, privleak
-from manu_utils.benchmark.other_benchmarks import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.benchmark.records import Question
+from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.evaluation import tofu
 from manu_utils.models.prompts import answer_texts, prompt
 

@@ -1,11 +1,12 @@
 """Who is asked what: MLLMU-Bench, its sets, and the questions in them."""
 
 from .loading import load_benchmark, load_config, load_strangers
-from .other_benchmarks import TofuSet, load_multiple_choice, load_tofu_holdout, load_tofu_sets
+from .multiple_choice import load_multiple_choice
 from .questions import evaluation_questions, open_questions, rewriting_report, training_questions
 from .records import CONFIGS, FORGET_RATIOS, MODALITIES, TASKS, Question, check_sets
 from .sets import Benchmark
 from .text_only import to_text_only
+from .tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 
 __all__ = [
     "CONFIGS", "FORGET_RATIOS", "MODALITIES", "TASKS", "Benchmark", "Question", "TofuSet",

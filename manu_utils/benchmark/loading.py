@@ -1,7 +1,7 @@
 """Load MLLMU-Bench, CLEAR or TOFU: the bundled miniature (``"tiny"``), a folder or the Hub.
 
 Files are read by :mod:`manu_utils.benchmark.files`, the rows of CLEAR and TOFU are turned into
-those of MLLMU-Bench by :mod:`manu_utils.benchmark.other_benchmarks`.
+those of MLLMU-Bench by :mod:`manu_utils.benchmark.columns`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from ..checks import check_names, shown
 from ..paths import data_dir
+from .clear import load_clear
 from .files import config_names, read_config
-from .other_benchmarks import load_clear, load_tofu
 from .records import CONFIGS, FORGET_RATIOS, MODALITIES
 from .rows import ids_of
 from .sets import Benchmark
+from .tofu import load_tofu
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +57,7 @@ def load_benchmark(
 
     Besides MLLMU-Bench this reads CLEAR (``"therem/CLEAR"``) and, text alone, TOFU
     (``"locuslab/TOFU"``), from the Hub or a local copy; which one it is shows in the configs. How
-    their rows become questions: :mod:`manu_utils.benchmark.other_benchmarks`.
+    their rows become questions: :mod:`manu_utils.benchmark.columns`.
 
     Args:
         source: see :func:`load_config`.

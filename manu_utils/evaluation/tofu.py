@@ -39,8 +39,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..benchmark.other_benchmarks import TofuSet
 from ..benchmark.records import Question
+from ..benchmark.tofu import TofuSet
 from ..checks import check_name
 from ..models.asking import answer_logits, generate_answers, in_batches
 from ..models.encoding import batches
