@@ -193,6 +193,18 @@ def test_lessons_keep_no_graph_and_leave_the_mode(model, double_model, sets, giv
 # ------------------------------------------------------------------------------------ the miniature
 
 
+def test_layers_that_nobody_looks_at_are_not_computed(model, double_model, sets, given, names):
+    ran = []
+    for layer, mlp in enumerate(language(model)):
+        mlp.after.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    asked = sets["forget"]["text"]
+    passes = {"batch_size": 100, **QUIET}
+    lessons = stranger_lessons(model, double_model[1], asked, given, names, [0], **passes)
+    kept = torch.eye(language(model)[0].size, dtype=torch.float32)
+    erasing.fit_layer(model, 0, 0, {"text": lessons}, kept, beta=1.0, ridge=0.1)
+    assert len(language(model)) > 1 and set(ran) == {0}
+
+
 def test_people_of_the_miniature_become_strangers(benchmark, names):
     from manu_utils.auditing import names_of
     from manu_utils.benchmark.loading import load_strangers

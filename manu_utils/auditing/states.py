@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..models.asking import in_batches
 from ..models.encoding import batches, picture_tokens
-from ..models.passes import check_model, hooked
+from ..models.passes import check_model, hooked, last_hidden
 from .values import Asked, place_of_words
 
 POSITIONS = ("answer", "name", "image", "rest")
@@ -233,12 +233,6 @@ def patched(model, layer: int, rows: Tensor, positions: Tensor, states: Tensor) 
 
     with hooked([(decoder_of(model).layers[layer - 1].register_forward_hook, replace)]):
         yield
-
-
-def last_hidden(model, batch: dict[str, Tensor]) -> Tensor:
-    """The states that the unembedding reads, after the final norm: [b, t, hidden]."""
-    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-    return model.model(**inputs, use_cache=False).last_hidden_state
 
 
 def _hidden(output) -> Tensor:

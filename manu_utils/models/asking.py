@@ -19,7 +19,7 @@ from ..benchmark.records import Question
 from ..checks import check_whole
 from ..progress import bar
 from .encoding import batches, plan_batches
-from .passes import check_finite, quiet_pass
+from .passes import check_finite, last_hidden, quiet_pass
 from .prefix_tree import (
     can_share,
     continue_shared,
@@ -47,8 +47,7 @@ def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tens
     if "reads" in batch:
         hidden, _ = read_shared(model, batch)
         return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
-    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state  # [b, t, hidden]
+    hidden = last_hidden(model, batch)  # [b, t, hidden]
     predicts = batch["answer_mask"][:, 1:]  # position p predicts token p + 1
     rows = predicts.nonzero()[:, 0]
     return (

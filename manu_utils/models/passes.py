@@ -158,3 +158,11 @@ def kept_mode(model) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def last_hidden(model, batch: dict[str, Tensor]) -> Tensor:
+    """Read a batch of :func:`encode`: what the unembedding reads, after the final norm, [b, t,
+    hidden]. The mask of the answers is no input of a model.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+    return model.model(**inputs, use_cache=False).last_hidden_state

@@ -17,7 +17,7 @@ what is to be kept where this adds it to the matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from os.path import commonprefix
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
 from ..models.encoding import encode, picture_tokens, plan_batches
 from ..models.neurons import language_mlps
-from ..models.passes import check_finite, hooked, quiet_pass
+from ..models.passes import check_finite, hooked, last_hidden, quiet_pass
 from ..progress import bar
 from .pruning import Edit, check_unchanged
 from .rewriting import add_products, collect_moments, layers_that_fit
@@ -123,7 +123,7 @@ class Lesson(NamedTuple):
     """One batch of forget questions, and what strangers are written at its tokens.
 
     Attributes:
-        inputs: of the model, without the mask of the answers.
+        inputs: the batch, from :func:`encode`.
         used: bool [b, t], the tokens of words that have a counterpart in every stranger's question.
         targets: [tokens, hidden] for each layer taken, in the order of ``used``.
     """
@@ -163,9 +163,8 @@ def stranger_lessons(
                 placed = written.new_zeros(*shape, written.shape[-1])
                 sums[at] = sums[at] + placed.index_put((row, own), written[row, their])
         used = (counts == len(given)) & ~picture_tokens(model, batch)
-        inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
         means = [values[used] / len(given) for values in sums]
-        lessons.append(Lesson(inputs, used, means))
+        lessons.append(Lesson(batch, used, means))
     return lessons
 
 
@@ -213,6 +212,10 @@ def _weights(model, values: Sequence[Tensor]) -> Iterator[None]:
             weight.data = value
 
 
+class _Seen(Exception):
+    """Ends a pass where nobody looks at the layers that are left."""
+
+
 def _seen(model, batch: dict[str, Tensor], layers: Sequence[int], written: bool) -> list[Tensor]:
     """What some language MLPs write, float32 [b, t, hidden] each, or their neurons, [b, t, n]."""
     seen: dict[int, Tensor] = {}
@@ -221,12 +224,14 @@ def _seen(model, batch: dict[str, Tensor], layers: Sequence[int], written: bool)
     def keep(layer: int):
         def hook(module, arguments, output):
             seen[layer] = (output if written else arguments[0]).float()
+            if len(seen) == len(layers):
+                raise _Seen
 
         return hook
 
     hooks = ((mlps[layer].after.register_forward_hook, keep(layer)) for layer in layers)
-    with hooked(hooks):
-        model.model(**{k: v for k, v in batch.items() if k != "answer_mask"}, use_cache=False)
+    with hooked(hooks), suppress(_Seen):
+        last_hidden(model, batch)
     return [seen[layer] for layer in layers]
 
 

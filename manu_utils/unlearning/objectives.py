@@ -19,7 +19,7 @@ from ..checks import check_number, check_whole, shown
 from ..models.asking import answer_logits
 from ..models.encoding import fitting
 from ..models.neurons import towers
-from ..models.passes import hooked
+from ..models.passes import hooked, last_hidden
 from .losses import (
     control_vector,
     direct_preference,
@@ -167,9 +167,8 @@ def layer_states(model, batch: dict[str, Tensor], layer: int) -> Tensor:
     def keep(module, arguments, output) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
 
-    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
     with hooked([(model.get_submodule(path).register_forward_hook, keep)]):
-        model.model(**inputs, use_cache=False)
+        last_hidden(model, batch)
     return found[0][:, :-1][batch["answer_mask"][:, 1:]]
 
 

@@ -18,7 +18,7 @@ from ..benchmark.records import Question, check_sets
 from ..checks import check_number, check_questions, check_whole
 from ..models.encoding import batches, encode, fitting
 from ..models.neurons import check_alpha, find_neurons, language_mlps, towers
-from ..models.passes import check_finite, exact_device, hooked, quiet_pass
+from ..models.passes import check_finite, exact_device, hooked, last_hidden, quiet_pass
 from ..progress import bar
 from .pruning import Edit, check_unchanged, prune_rows
 from .released import EPS, LAST_LAYERS
@@ -136,8 +136,7 @@ def _last_activations(
     with quiet_pass(model), hooked(hooks), bar(total=len(questions), shown=progress) as shown:
         for indices, batch in work:
             read = batch if picture else {k: batch[k] for k in ("input_ids", "attention_mask")}
-            read = {key: value for key, value in read.items() if key != "answer_mask"}
-            model.model(**read, use_cache=False)
+            last_hidden(model, read)
             shown.update(len(indices))
     return torch.cat([torch.cat(parts) for parts in found.values()], dim=1)
 
@@ -229,8 +228,7 @@ def _output_statistics(
     with quiet_pass(model), hooked(hooks):
         for question in bar(questions, desc="outputs", shown=progress):
             batch = encode([question], processor, with_answer=True, device=model.device)
-            read = {key: value for key, value in batch.items() if key != "answer_mask"}
-            model.model(**read, use_cache=False)
+            last_hidden(model, batch)
     return sums
 
 

@@ -62,12 +62,7 @@ def dampen(
     """
     check_number("alpha", alpha, above=0)
     check_number("strength", strength, above=0)
-    named = named_language_weights(model)
-    for given in (of_forget, of_retain):
-        if {n: t.shape for n, t in given.items()} != {n: p.shape for n, p in named.items()}:
-            raise ValueError("the importances are of another model; collect them of this one.")
-    if not on_top:
-        check_unchanged(model)
+    named = _weights_of(model, on_top, "importances are", of_forget, of_retain)
     factors = {n: dampening(of_forget[n], of_retain[n], alpha, strength) for n in named}
     changed = {named[n]: factor for n, factor in factors.items() if (factor < 1).any()}
     if not changed:
@@ -113,13 +108,22 @@ def subtract_task_vector(
             untouched, as it is after an interrupt.
     """
     check_number("scale", scale, above=0)
-    named = named_language_weights(model)
-    if {n: t.shape for n, t in vector.items()} != {n: p.shape for n, p in named.items()}:
-        raise ValueError("the task vector is of another model; make it from this one.")
-    if not on_top:
-        check_unchanged(model)
+    named = _weights_of(model, on_top, "task vector is", vector)
     moved = {named[name]: change for name, change in vector.items() if change.any()}
     return _changed(model, {w: w.float() - scale * c.to(w.device) for w, c in moved.items()})
+
+
+def _weights_of(
+    model, on_top: bool, what: str, *given: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The language weights by name, for which each of these has to have a value."""
+    named = named_language_weights(model)
+    shapes = {name: weight.shape for name, weight in named.items()}
+    if any({name: values.shape for name, values in of.items()} != shapes for of in given):
+        raise ValueError(f"the {what} of another model; make them from this one.")
+    if not on_top:
+        check_unchanged(model)
+    return named
 
 
 def whole_weights(weights: Iterable[Tensor]) -> list[tuple[Tensor, int, Tensor, Tensor]]:

@@ -20,7 +20,7 @@ from ..benchmark.records import Question
 from ..benchmark.values import differing_parts
 from ..checks import check_whole
 from ..models.encoding import encode, picture_tokens
-from ..models.passes import hooked, quiet_pass
+from ..models.passes import hooked, last_hidden, quiet_pass
 
 
 class Stranger(NamedTuple):
@@ -132,7 +132,7 @@ def _mean_shown(model, processor, picture) -> Tensor:
     options = {"with_kwargs": True}
     register = partial(model.get_decoder().register_forward_pre_hook, **options)
     with hooked([(register, look)]):
-        model.model(**{k: v for k, v in batch.items() if k != "answer_mask"}, use_cache=False)
+        last_hidden(model, batch)
     return given["inputs_embeds"][picture_tokens(model, batch)].float().mean(0)
 
 
