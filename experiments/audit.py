@@ -13,9 +13,6 @@ import argparse
 import copy
 import itertools
 from functools import lru_cache, partial
-from pathlib import Path
-
-import torch
 
 from compare import SCALE, Bench, chosen
 from manu_utils.auditing import (
@@ -46,8 +43,9 @@ from sweep import (
     RESULTS,
     ROOT,
     begin,
-    fingerprint,
     in_the_order_of,
+    models_fingerprint,
+    read_arguments,
     read_table,
     sweep,
 )
@@ -227,11 +225,7 @@ def chosen_settings():
 def state_of():
     """A fingerprint of what the results depend on, but for the settings, which are in the rows."""
     settings = f"{STEPS} {RATE} {N_TAUGHT} {FORMS} {N_LIKELY}"
-    folder = ROOT / "data" / "tiny_llava"
-    names = ("vanilla", "base", "retrained")
-    weights = (folder / name / "model.safetensors" for name in names)
-    strangers = sorted((ROOT / "data" / "mllmu_mini_strangers").rglob("*.parquet"))
-    return fingerprint(settings, *weights, *strangers)
+    return models_fingerprint(settings, "vanilla", "base", "retrained")
 
 
 def run(arguments):
@@ -264,11 +258,7 @@ def main(given=None):
     add("--ratios", type=int, nargs="+", default=[10], choices=FORGET_RATIOS)
     add("--seeds", type=int, nargs="+", help="default: three of erasing, one of the others")
     add("--methods", nargs="+", choices=METHOD_ORDER, default=METHOD_ORDER, help="default: all")
-    add("--threads", type=int, default=1)
-    add("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args(given)
-    torch.set_num_threads(arguments.threads)
-    run(arguments)
+    run(read_arguments(parser, given))
 
 
 if __name__ == "__main__":

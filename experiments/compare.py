@@ -29,7 +29,7 @@ import random
 import subprocess
 import sys
 import time
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -49,11 +49,11 @@ from manu_utils.unlearning.rewriting import rewrite
 from manu_utils.unlearning.scores import PRUNINGS
 from sweep import (
     QUIET,
-    RESULTS,
     ROOT,
     begin,
     fingerprint,
     in_the_order_of,
+    read_arguments,
     read_table,
     strengths,
     sweep,
@@ -118,7 +118,7 @@ class Bench:
             for name, ids in (("forget", forget), ("retain", retain))
         }
         self.everyone = Evidence(model, processor, **self.training, **QUIET)
-        self.by_seed = {}
+        self.evidence = cache(self.evidence)
 
         def rows_of(people):
             index = [i for i, person in enumerate(benchmark.retain_ids) if person in people]
@@ -181,9 +181,7 @@ class Bench:
 
     def evidence(self, seed):
         """What the scores of one seed see; of the forget set it is the same for every seed."""
-        if seed not in self.by_seed:
-            self.by_seed[seed] = self.everyone.beside(retain=self.sample(seed))
-        return self.by_seed[seed]
+        return self.everyone.beside(retain=self.sample(seed))
 
     def results(self, method, given, lr, values, seed, measure):
         """strength -> what ``measure(strength)`` finds."""
@@ -383,16 +381,13 @@ def main(given=None):
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     methods = sorted({method for method, _ in ENTRIES})
     add("--methods", nargs="+", choices=methods, help="default: all")
-    add("--threads", type=int, default=1)
-    add("--out", type=Path, default=RESULTS)
     settings = "take learning rates and strengths from this file, and measure no cost"
     add("--settings", type=Path, help=settings)
     add("--people", type=int, help="at most so many of each set, to try things out")
     add("--child", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(given)
+    arguments = read_arguments(parser, given)
     if arguments.child:
         return child(*arguments.child)
-    torch.set_num_threads(arguments.threads)
     run(arguments)
 
 

@@ -6,7 +6,7 @@ import math
 import random
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from compare import SCALE
 from manu_utils.auditing import names_of, profiles_of
@@ -77,16 +77,12 @@ class Lab:
         public = profiles_of(bench.benchmark.celebrity).values()
         met = [*(profile["Name"] for profile in public), *self.names.values()]
         kept = {stranger.name for stranger in (*self.strangers, *others)}
-        self.collected, self.held_moments, self.fisher = (None, ()), (None, ()), {}
         self.more_names = [name for name in mixed_names(met) if name not in kept]
+        for costly in ("erasing", "moments", "fisher"):  # kept for the seed used last
+            setattr(self, costly, lru_cache(maxsize=1)(getattr(self, costly)))
 
     def erasing(self, seed):
         """E_r of each layer and the lessons, from which every β and ridge can be fitted."""
-        if self.collected[0] != seed:
-            self.collected = seed, self.collect(seed)
-        return self.collected[1]
-
-    def collect(self, seed):
         bench, names, forget, retain = self.bench, self.names, {}, {}
         everyone = {m: [q for of in bench.training.values() for q in of[m]] for m in MODALITIES}
         gone = {q.person_id for q in bench.training["forget"]["text"]}
@@ -154,12 +150,11 @@ class Lab:
             with self.erased(beta, ridge, seed):
                 yield ridge
 
+    def moments(self, seed):
+        return collect_moments(self.model, self.processor, self.bench.sample(seed), **QUIET)
+
     def rewrite(self, ridge, rounds, seed):
-        bench = self.bench
-        if self.held_moments[0] != seed:
-            moments = collect_moments(self.model, self.processor, bench.sample(seed), **QUIET)
-            self.held_moments = seed, moments
-        moments, forget = self.held_moments[1], bench.training["forget"]
+        moments, forget = self.moments(seed), self.bench.training["forget"]
         with ExitStack() as undo:
             for before, until in zip((0, *rounds), rounds, strict=False):
                 options = {"ridge": ridge, "rounds": until - before, "on_top": True, **QUIET}
@@ -167,15 +162,18 @@ class Lab:
                 undo.enter_context(rewrite_neurons(*given, **options))
                 yield until
 
+    def fisher(self, seed):
+        """The importances of the forget and of the retain set."""
+        few = (
+            {m: some(asked, seed, N_FISHER) for m, asked in questions.items()}
+            for questions in self.bench.training.values()
+        )
+        given = (self.model, self.processor)
+        return [diagonal_fisher(*given, part, seed=seed, **QUIET) for part in few]
+
     def ssd(self, alpha, values, seed):
-        if seed not in self.fisher:
-            parts = []
-            for questions in self.bench.training.values():
-                few = {m: some(asked, seed, N_FISHER) for m, asked in questions.items()}
-                parts.append(diagonal_fisher(self.model, self.processor, few, seed=seed, **QUIET))
-            self.fisher = {seed: parts}
         for strength in values:
-            with dampen(self.model, *self.fisher[seed], alpha=alpha, strength=strength):
+            with dampen(self.model, *self.fisher(seed), alpha=alpha, strength=strength):
                 yield strength
 
     def task_vector(self, steps, scales, seed):

@@ -15,9 +15,6 @@ Two stages, each kept in data/results:
 
 import argparse
 from functools import lru_cache
-from pathlib import Path
-
-import torch
 
 from compare import SCALE, Bench
 from manu_utils.models.loading import load_model
@@ -30,7 +27,7 @@ from methods import (
     drop_other_settings,
     written,
 )
-from sweep import RESULTS, ROOT, begin, fingerprint, in_the_order_of, sweep
+from sweep import begin, in_the_order_of, models_fingerprint, read_arguments, sweep
 
 KEYS = ["scale", "method", "draw", "seed", "forget_ratio", "settings"]
 COLUMNS = {
@@ -63,10 +60,7 @@ def measured(folder, name, units):
 
 def state_of():
     """A fingerprint of the world and its models; the settings of a try stand in its rows."""
-    folder = ROOT / "data" / "tiny_llava"
-    weights = (folder / name / "model.safetensors" for name in ("vanilla", "base"))
-    strangers = sorted((ROOT / "data" / "mllmu_mini_strangers").rglob("*.parquet"))
-    return fingerprint("", *weights, *strangers)
+    return models_fingerprint("", "vanilla", "base")
 
 
 def run(arguments):
@@ -113,11 +107,7 @@ def main(given=None):
     add("--draws", type=int, nargs="+", default=[1], help="of stand-ins, such as 1 2")
     add("--choice-only", action="store_true", help="report nothing yet")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--threads", type=int, default=1)
-    add("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args(given)
-    torch.set_num_threads(arguments.threads)
-    run(arguments)
+    run(read_arguments(parser, given))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
 A run that was killed goes on after the last unit that it finished; two may share the work.
 """
 
+import argparse
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
+import torch
 from filelock import FileLock
 
+from manu_utils.paths import whole
 from manu_utils.progress import print_what_can_be
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import prune
@@ -99,15 +101,6 @@ def write_table(table: pd.DataFrame, place: Path, float_format: str | None = Non
         table.to_csv(part, index=False, lineterminator="\n", float_format=float_format)
 
 
-@contextmanager
-def whole(place: Path) -> Iterator[Path]:
-    """Where to write a file or folder, so that a killed run leaves the old one or the new one."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
-    yield part
-    os.replace(part, place)
-
-
 def locked() -> FileLock:
     """For a moment, no other run reads or writes; the lock is no result, so it is in build."""
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -124,6 +117,14 @@ def fingerprint(settings: str, *files: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def models_fingerprint(settings: str, *names: str) -> str:
+    """The same for bundled models, and the strangers."""
+    folder = ROOT / "data" / "tiny_llava"
+    weights = (folder / name / "model.safetensors" for name in names)
+    strangers = sorted((ROOT / "data" / "mllmu_mini_strangers").rglob("*.parquet"))
+    return fingerprint(settings, *weights, *strangers)
+
+
 def begin(state: str, about: Path, command: str, tables: Sequence[Path]) -> None:
     """Remove tables that are of another state than ``about`` says, and write this one there."""
     with locked():
@@ -134,6 +135,17 @@ def begin(state: str, about: Path, command: str, tables: Sequence[Path]) -> None
         with whole(about) as part:
             text = json.dumps({"command": command, "state": state})
             part.write_text(text + "\n", encoding="utf-8")
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, given: Sequence[str] | None
+) -> argparse.Namespace:
+    """The arguments of a long run, with the two that all of them have."""
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args(given)
+    torch.set_num_threads(arguments.threads)
+    return arguments
 
 
 def say(started: float, text: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -43,3 +46,17 @@ def build_dir() -> Path:
         hint = "set the environment variable MANU_BUILD to a folder that can."
         raise PermissionError(f"{reason}; {hint}") from error
     return folder
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """Where to write a file or folder that takes the place of what is there when all is written: a
+    killed run leaves the old one or the new one.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # a folder that a killed run left
+    yield part
+    if part.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    os.replace(part, place)

@@ -143,7 +143,7 @@ def test_who_erasing_is_given_and_who_is_asked_are_different_people(lab, monkeyp
     monkeypatch.setattr(
         methods, "stranger_lessons", lambda m, p, of, *a, **k: forget.setdefault(len(forget), of)
     )
-    lab.collect(0)
+    methods.Lab.erasing(lab, 0)  # not what is kept
     gone = {question.person_id for of in forget.values() for question in of}
     kept = {question.person_id for of in seen.values() for question in of}
     reported = set(lab.bench.benchmark.forget_ids)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..paths import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,10 +70,8 @@ def append_leaderboard(
         rows = [row for row in kept if _run_of(row) != _run_of(key)] + [
             [*key, *values] for values in measured
         ]
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([LEADERBOARD, *rows])
-        os.replace(part, path)
 
 
 def _leaderboard_rows(path: Path) -> list[list[str]]:
