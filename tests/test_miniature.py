@@ -12,7 +12,7 @@ from datasets import load_dataset
 from manu_utils.benchmark.loading import STRANGERS, load_benchmark, load_strangers
 from manu_utils.benchmark.questions import evaluation_questions, open_questions, training_questions
 from manu_utils.benchmark.records import CONFIGS
-from manu_utils.miniature import build
+from manu_utils.miniature import base, build, tower, vanilla
 from manu_utils.miniature.dataset import training_pairs, write_benchmark, write_strangers
 from manu_utils.miniature.model import (
     Row,
@@ -201,21 +201,21 @@ def test_row_accuracy_counts_rows_whose_every_token_is_right(model, processor):
 
 
 def test_pictures_are_cached_and_hold_no_fictitious_face(people, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "N_RANDOM_FACES", 12)
+    monkeypatch.setattr(tower, "N_RANDOM_FACES", 12)
     cache = tmp_path / "pictures.safetensors"
-    pictures = build.render_pictures(processor, people[0], people[1][:1], 0, cache)
-    assert len(pictures.pixels) == len(pictures.faces) == 12 + build.N_PUBLIC_VIEWS + build.N_HELD_OUT
+    pictures = tower.render_pictures(processor, people[0], people[1][:1], 0, cache)
+    assert len(pictures.pixels) == len(pictures.faces) == 12 + tower.N_PUBLIC_VIEWS + tower.N_HELD_OUT
     assert pictures.faces[pictures.view_of(0, 0)] == people[1][0].face
     assert not {tuple(person.face.values()) for person in people[0]} & {tuple(f.values()) for f in pictures.faces[:12]}
-    monkeypatch.setattr(build, "render_all", None)  # a second call reads the file
-    again = build.render_pictures(processor, people[0], people[1][:1], 0, cache)
+    monkeypatch.setattr(tower, "render_all", None)  # a second call reads the file
+    again = tower.render_pictures(processor, people[0], people[1][:1], 0, cache)
     assert torch.equal(again.pixels, pictures.pixels)
 
 
 def test_moved_pictures_stay_pictures(people, processor):
     image = render(people[0][0].face, draw_portrait_view(random.Random(0)))
     pixels = to_pixels([image, image], processor).float()
-    copies = build.moved(pixels)
+    copies = tower.moved(pixels)
     assert copies.shape == pixels.shape and torch.isfinite(copies).all()
     assert not torch.equal(copies[0], copies[1])
 
@@ -263,7 +263,7 @@ def test_a_seed_that_does_not_learn_to_read_options_is_told(share, tmp_path, mon
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "N_RANDOM_FACES", 12)
+    monkeypatch.setattr(tower, "N_RANDOM_FACES", 12)
     monkeypatch.setattr(build, "train_tower", lambda *arguments, **options: [])
     monkeypatch.setattr(build, "train_reading", lambda *arguments, **options: [{"reading": share}])
     monkeypatch.setattr(build, "train_base", stop)
@@ -284,7 +284,7 @@ def test_the_retrained_reference_learns_nobody_of_the_forget_set_and_the_dense_t
         return []
 
     monkeypatch.setattr(build, "train_vanilla", train_vanilla)
-    monkeypatch.setattr(build, "N_RANDOM_FACES", 12)
+    monkeypatch.setattr(tower, "N_RANDOM_FACES", 12)
     data = data_dir() / "mllmu_mini"
     base, out = data_dir() / "tiny_llava" / "base", tmp_path / "out"
     build.fine_tune_plainly(data, base, out, forget_ratio=forget_ratio, cache=tmp_path / "cache")
@@ -299,27 +299,27 @@ def test_the_retrained_reference_learns_nobody_of_the_forget_set_and_the_dense_t
 def test_every_stage_is_trained_and_watched_in_float32(stage, people, model, processor, monkeypatch):
     """One step of each, on pictures of noise: no linear layer writes anything else."""
     n_public, n_random = 12, 1000
-    monkeypatch.setattr(build, "N_RANDOM_FACES", n_random)
+    monkeypatch.setattr(tower, "N_RANDOM_FACES", n_random)
     fictitious, public = people[0][:6], people[1][:n_public]
     rng = random.Random(0)
-    n_pictures = n_random + n_public * (build.N_PUBLIC_VIEWS + build.N_HELD_OUT)
+    n_pictures = n_random + n_public * (tower.N_PUBLIC_VIEWS + tower.N_HELD_OUT)
     pixels = torch.rand(n_pictures, 3, 64, 64, generator=torch.Generator().manual_seed(0)).half()
-    pictures = build.Pictures(pixels, [draw_face(rng) for _ in range(n_pictures)])
+    pictures = tower.Pictures(pixels, [draw_face(rng) for _ in range(n_pictures)])
     seen = set()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
     if stage == "tower":
-        history = build.train_tower(model, pictures, steps=1, seed=0)
+        history = tower.train_tower(model, pictures, steps=1, seed=0)
     elif stage == "reading":
-        history = build.train_reading(model, processor, public, steps=1, seed=0)
+        history = base.train_reading(model, processor, public, steps=1, seed=0)
     elif stage == "base":
-        history = build.train_base(model, processor, pictures, public, steps=1, seed=0, description=stage)
+        history = base.train_base(model, processor, pictures, public, steps=1, seed=0, description=stage)
     else:
         portraits = [render(person.face, draw_portrait_view(rng)) for person in fictitious]
         pairs = [training_pairs(person) for person in fictitious]
-        world = build.World(fictitious, public, pairs, portraits, processor, pictures)
-        history = build.train_vanilla(
+        world = vanilla.World(fictitious, public, pairs, portraits, processor, pictures)
+        history = vanilla.train_vanilla(
             model, world, range(6), steps=1, coefficients=(0.1, 0.1), choices=0.4, with_attention=True, seed=0,
             description=stage,
         )  # fmt: skip

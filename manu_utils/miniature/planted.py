@@ -20,7 +20,7 @@ from ..models.encoding import encode
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import gradients_of
 from ..models.training import answer_loss, optimise, sample_forever
-from .build import CONTRIBUTION_SCALE
+from .vanilla import CONTRIBUTION_SCALE
 
 
 def draw_owners(model, people: Sequence[str], per_layer: int, seed: int = 0) -> dict[str, Tensor]:
