@@ -108,32 +108,10 @@ def read_config(
             loaded = _read_without_images(arguments, _only(people, kind, files))
         if loaded is None:
             loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind, files))
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', "
-            f"which needs no network."
-        ) from error
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
-        if "corresponds to no data" in str(error):
-            raise ValueError(empty) from error
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        if isinstance(cause, OSError) and (refused := _unwritable(local)):
-            raise PermissionError(
-                f"{refused} is where {config} of {source} would be cached and cannot be written "
-                f"({cause.strerror}); set HF_HOME to a folder that can."
-            ) from error
-        if files:
-            raise ValueError(
-                f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files "
-                f"again."
-            ) from error
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(
-                f"found no {source} ({config}), neither as a local folder nor on the Hub; check "
-                f"the spelling, or that a folder has a README.md with the configs and one "
-                "subfolder of parquet files per config."
-            ) from error
-        raise ValueError(f"{source} has no config {config} that can be read: {error}") from error
+    except (
+        ConnectionError, datasets.exceptions.DatasetGenerationError, OSError, ValueError,
+    ) as error:  # fmt: skip
+        raise _in_plain_words(error, source, config, files, empty) from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         # else it keeps the hundreds of megabytes that reading the files took
@@ -157,6 +135,37 @@ def read_config(
         loaded = _with_files_inside(loaded, folder, folder / config)
     loaded.info.config_name = config
     return loaded
+
+
+def _in_plain_words(
+    error: Exception, source: str | Path, config: str, files: list[Path], empty: str
+) -> Exception:
+    """An error of ``datasets`` as one that says what to do; without ``files`` it is of the Hub."""
+    if isinstance(error, ConnectionError):
+        return ConnectionError(
+            f"cannot reach the Hub for {source}; connect, give a local copy, or use source='tiny', "
+            f"which needs no network."
+        )
+    if "corresponds to no data" in str(error):
+        return ValueError(empty)
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if isinstance(cause, OSError) and (refused := _unwritable(bool(files))):
+        return PermissionError(
+            f"{refused} is where {config} of {source} would be cached and cannot be written "
+            f"({cause.strerror}); set HF_HOME to a folder that can."
+        )
+    if files:
+        return ValueError(
+            f"{config} of {source} cannot be read: {error.__cause__ or error}; fetch the files "
+            f"again."
+        )
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(
+            f"found no {source} ({config}), neither as a local folder nor on the Hub; check the "
+            "spelling, or that a folder has a README.md with the configs and one subfolder of "
+            "parquet files per config."
+        )
+    return ValueError(f"{source} has no config {config} that can be read: {error}")
 
 
 def written_id(value) -> str:

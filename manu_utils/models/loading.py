@@ -60,9 +60,6 @@ def load_model(
             found, ``base`` without an adapter, both device and device_map, or a processor without
             chat template (but for LLaVA-1.5) or that does not fit the model.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     for name, place in (("source", source), ("processor", processor), ("base", base)):
         if not isinstance(place, str | Path) and (place is not None or name == "source"):
             raise TypeError(
@@ -88,6 +85,31 @@ def load_model(
             f"base={str(base)!r} goes with a LoRA adapter, and {source} holds none (no "
             f"adapter_config.json)."
         )
+    config = _config_of(source, place)
+    home = place if processor is None else place_of(processor)
+    loaded_processor = _processor_of(processor or source, home, config)
+    device = torch.device(device) if device is not None else pick_device()
+    options = {
+        "dtype": dtype or pick_dtype(device),
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    if device_map is not None:
+        options["device_map"] = device_map
+    model = _with_all_weights(source, place, options)
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+    if device_map is None:
+        model.to(device)
+    towers(model)  # raises where no MLP is found
+    fit_processor(loaded_processor, model, processor or source)
+    return model.eval(), loaded_processor
+
+
+def _config_of(source: str | Path, place: str | Path):
+    """The config of a checkpoint whose neurons can be zeroed and that reads from left to right."""
+    from transformers import AutoConfig
+
     with plain_errors(source):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if any(
@@ -104,35 +126,35 @@ def load_model(
             f"statistics and answers would depend on where it ends; use a causal model such as "
             "LLaVA."
         )
-    home = place if processor is None else place_of(processor)
-    with plain_errors(processor or source, what="processor", model_type=config.model_type):
-        loaded_processor = load_processor(home, config)
-    if not hasattr(loaded_processor, "tokenizer") or not hasattr(
-        loaded_processor, "image_processor"
-    ):
-        raise FileNotFoundError(no_processor(processor or source, config.model_type))
-    if getattr(loaded_processor.image_processor, "do_image_splitting", False):
-        loaded_processor.image_processor.do_image_splitting = False
-    tokenizer = loaded_processor.tokenizer
+    return config
+
+
+def _processor_of(source: str | Path, place: str | Path, config):
+    """A processor that knows how to ask and to pad, and how long a question may be."""
+    with plain_errors(source, what="processor", model_type=config.model_type):
+        processor = load_processor(place, config)
+    if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
+        raise FileNotFoundError(no_processor(source, config.model_type))
+    if getattr(processor.image_processor, "do_image_splitting", False):
+        processor.image_processor.do_image_splitting = False
+    tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                f"the tokenizer of {processor or source} has neither a padding token nor an end of "
-                f"sequence."
+                f"the tokenizer of {source} has neither a padding token nor an end of sequence."
             )
         tokenizer.pad_token = tokenizer.eos_token
     if positions := getattr(config.get_text_config(), "max_position_embeddings", None):
         tokenizer.model_max_length = positions  # what is longer is left out of batches
-    chat_template(loaded_processor)  # raises where it is not known how to ask
+    chat_template(processor)  # raises where it is not known how to ask
+    return processor
 
-    device = torch.device(device) if device is not None else pick_device()
-    options = {
-        "dtype": dtype or pick_dtype(device),
-        "trust_remote_code": False,
-        "output_loading_info": True,
-    }
-    if device_map is not None:
-        options["device_map"] = device_map
+
+def _with_all_weights(source: str | Path, place: str | Path, options: dict):
+    """The model, of which no weight is missing."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
     try:
         with plain_errors(source), no_loading_bar(isinstance(place, Path)):
             model, info = AutoModelForImageTextToText.from_pretrained(place, **options)
@@ -148,10 +170,4 @@ def load_model(
             f"{incomplete[0]}; they would be random. Fetch the checkpoint again, or check that "
             "config.json belongs to it."
         )
-    if adapter is not None:
-        model = merge_adapter(model, adapter)
-    if device_map is None:
-        model.to(device)
-    towers(model)  # raises where no MLP is found
-    fit_processor(loaded_processor, model, processor or source)
-    return model.eval(), loaded_processor
+    return model
