@@ -243,14 +243,9 @@ def evaluate_official(
             "the shots are taken from Full_Set; pass load_config(source, 'Full_Set') after the "
             "sets."
         )
-    more = {
-        "batch_size": batch_size,
-        "resume": resume,
-        "model_key": model_key,
-        "seed": seed,
-        "shots": full_set,
-    }
-    check_request(model, sets, tasks, modalities, **more)
+    kept = {"resume": resume, "model_key": model_key}
+    more = {"batch_size": batch_size, "seed": seed, "shots": full_set}
+    check_request(model, sets, tasks, modalities, **more, **kept)
     if resume is not None and seed is None:
         raise ValueError(
             "a run that may go on later has to draw the same shots again; give a seed with resume."
@@ -265,35 +260,22 @@ def evaluate_official(
     for task in tasks:
         for modality in modalities:
             names, prompts = asked_of[task, modality] = [], []
+            draw = {"seed": seed, "idefics": idefics}
             for name, dataset in sets.items():
+                of = (dataset, full_set, name, task, modality, processor)
                 try:
-                    asked = official_prompts(
-                        dataset,
-                        full_set,
-                        name,
-                        task,
-                        modality,
-                        processor,
-                        seed=seed,
-                        idefics=idefics,
-                    )
+                    asked = official_prompts(*of, **draw)
                 except ValueError as error:
                     raise ValueError(f"set {name!r}: {error}") from error
                 names += [name] * len(asked)
                 prompts += asked
     check_lengths(model, processor, [one for _, prompts in asked_of.values() for one in prompts])
     for (task, modality), (names, prompts) in asked_of.items():
-        length = (
-            5 if idefics and task == "classification" and modality == "text" else MAX_NEW_TOKENS
-        )
+        short = idefics and (task, modality) == ("classification", "text")
+        length = 5 if short else MAX_NEW_TOKENS
         what = partial(key_of, processor, protocol="official", max_new_tokens=length)
-        options = {
-            "echo": True,
-            "max_new_tokens": length,
-            "batch_size": batch_size,
-            "progress": progress,
-        }
-        decoded = remember(prompts, what, partial(respond, model, processor, **options))
+        options = {"max_new_tokens": length, "batch_size": batch_size, "progress": progress}
+        decoded = remember(prompts, what, partial(respond, model, processor, echo=True, **options))
         for name, one, text in zip(names, prompts, decoded, strict=True):
             question, response = one.question, official_response(text, task)
             for metric, value in judge_officially(question, response, scorer).items():

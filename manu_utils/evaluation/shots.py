@@ -136,19 +136,15 @@ def shared_prompts(
     n = 0  # features of an image
     if images:
         one = next(one for one in prompts if one.images)
-        n = (encode_prompts([one], processor)["input_ids"] == image_id).sum().item() // len(
-            one.images
-        )
+        ids = encode_prompts([one], processor)["input_ids"]
+        n = (ids == image_id).sum().item() // len(one.images)
     # Tokens are alike only where images are: here image i is the token -1 - i, and then its
     # features are tokens of their own.
     sequences = []
-    for one, ids in zip(
-        prompts, tokenizer([one.text for one in prompts])["input_ids"], strict=True
-    ):
-        own_images = iter(one.images)
-        sequences.append(
-            [-1 - places[id(next(own_images))] if token == image_id else token for token in ids]
-        )
+    texts = tokenizer([one.text for one in prompts])["input_ids"]
+    for one, ids in zip(prompts, texts, strict=True):
+        own = (-1 - places[id(image)] for image in one.images)
+        sequences.append([next(own) if token == image_id else token for token in ids])
     features = [[-1 - n * place - feature for feature in range(n)] for place in range(len(images))]
 
     def expand(ids: list[int]) -> list[int]:
@@ -167,23 +163,14 @@ def shared_prompts(
         batch["attention_mask"] = torch.cat([mask.new_ones(*mask.shape[:-1], p), mask], dim=-1)
         batch["position_ids"] += p
         batch["beginning"] = torch.tensor(beginning, dtype=torch.int64)
-        batch["reads"] = torch.tensor(
-            [(number, row, path[-1]) for number, (row, path) in enumerate(paths)]
-        )
+        reads = [(number, row, path[-1]) for number, (row, path) in enumerate(paths)]
+        batch["reads"] = torch.tensor(reads)
         ids = torch.cat([batch["beginning"], batch["input_ids"].flatten()])
         if (ids < 0).any():
             number = -1 - ids[ids < 0]
             shown, place = number.div(n, rounding_mode="floor").unique(return_inverse=True)
             batch["features"] = torch.stack([place, number % n], dim=1)
-            parts = (
-                [decoded(images[index]) for index in part.tolist()]
-                for part in shown.split(PICTURES_AT_ONCE)
-            )
-            pixels = [
-                processor.image_processor(part, return_tensors="pt")["pixel_values"]
-                for part in parts
-            ]
-            batch["pixel_values"] = torch.cat(pixels)
+            batch["pixel_values"] = _pixels([images[at] for at in shown.tolist()], processor)
             for name in ("beginning", "input_ids"):
                 batch[name][batch[name] < 0] = image_id
         return {key: value.to(device) for key, value in batch.items()}
@@ -195,13 +182,21 @@ def shared_prompts(
         alike = commonprefix([first, last]) if shots else []
         # something has to be left to read
         alike = alike[: min(len(sequences[index]) for index in own) - 1]
-        beginning, rest = (
-            expand(alike),
-            {index: expand(sequences[index][len(alike) :]) for index in own},
-        )
+        beginning = expand(alike)
+        rest = {index: expand(sequences[index][len(alike) :]) for index in own}
         for rows in plan_rows(list(group.values()), rest.__getitem__, batch_size, len(beginning)):
             batch = pack([[rest[index] for index in row] for row in rows], beginning)
             yield [index for row in rows for index in row], batch
+
+
+def _pixels(images: Sequence[PIL.Image.Image], processor) -> Tensor:
+    """The pixel values of some images, few of which are decoded at a time."""
+    parts = (images[k : k + PICTURES_AT_ONCE] for k in range(0, len(images), PICTURES_AT_ONCE))
+    found = (
+        processor.image_processor([decoded(image) for image in part], return_tensors="pt")
+        for part in parts
+    )
+    return torch.cat([values["pixel_values"] for values in found])
 
 
 def _check_placeholders(prompts: Sequence[Prompt], processor) -> None:
@@ -286,20 +281,15 @@ def respond(
             new = continue_shared(model, batch, greedy)
             _, row, last = batch["reads"].T
             beginning = batch["beginning"].expand(len(batch["input_ids"]), -1)
-            ids, own = (
-                torch.cat([beginning, batch["input_ids"]], dim=1)[row],
-                batch["attention_mask"][row, 0, last],
-            )
+            ids = torch.cat([beginning, batch["input_ids"]], dim=1)[row]
+            own = batch["attention_mask"][row, 0, last]
         else:
             ids, own = batch["input_ids"], batch["attention_mask"].bool()
             new = model.generate(**batch, generation_config=greedy)[:, ids.shape[1] :]
-        if not echo:
-            return [
-                text.strip()
-                for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-            ]
-        whole = [torch.cat([ids[i][own[i]][2:], new[i]]) for i in range(len(new))]
-        return processor.tokenizer.batch_decode(whole, skip_special_tokens=True)
+        if echo:
+            new = [torch.cat([ids[i][own[i]][2:], new[i]]) for i in range(len(new))]
+        written = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return written if echo else [text.strip() for text in written]
 
     texts = [""] * len(prompts)
     make = shared_prompts if can_share(model) else _prompt_batches

@@ -361,10 +361,8 @@ def _as_asked(model) -> Iterator[None]:
         check_finite("the model's logits are", logits if logits.dim() == 2 else logits[:, -1])
 
     with quiet_pass(model):
-        own, hook = (
-            model.generation_config,
-            model.get_output_embeddings().register_forward_hook(look),
-        )
+        own = model.generation_config
+        hook = model.get_output_embeddings().register_forward_hook(look)
         model.generation_config = GenerationConfig()
         try:
             yield

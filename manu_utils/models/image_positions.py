@@ -99,10 +99,8 @@ def _tiles(model, image_sizes: Tensor) -> list[Tensor]:
     )
 
     config = model.config
-    size, side = (
-        config.vision_config.image_size,
-        config.vision_config.image_size // config.vision_config.patch_size,
-    )
+    size = config.vision_config.image_size
+    side = size // config.vision_config.patch_size
     one = _square(model, size, size)
     parts = []
     for height, width in image_sizes.tolist():

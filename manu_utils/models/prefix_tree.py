@@ -57,10 +57,8 @@ def shared_batches(
         batch, places = pack_rows(sequences, processor.tokenizer.pad_token_id)
         reads: list[tuple[int, int, int]] = []
         targets: list[int] = []
-        indices, own = (
-            [index for row in rows for index in row],
-            [sequence for row in sequences for sequence in row],
-        )
+        indices = [index for row in rows for index in row]
+        own = [sequence for row in sequences for sequence in row]
         for number, (index, sequence, (row, path)) in enumerate(
             zip(indices, own, places, strict=True)
         ):
@@ -141,10 +139,8 @@ def _plan_shared(
     n_after: dict[int, int] = {}
     for start in range(0, len(kept), TEXTS_AT_ONCE):
         indices = kept[start : start + TEXTS_AT_ONCE]
-        part, texts = (
-            [questions[index] for index in indices],
-            prompts[start : start + TEXTS_AT_ONCE],
-        )
+        part = [questions[index] for index in indices]
+        texts = prompts[start : start + TEXTS_AT_ONCE]
         sequences, borders = _sequences(part, texts, processor, with_answer)
         for index, text, ids, border in zip(indices, texts, sequences, borders, strict=True):
             image = questions[index].image
