@@ -23,7 +23,7 @@ import pandas as pd
 
 import ways
 from lab import RATIO, Lab, Unit
-from manu_utils.evaluation import answers_file
+from manu_utils.models import fingerprints
 from manu_utils.models.loading import load_model
 from manu_utils.unlearning.scores import RELEASED, VARIANTS
 from planted_twin import PlantedLab, planted_twin, planted_units
@@ -234,7 +234,7 @@ def main():
     arguments = parser.parse_args()
     started, output = time.process_time(), arguments.output
     lab, wanted = wanted_units(arguments)
-    state = fingerprint(answers_file.fingerprint(lab.model, lab.processor))
+    state = fingerprint(fingerprints.fingerprint(lab.model, lab.processor))
     place = BUILD / "ablations" / f"{arguments.name}-{state}.csv"
     table = run(wanted, arguments.name, place)
     celebrity = table["set"] == "celebrity"

@@ -19,9 +19,10 @@ from tokenizers import normalizers
 
 from manu_utils.benchmark.loading import load_config
 from manu_utils.benchmark.questions import evaluation_questions
-from manu_utils.evaluation.answers_file import append_answers, fingerprint, key_of, read_answers, remembered
+from manu_utils.evaluation.answers_file import append_answers, key_of, read_answers, remembered
 from manu_utils.evaluation.shots import Prompt
 from manu_utils.evaluation.tables import CHUNK
+from manu_utils.models.fingerprints import fingerprint
 from manu_utils.models.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")

@@ -1,6 +1,6 @@
 """What is still known."""
 
-from .answers_file import fingerprint
+from ..models.fingerprints import fingerprint
 from .choosing import choose_alpha
 from .factuality import judge_factuality
 from .judging import find_letter, normalise, parse_letter

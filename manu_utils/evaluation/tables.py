@@ -18,8 +18,9 @@ from ..benchmark.records import MODALITIES, TASKS, Question
 from ..checks import check_names, check_whole, shown
 from ..models.asking import generate_answers, likeliest_options, truth_of
 from ..models.encoding import fitting
+from ..models.fingerprints import fingerprint
 from ..models.passes import check_model
-from .answers_file import fingerprint, key_of, read_answers, remembered
+from .answers_file import key_of, read_answers, remembered
 from .judging import judge
 from .shots import MAX_NEW_TOKENS, Prompt, check_lengths, respond
 

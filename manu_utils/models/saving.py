@@ -1,10 +1,15 @@
-"""Save a model and its processor as a plain checkpoint."""
+"""Save a model and its processor as a plain checkpoint, and tensors with what they are."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from torch import Tensor
 
 from .passes import check_model
 
@@ -59,3 +64,51 @@ def _check_free(folder: Path) -> None:
         raise FileExistsError(f"{folder} is a link; give the folder that it points to, or another name.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; choose another name or remove it.")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: dict) -> None:
+    """Write a safetensors file aside and rename it, so that it is whole or as it was before.
+
+    Args:
+        kind: what the file is, for :func:`read_tensors`.
+        about: plain values that JSON can hold.
+
+    Raises:
+        OSError: it cannot be written; nothing has changed.
+    """
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"manu_utils": kind, "about": json.dumps(about)}
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with part:
+            part.write(content)
+        os.replace(part.name, path)
+    except BaseException:
+        Path(part.name).unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """The tensors of a file of :func:`write_tensors`, and what it says about them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, or damaged. It is left as it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; check the spelling.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("manu_utils") != kind:
+                raise ValueError("another file")
+            about = json.loads(metadata["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        message = f"{path} is no {kind} that manu_utils wrote, or damaged, and is left as it is"
+        raise ValueError(f"{message}; name another file.") from error

@@ -29,22 +29,24 @@ from .rewriting import collect_moments, margin_gradient, rewrite, rewrite_neuron
 from .rivals import dampen, dampening, subtract_task_vector, task_vector
 from .saliency import diagonal_fisher, saliency_mask
 from .scores import CONTROLS, PRUNINGS, RELEASED, VARIANTS, pool_layers, score, switched_score
+from .selections import about_selection, load_selection, save_selection
 from .strangers import Stranger, about, lettered, mixed_names, nearest_strangers
 from .weakening import knowledge_coefficients, weaken
 
 __all__ = [
     "CONTROLS", "METHODS", "PRUNINGS", "REFUSALS", "RELEASED", "RETAIN_TERMS", "RIVALS",
-    "VARIANTS", "Edit", "Evidence", "Statistics", "Stranger", "about", "choose_by_coverage",
-    "choose_rows", "collect_activations", "collect_attribution", "collect_moments",
-    "control_vector", "dampen", "dampening", "diagonal_fisher", "direct_preference",
-    "effective_neurons", "erase", "erase_privacy_neurons", "fit_layer", "gradient_ascent",
-    "gradient_difference", "importance_abs", "importance_freq", "importance_rms",
-    "importance_var", "kl_divergence", "kl_minimisation", "knowledge_coefficients", "lettered",
-    "log_likelihoods", "manu_of_mip_editor", "manu_of_open_mmunlearning", "margin_gradient",
-    "misdirection", "mixed_names", "nearest_strangers", "negative_preference", "pool_layers",
-    "privacy_scores", "prune", "prune_neurons", "prune_rows", "pruned_neurons", "rewrite",
-    "rewrite_neurons", "saliency_mask", "score", "select_by_coverage", "select_neurons",
-    "self_distillation", "simple_negative_preference", "stranger_lessons", "subtract_task_vector",
-    "switched_score", "task_vector", "token_rarity", "unlearn", "unlearn_by_training", "variance",
-    "weaken", "with_system_prompt",
+    "VARIANTS", "Edit", "Evidence", "Statistics", "Stranger", "about", "about_selection",
+    "choose_by_coverage", "choose_rows", "collect_activations", "collect_attribution",
+    "collect_moments", "control_vector", "dampen", "dampening", "diagonal_fisher",
+    "direct_preference", "effective_neurons", "erase", "erase_privacy_neurons", "fit_layer",
+    "gradient_ascent", "gradient_difference", "importance_abs", "importance_freq",
+    "importance_rms", "importance_var", "kl_divergence", "kl_minimisation",
+    "knowledge_coefficients", "lettered", "load_selection", "log_likelihoods",
+    "manu_of_mip_editor", "manu_of_open_mmunlearning", "margin_gradient", "misdirection",
+    "mixed_names", "nearest_strangers", "negative_preference", "pool_layers", "privacy_scores",
+    "prune", "prune_neurons", "prune_rows", "pruned_neurons", "rewrite", "rewrite_neurons",
+    "saliency_mask", "save_selection", "score", "select_by_coverage", "select_neurons",
+    "self_distillation", "simple_negative_preference", "stranger_lessons",
+    "subtract_task_vector", "switched_score", "task_vector", "token_rarity", "unlearn",
+    "unlearn_by_training", "variance", "weaken", "with_system_prompt",
 ]  # fmt: skip

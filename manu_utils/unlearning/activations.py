@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from ..models.passes import check_finite, exact_device, hooked, quiet_pass
 from ..models.prefix_tree import can_share, plan_shared_batches, read_shared, shared_batches
 from ..models.silent import reads_neurons
 from ..progress import bar
+from .partial import in_parts, place_of_pass, read_sums, write_sums
 
 POSITIONS = ("answer", "last", "all")
 
@@ -66,6 +69,8 @@ def collect_activations(
     tau: float = 0.1,
     positions: str = "answer",
     batch_size: int = 32,
+    resume: str | Path | None = None,
+    model_key: str | None = None,
     progress: bool = True,
 ) -> Statistics:
     """The statistics of every MLP neuron over questions of one modality.
@@ -81,10 +86,14 @@ def collect_activations(
         tau: a neuron is active where |z| > τ.
         positions: tokens that count in the language model: those that predict the ``"answer"``, the ``"last"`` of the
             prompt, or ``"all"``.
+        resume: a folder where the sums are kept as they grow; a pass that was killed goes on from there, to the same bits,
+            and one that is done is read. Sums of other weights, questions or settings in it are left alone.
+        model_key: what tells the model from others in that folder, in place of a hash of its weights (which takes half a
+            minute for 7B); for a model that hooks change it must be given.
 
     Raises:
         TypeError: tau or batch_size of another type, or a wrapped model.
-        ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
+        ValueError: a file in ``resume`` that is none of ours (it is left as it is), no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
             known, or activations or hidden states that are not finite.
     """
     _check(questions, tau, positions, batch_size)
@@ -115,20 +124,40 @@ def collect_activations(
 
     shared = can_share(model) and positions != "all"
     make, plan = (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)
-    mine = processes.own_indices(len(questions), lambda: plan(questions, processor, batch_size, with_answer=True))
-    work = make([questions[index] for index in mine], processor, batch_size, with_answer=True, device=model.device)
+    planned = partial(plan, questions, processor, batch_size, with_answer=True)
+    place, read = None, 0
+    if resume is None:
+        parts = [processes.own_indices(len(questions), planned)]
+    else:
+        parts = in_parts(processes.own(planned()))
+        seen = {"pass": "statistics", "tau": tau, "positions": positions, "batch_size": batch_size}
+        place = place_of_pass(resume, model, processor, questions, model_key, **seen)
+        kept, read = read_sums(place)
+        if read:
+            tokens, finite = kept["tokens"], [kept["finite"].all()]
+            columns = kept["sums"].split([mlp.size for mlp in mlps], dim=1)
+            sums = [part.to(device).clone() for part, device in zip(columns, devices, strict=True)]
     counts = ((mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps))
     shown = progress and processes.number() == 0
-    with quiet_pass(model), hooked(counts), bar(total=len(mine), desc="statistics", shown=shown) as done:
-        for indices, batch in work:
-            reading = what_counts(model, batch, positions, len(indices))
-            if shared:
-                hidden, _ = read_shared(model, batch)
-            else:
-                inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-                hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, -2)[reading.tokens]
-            finite.append(torch.isfinite(hidden).all())
-            done.update(len(indices))
+    n_questions, n_read = (sum(map(len, some)) for some in (parts, parts[:read]))
+    with (
+        quiet_pass(model), hooked(counts),
+        bar(total=n_questions, initial=n_read, desc="statistics", shown=shown) as done,
+    ):  # fmt: skip
+        for number, part in enumerate(parts[read:], read + 1):
+            own = [questions[index] for index in part]
+            for indices, batch in make(own, processor, batch_size, with_answer=True, device=model.device):
+                reading = what_counts(model, batch, positions, len(indices))
+                if shared:
+                    hidden, _ = read_shared(model, batch)
+                else:
+                    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
+                    hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, -2)[reading.tokens]
+                finite.append(torch.isfinite(hidden).all())
+                done.update(len(indices))
+            if place is not None:
+                so_far = {"tokens": tokens, "finite": torch.tensor([all(finite)])}
+                write_sums(place, so_far | {"sums": torch.cat([part.cpu() for part in sums], dim=1)}, number)
     parts, tokens = processes.total(torch.cat([part.cpu() for part in sums], dim=1)), processes.total(tokens)
     sizes = tuple(mlp.size for mlp in mlps)
     for mlp, part in zip(mlps, parts.split(sizes, dim=1), strict=True):

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..models.prompts import answer_texts
 from ..models.silent import reads_neurons
 from ..progress import bar
+from .partial import in_parts, place_of_pass, read_sums, write_sums
 
 
 def token_rarity(questions: Sequence[Question], processor) -> Tensor:
@@ -91,6 +93,8 @@ def collect_attribution(
     rarity: Tensor | None = None,
     reduce: bool = False,
     batch_size: int = 32,
+    resume: str | Path | None = None,
+    model_key: str | None = None,
     progress: bool = True,
 ) -> Tensor:
     """What every neuron contributes to every answer: the positive part of Σ_tokens z · ∂margin/∂z.
@@ -101,18 +105,17 @@ def collect_attribution(
 
     Args:
         questions: of one modality, with answers.
-        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity
-            among ``questions``).
-        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per
-            question.
+        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity among ``questions``).
+        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per question.
+        resume, model_key: see :func:`collect_activations`.
 
     Returns:
         float32 [n_questions, n_neurons] in the order of :func:`find_neurons`, or [n_neurons] with
         ``reduce``.
 
     Raises:
-        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or
-            not finite, images laid out in an unknown way, or a gradient that is not finite.
+        ValueError: a file in ``resume`` that is none of ours, no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
+            in an unknown way, or a gradient that is not finite.
     """
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
@@ -127,8 +130,18 @@ def collect_attribution(
         raise ValueError("rarity holds weights that are negative or not finite; see token_rarity.")
     n_neurons = sum(mlp.size for mlp in mlps)
     plan = partial(plan_batches, questions, processor, batch_size, with_answer=True)
-    mine = processes.own_indices(len(questions), plan)
-    asked = [questions[index] for index in mine]
+    # One process adds up in float32, several in float64, so that their number does not show.
+    exact = torch.float64 if processes.count() > 1 else torch.float32
+    shape, exact = ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
+    result, place, read = torch.zeros(shape, dtype=exact), None, 0
+    if resume is None:
+        parts = [processes.own_indices(len(questions), plan)]
+    else:
+        parts = in_parts(processes.own(plan()))
+        seen = {"pass": "attribution", "reduce": reduce, "rarity": rarity, "batch_size": batch_size}
+        place = place_of_pass(resume, model, processor, questions, model_key, **seen)
+        so_far, read = read_sums(place)
+        result = so_far.get("result", result)
     inputs_of: dict[str, Tensor] = {}
 
     def keep(path: str):
@@ -145,27 +158,26 @@ def collect_attribution(
 
     kept = ((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps)
     shown = progress and processes.number() == 0
-    with quiet_pass(model), gradients_of(model), hooked(kept):
-        # One process adds up in float32, several in float64, so that their number does not show.
-        exact = torch.float64 if processes.count() > 1 else torch.float32
-        shape, exact = (
-            ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
-        )
-        result = torch.zeros(shape, dtype=exact)
-        work = batches(asked, processor, batch_size, with_answer=True, device=model.device)
-        n_batches = math.ceil(len(asked) / batch_size)
-        for indices, batch in bar(work, total=n_batches, desc="attribution", shown=shown):
-            inputs_of.clear()
-            with torch.enable_grad():
-                margin = answer_margins(model, batch, rarity).sum()
-                gradients = torch.autograd.grad(margin, list(inputs_of.values()), allow_unused=True)
-            rows = _contributions(
-                model, mlps, batch, inputs_of, dict(zip(inputs_of, gradients, strict=True))
-            )
-            if reduce:
-                result += scaled_to_one(rows).sum(0) / len(questions)
-            else:
-                result[[mine[index] for index in indices]] = rows
+    n_batches, n_read = (sum(math.ceil(len(part) / batch_size) for part in some) for some in (parts, parts[:read]))
+    with (
+        quiet_pass(model), gradients_of(model), hooked(kept),
+        bar(total=n_batches, initial=n_read, desc="attribution", shown=shown) as done,
+    ):  # fmt: skip
+        for number, part in enumerate(parts[read:], read + 1):
+            own = [questions[index] for index in part]
+            for indices, batch in batches(own, processor, batch_size, with_answer=True, device=model.device):
+                inputs_of.clear()
+                with torch.enable_grad():
+                    margin = answer_margins(model, batch, rarity).sum()
+                    gradients = torch.autograd.grad(margin, list(inputs_of.values()), allow_unused=True)
+                rows = _contributions(model, mlps, batch, inputs_of, dict(zip(inputs_of, gradients, strict=True)))
+                if reduce:
+                    result += scaled_to_one(rows).sum(0) / len(questions)
+                else:
+                    result[[part[index] for index in indices]] = rows
+                done.update()
+            if place is not None:
+                write_sums(place, {"result": result}, number)
     return processes.total(result).float()
 
 

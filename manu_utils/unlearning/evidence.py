@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import processes
 from ..benchmark.records import MODALITIES, Question, check_sets
 from ..checks import check_name, check_names, check_questions, check_whole
+from ..models.fingerprints import fingerprint
 from ..models.neurons import check_alpha, find_neurons
 from .activations import Statistics, collect_activations
 from .attribution import collect_attribution
@@ -30,6 +32,8 @@ class Evidence:
     Args:
         forget, retain, modalities: see :func:`unlearn`.
         tau, positions: of the statistics, see :func:`collect_activations`.
+        resume, model_key: a folder where what is collected is kept as it comes, see
+            :func:`collect_activations`.
 
     Raises:
         TypeError, ValueError: see :func:`unlearn`.
@@ -46,6 +50,8 @@ class Evidence:
         tau: float = 0.1,
         positions: str = "answer",
         batch_size: int = 32,
+        resume: str | Path | None = None,
+        model_key: str | None = None,
         progress: bool = True,
     ):
         check_names("modalities", modalities, MODALITIES)
@@ -59,6 +65,7 @@ class Evidence:
         self.sets = {name: {m: of[m] for m in modalities} for name, of in sets.items()}
         self.seen = {"tau": tau, "positions": positions}
         self.options = {"batch_size": batch_size, "progress": progress}
+        self.place = {"resume": resume, "model_key": model_key}
         self._kept: dict[str, dict[str, dict]] = {"forget": {}, "retain": {}}
 
     def beside(
@@ -70,7 +77,7 @@ class Evidence:
         """The same with another sample of a set; the set that stays is not read again."""
         samples = {"forget": forget, "retain": retain}
         sets = {name: self.sets[name] if of is None else of for name, of in samples.items()}
-        options = {"modalities": self.modalities, **self.seen, **self.options}
+        options = {"modalities": self.modalities, **self.seen, **self.options, **self.place}
         other = Evidence(*self.given, **sets, **options)
         other._kept |= {name: self._kept[name] for name, of in samples.items() if of is None}
         return other
@@ -90,7 +97,9 @@ class Evidence:
     def _once(self, what: str, of: str, collect: Callable, **options) -> dict:
         kept, asked = self._kept[of], self.sets[of]
         if what not in kept:
-            options |= self.options
+            options |= self.options | self.place
+            if options["resume"] is not None:  # weights are hashed once for both modalities
+                options["model_key"] = options["model_key"] or fingerprint(*self.given)
             kept[what] = {m: collect(*self.given, asked[m], **options) for m in asked}
         return kept[what]
 
@@ -168,6 +177,8 @@ def unlearn(
     allow_small: bool = False,
     on_top: bool = False,
     batch_size: int = 32,
+    resume: str | Path | None = None,
+    model_key: str | None = None,
     progress: bool = True,
 ) -> Edit:
     """Score, select and prune in one call; several processes share its passes (:mod:`manu_utils.processes`).
@@ -185,6 +196,8 @@ def unlearn(
         allow_small: accept α below 0.5, see :func:`check_alpha`.
         on_top: prune more neurons of a model that is pruned already, or rewritten; without it such a model is refused, since α
             would add up from call to call.
+        resume, model_key: a folder where statistics and attribution are kept as they come, so that a run that was killed
+            goes on from there, see :func:`collect_activations`.
 
     Returns:
         What was pruned, with ``undo()``.
@@ -197,6 +210,7 @@ def unlearn(
     """
     check_alpha(alpha, allow_small)
     given = {"modalities": modalities, "batch_size": batch_size, "progress": progress}
+    given |= {"resume": resume, "model_key": model_key}
     evidence = Evidence(model, processor, forget, retain, **given)
     if not on_top:
         check_unchanged(model)

@@ -171,22 +171,33 @@ def prune_rows(model, rows: dict[str, Tensor]) -> Edit:
     Raises:
         ValueError: no such linear layer, wrong lengths, or nothing selected. The model is untouched.
     """
-    check_model(model)
-    modules = dict(model.named_modules())
     places = []
-    for path, chosen in rows.items():
-        linear = modules.get(path)
-        if not isinstance(linear, nn.Linear) or chosen.dtype != torch.bool or chosen.shape != (linear.out_features,):
-            raise ValueError(f"rows[{path!r}] must be bool [out_features] of a linear layer of this model.")
-        index = chosen.nonzero()[:, 0]
+    for path, linear in linear_of_rows(model, rows).items():
+        index = rows[path].nonzero()[:, 0]
         places += [(t, 0, index) for t in (linear.weight, linear.bias) if t is not None and len(index)]
     if not places:
         raise ValueError("no row is selected; nothing would be pruned.")
     return _zero(model, places)
 
 
+def linear_of_rows(model, rows: dict[str, Tensor]) -> dict[str, nn.Linear]:
+    """The layers that rows are of: path -> linear layer.
+
+    Raises:
+        ValueError: no such linear layer, or wrong lengths.
+    """
+    check_model(model)
+    modules = dict(model.named_modules())
+    for path, chosen in rows.items():
+        linear = modules.get(path)
+        if not isinstance(linear, nn.Linear) or chosen.dtype != torch.bool or chosen.shape != (linear.out_features,):
+            raise ValueError(f"rows[{path!r}] must be bool [out_features] of a linear layer of this model.")
+    return {path: modules[path] for path in rows}
+
+
 def prune(model, chosen: Tensor | dict[str, Tensor]) -> Edit:
-    """:func:`prune_neurons` or :func:`prune_rows`, by what :meth:`Evidence.choose` returned."""
+    """:func:`prune_neurons` or :func:`prune_rows`, by what :meth:`Evidence.choose` or
+    :func:`load_selection` returned."""
     return prune_rows(model, chosen) if isinstance(chosen, dict) else prune_neurons(model, chosen)
 
 
