@@ -104,7 +104,7 @@ def test_another_file_of_that_name_is_refused_and_left(tiny_model, questions, tm
     assert place.read_bytes() == content
 
 
-def test_what_is_not_finite_is_found_after_a_kill_too(tiny_model, benchmark, forwards, tmp_path):
+def test_what_is_not_finite_is_found_after_a_kill_too(tiny_model, benchmark, tmp_path):
     """Hidden states show it, no sum: the flag is kept with the sums."""
     model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
     asked = benchmark.training_questions("forget", "text")[:8]

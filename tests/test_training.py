@@ -225,6 +225,21 @@ def test_fine_tuning_changes_the_language_model_alone(model, tiny_model, questio
     assert all(math.isfinite(visit["loss"]) for visit in history[1:])
 
 
+@pytest.mark.parametrize("watch", [None, lambda: {"seen": 1}])
+def test_a_log_is_given_every_row_as_it_comes(model, tiny_model, questions, watch):
+    rows = []
+
+    def log(row):
+        rows.append(dict(row))
+        row.clear()  # what a logger does to its row is its own affair
+
+    options = {"steps": 3, "batch_size": 2, "every": 2, "progress": False}
+    history = fine_tune(model, tiny_model[1], {"text": questions["text"]}, watch=watch, log=log, **options)
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    assert str(rows) == str(history)  # nan is no equal of itself
+    assert all(("seen" in row) == (watch is not None) for row in rows)
+
+
 def test_an_output_layer_of_its_own_is_trained_too(tiny_model, questions):
     from transformers import LlavaForConditionalGeneration
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..benchmark.records import MODALITIES, Question
@@ -98,6 +98,7 @@ def relearn(
     lora_rank: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    log: Callable[[dict], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Teach the language model lessons and ask, after some of the steps, what it knows.
@@ -116,6 +117,7 @@ def relearn(
         lr, lora_rank: see :func:`train_language_model`; None trains all weights.
         batch_size: questions of each modality in a step.
         seed: of the order of the lessons, and of the adapters.
+        log: given step and loss, see :func:`optimise`.
 
     Returns:
         Columns step, set, modality, value (share of exact answers, 0 to 1) and n (questions); by
@@ -149,7 +151,7 @@ def relearn(
         train_language_model(
             model, lambda _: sum(answer_loss(model, batch) for batch in next(batches)),
             steps=max(wanted), lr=lr, lora_rank=lora_rank, seed=seed, warmup=_WARMUP, hold=1.0,
-            watch=look, every=1, description="relearning", progress=progress,
+            watch=look, every=1, log=log, description="relearning", progress=progress,
         )  # fmt: skip
     return pd.concat(tables, ignore_index=True)
 

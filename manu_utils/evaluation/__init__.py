@@ -6,6 +6,7 @@ from .factuality import judge_factuality
 from .judging import find_letter, normalise, parse_letter
 from .multiple_choice import IN_WORDS, LETTERED, OF_MMLU, choose
 from .official import PITFALLS, evaluate_official, official_prompts, official_scores
+from .paired import compare_paired
 from .robust import evaluate_robust, robust_prompts, summarise_with_intervals
 from .tables import evaluate, merit, summarise
 from .tofu import (
@@ -27,10 +28,10 @@ from .tofu import (
 
 __all__ = [
     "IN_WORDS", "LETTERED", "OF_MMLU", "PITFALLS", "answer_measures", "ask_tofu", "choose",
-    "choose_alpha", "evaluate", "evaluate_official", "evaluate_robust", "exact_memorisation",
-    "extraction_strength", "find_letter", "fingerprint", "forget_quality", "forget_truth_ratio",
-    "judge_factuality", "merit", "model_utility", "normalise", "official_prompts",
-    "official_scores", "parse_letter", "probability", "relative_probability", "robust_prompts",
-    "rouge_recall", "summarise", "summarise_tofu", "summarise_with_intervals", "truth_ratio",
-    "utility_parts", "utility_truth_ratio",
+    "choose_alpha", "compare_paired", "evaluate", "evaluate_official", "evaluate_robust",
+    "exact_memorisation", "extraction_strength", "find_letter", "fingerprint",
+    "forget_quality", "forget_truth_ratio", "judge_factuality", "merit", "model_utility",
+    "normalise", "official_prompts", "official_scores", "parse_letter", "probability",
+    "relative_probability", "robust_prompts", "rouge_recall", "summarise", "summarise_tofu",
+    "summarise_with_intervals", "truth_ratio", "utility_parts", "utility_truth_ratio",
 ]  # fmt: skip

@@ -53,6 +53,7 @@ def optimise(
     hold: float = 0.0,
     watch: Callable[[], dict] | None = None,
     every: int = 50,
+    log: Callable[[dict], None] | None = None,
     scaler: torch.amp.GradScaler | None = None,
     description: str = "training",
     progress: bool = True,
@@ -64,14 +65,14 @@ def optimise(
         steps, warmup, every: whole numbers from 1 on.
         lr: the learning rate after the warm-up, above 0.
         hold: fraction of the steps before the decay begins; 1 for no decay.
-        watch: called before the first step, every ``every`` steps and after the last; its dict is
-            kept with the step.
-        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is
-            halved and the backward pass done again, so that no step is lost; a single loss that is
-            not finite is passed over.
+        watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
+        log: given each row of the history as soon as it is there: ``rows.append``, ``print``, or what a logger offers, such
+            as ``wandb.log``.
+        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is halved and the backward pass
+            done again, so that no step is lost; a single loss that is not finite is passed over.
 
     Returns:
-        One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned.
+        One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned; none without ``watch`` and ``log``.
 
     Raises:
         TypeError, ValueError: a number of the wrong type or out of range, before the first step.
@@ -87,8 +88,14 @@ def optimise(
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     history: list[dict] = []
     bad = 0
-    if watch is not None:
-        history.append({"step": 0, "loss": math.nan} | watch())
+
+    def look(step: int, loss: float) -> None:
+        if watch is not None or log is not None:
+            history.append({"step": step, "loss": loss} | (watch() if watch is not None else {}))
+        if log is not None:
+            log(dict(history[-1]))
+
+    look(0, math.nan)
     for step in bar(range(steps), desc=description, shown=progress):
         decayed = max(0.0, step / steps - hold) / (1 - hold) if hold < 1 else 0.0
         rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * decayed)))
@@ -108,12 +115,9 @@ def optimise(
                     f"answers."
                 )
         if step == steps - 1 and not all(parameter.isfinite().all() for parameter in parameters):
-            # no loss shows it
-            raise FloatingPointError(
-                "a trained weight is no longer finite after the last step; lower lr."
-            )
-        if watch is not None and ((step + 1) % every == 0 or step == steps - 1):
-            history.append({"step": step + 1, "loss": loss.item()} | watch())
+            raise FloatingPointError("a trained weight is no longer finite after the last step; lower lr.")  # no loss shows it
+        if (step + 1) % every == 0 or step == steps - 1:
+            look(step + 1, loss.item())
     return history
 
 
@@ -334,6 +338,7 @@ def fine_tune(
     seed: int = 0,
     watch: Callable[[], dict] | None = None,
     every: int = 50,
+    log: Callable[[dict], None] | None = None,
     progress: bool = True,
 ) -> list[dict]:
     """Fine-tune the language model on questions and answers; tower and projector stay frozen.
@@ -348,7 +353,7 @@ def fine_tune(
         steps, batch_size, every: whole numbers from 1 on.
         lora_rank: see :func:`train_language_model`.
         seed: of the order of the questions, and of the adapters.
-        watch, every: see :func:`optimise`.
+        watch, every, log: see :func:`optimise`.
 
     Returns:
         The history of :func:`optimise`.
@@ -370,6 +375,5 @@ def fine_tune(
     lessons = answer_batches(questions, processor, batch_size, seed, device_of(model))
     return train_language_model(
         model, lambda step: sum(answer_loss(model, batch) for batch in next(lessons)),
-        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every,
-        progress=progress,
+        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, log=log, progress=progress,
     )  # fmt: skip

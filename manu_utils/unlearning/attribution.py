@@ -133,7 +133,7 @@ def collect_attribution(
     # One process adds up in float32, several in float64, so that their number does not show.
     exact = torch.float64 if processes.count() > 1 else torch.float32
     shape, exact = ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
-    result, place, read = torch.zeros(shape, dtype=exact), None, 0
+    so_far, place, read = {}, None, 0
     if resume is None:
         parts = [processes.own_indices(len(questions), plan)]
     else:
@@ -141,7 +141,6 @@ def collect_attribution(
         seen = {"pass": "attribution", "reduce": reduce, "rarity": rarity, "batch_size": batch_size}
         place = place_of_pass(resume, model, processor, questions, model_key, **seen)
         so_far, read = read_sums(place)
-        result = so_far.get("result", result)
     inputs_of: dict[str, Tensor] = {}
 
     def keep(path: str):
@@ -163,6 +162,7 @@ def collect_attribution(
         quiet_pass(model), gradients_of(model), hooked(kept),
         bar(total=n_batches, initial=n_read, desc="attribution", shown=shown) as done,
     ):  # fmt: skip
+        result = so_far["result"].clone() if read else torch.zeros(shape, dtype=exact)
         for number, part in enumerate(parts[read:], read + 1):
             own = [questions[index] for index in part]
             for indices, batch in batches(own, processor, batch_size, with_answer=True, device=model.device):

@@ -59,6 +59,7 @@ def unlearn_by_training(
     lora_rank: int | None = None,
     watch: Callable[[], dict] | None = None,
     every: int = 20,
+    log: Callable[[dict], None] | None = None,
     seed: int = 0,
     progress: bool = True,
     **settings,
@@ -91,7 +92,7 @@ def unlearn_by_training(
         mask: which weights move: name -> bool of a language weight's shape, or what makes it from
             (model, processor, forget, retain), such as :func:`saliency_mask`. None: all.
         lora_rank: see :func:`train_language_model`.
-        watch, every: see :func:`optimise`.
+        watch, every, log: see :func:`optimise`.
         settings: ``beta`` of NPO (0.4), SimNPO (2.5), UNDIAL (10) and the preference (0.1);
             ``gamma`` of SimNPO (0); ``steering``, the length that RMU steers states to (20);
             ``layer`` of RMU and of ``"states"`` (the middle one); ``refusals`` of the last two
@@ -142,7 +143,7 @@ def unlearn_by_training(
         history = train_language_model(
             model, loss_of_step, steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, warmup=10,
             hold=1.0, watch=watch and (lambda: put_back() or watch()), every=every,
-            description=method, progress=progress,
+            log=log, description=method, progress=progress,
         )  # fmt: skip
     put_back()
     return history
