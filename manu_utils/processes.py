@@ -1,4 +1,5 @@
-"""Several processes, each with a copy of the model, share the batches of a pass; one does them all.
+"""Several processes, each with a copy of the model, hand out the batches of a pass among them. One process does them all.
+In training they hand out the questions of each batch, and take the same step.
 
 One process would cut the questions into batches; several read the same batches, each its share, and
 put the results together, so that neurons and tables do not depend on how many there are, and every
@@ -14,7 +15,7 @@ not fit one device needs none of this: ``load_model(..., device_map="auto")``, i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,24 @@ def total(tensor: Tensor) -> Tensor:
     if count() == 1:
         return tensor
     return torch.stack(gathered([tensor.cpu()])).sum(0)
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Put the mean over all processes in place of each tensor."""
+    if count() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+            tensor /= count()
+
+
+def weight(n: int | Tensor) -> float:
+    """n over its mean over all processes: what turns a mean over n own items into a part of the mean over everybody's, once
+    the processes are averaged. 1 for one process, and no waiting for its device.
+    """
+    if count() == 1:
+        return 1.0
+    parts = gathered([int(n)])
+    return int(n) * len(parts) / sum(parts)
 
 
 def own_peak_mb() -> float:

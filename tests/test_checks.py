@@ -11,7 +11,7 @@ from torch import nn
 
 from manu_utils.checks import check_name, check_names, check_number, check_whole
 from manu_utils.models.passes import check_finite, check_model, exact_device, quiet_pass
-from manu_utils.teaching.checks import attempt, check
+from manu_utils.teaching.checks import attempt, check, check_for
 
 
 def test_check_prints_the_claim(capsys):
@@ -184,3 +184,11 @@ def test_what_is_not_finite_is_refused():
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="^the logits are not finite; load the model in float32 or bfloat16"):
             check_finite("the logits are", torch.ones(2), torch.tensor([0.0, value]))
+
+
+def test_at_another_scale_a_claim_about_the_miniature_is_told_and_does_not_stop(capsys):
+    assert check_for("tiny") is check
+    told = check_for("colab")
+    told(True, "two is two")
+    told(False, "everything is forgotten", "no hint")
+    assert capsys.readouterr().out == "✓ two is two\n✗ everything is forgotten (so it was on the miniature)\n"

@@ -70,6 +70,71 @@ if __name__ == "__main__":
 """
 
 
+# Of each kind of loss one, with a batch that two processes cannot share evenly.
+TRAINING = """
+import sys
+
+import torch
+from accelerate import notebook_launcher
+from safetensors.torch import save_file
+
+from manu_utils import processes
+from manu_utils.benchmark.loading import load_benchmark
+from manu_utils.models import fine_tune, load_model
+from manu_utils.unlearning import unlearn_by_training
+
+
+def work(folder):
+    torch.set_num_threads(1)
+    accelerator = processes.start()
+    benchmark = load_benchmark("tiny", 10)
+    forget, retain = (
+        {m: benchmark.training_questions(who, m)[:9] for m in ("multimodal", "text")} for who in ("forget", "retain")
+    )
+    rows = []
+    options = {"steps": 3, "batch_size": 5, "every": 3, "log": rows.append, "progress": False}
+    found = {}
+    for method in ("fine_tune", "gd", "npo", "idk_preference"):
+        model, processor = load_model("tiny", device=accelerator.device)
+        before = [weight.clone() for weight in model.get_decoder().parameters()]
+        if method == "fine_tune":
+            fine_tune(model, processor, forget, lora_rank=2, **options)
+        else:
+            more = {"retain_term": "kl", "retain_batch_size": 3} if method == "npo" else {}
+            unlearn_by_training(method, model, processor, forget, retain, **options, **more)
+        pairs = zip(model.get_decoder().parameters(), before, strict=True)
+        found[method] = torch.cat([(now - then).flatten() for now, then in pairs])
+    found["losses"] = torch.tensor([row["loss"] for row in rows[1::2]])
+    save_file(found, f"{folder}/{accelerator.num_processes}-{accelerator.process_index}.safetensors")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    if sys.argv[3] == "1":
+        work(sys.argv[1])
+    else:
+        notebook_launcher(work, args=(sys.argv[1],), num_processes=2, use_port=sys.argv[2])
+"""
+
+
+def test_two_processes_train_the_weights_that_one_does(tmp_path):
+    (tmp_path / "cell.py").write_text(TRAINING, encoding="utf-8")
+    for n in (1, 2):
+        launched(tmp_path / "cell.py", tmp_path, free_port(), n)
+    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    for method in ("fine_tune", "gd", "npo", "idk_preference"):
+        assert first[method].equal(second[method]) and alone[method].any()
+        assert (first[method] - alone[method]).norm() < 0.01 * alone[method].norm(), method
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=1e-6)
+    assert len(second["losses"]) == 0  # one process logs
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def launched(*command):
     """The output of a command that uses this checkout; the package that is installed may be another."""
     quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -100,10 +165,7 @@ def in_a_notebook(tmp_path_factory):
     """What each of two processes of ``notebook_launcher`` found, and what they printed."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "cell.py").write_text(NOTEBOOK, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    printed = launched(folder / "cell.py", folder, port)
+    printed = launched(folder / "cell.py", folder, free_port())
     return [load_file(folder / f"{process}.safetensors") for process in (0, 1)], printed
 
 

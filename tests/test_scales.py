@@ -67,6 +67,8 @@ def test_what_backward_keeps_of_a_token_is_what_autograd_keeps():
         model(input_ids=torch.ones(2, 70, dtype=torch.long), use_cache=False)
     per_token = sum(size for size, _ in kept.values()) / 140
     assert 15 * per_token == pytest.approx(SCALES["colab"].kept, rel=0.15)
+
+
 def test_what_rewriting_holds_is_counted():
     """Of LLaVA-1.5-7B three layers of 11,008 neurons, not 32: second moments and their sums, factors and gradients."""
     weights = SCALES["paper"].parameters * SCALES["paper"].bytes_in_memory / 1e9

@@ -27,7 +27,7 @@ from ..checks import check_name, check_questions, check_whole, kind_of
 from ..models.asking import exact_answers
 from ..models.passes import kept_weights
 from ..models.precision import check_trainable, device_of, language_weights
-from ..models.training import answer_batches, answer_loss, train_language_model
+from ..models.training import answer_batches, answer_loss, train_language_model, weight_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +149,7 @@ def relearn(
 
     with kept_weights(language_weights(model)):
         train_language_model(
-            model, lambda _: sum(answer_loss(model, batch) for batch in next(batches)),
+            model, lambda _: sum(answer_loss(model, b) * weight_of(b) for b in next(batches)),
             steps=max(wanted), lr=lr, lora_rank=lora_rank, seed=seed, warmup=_WARMUP, hold=1.0,
             watch=look, every=1, log=log, description="relearning", progress=progress,
         )  # fmt: skip

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..benchmark.records import Question
+from .. import processes
 from ..checks import check_number, check_questions, check_whole
 from ..progress import bar
 from . import precision
@@ -41,6 +42,11 @@ def answer_loss(model, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy over a batch's answer tokens (a scalar), without prompt and padding."""
     logits, targets, _ = answer_logits(model, batch)
     return F.cross_entropy(logits.float(), targets)
+
+
+def weight_of(batch: dict[str, Tensor]) -> float:
+    """What the mean over the answer tokens of a batch counts where several processes share it, see :func:`processes.weight`."""
+    return processes.weight(batch["answer_mask"][:, 1:].sum())
 
 
 def optimise(
@@ -92,7 +98,7 @@ def optimise(
     def look(step: int, loss: float) -> None:
         if watch is not None or log is not None:
             history.append({"step": step, "loss": loss} | (watch() if watch is not None else {}))
-        if log is not None:
+        if log is not None and processes.number() == 0:
             log(dict(history[-1]))
 
     look(0, math.nan)
@@ -101,12 +107,13 @@ def optimise(
         rate = lr * min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + math.cos(math.pi * decayed)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_of_step(step)
+        own_loss = loss_of_step(step)
+        loss = own_loss.detach().clone()
+        processes.average([loss])  # all decide by the same number
         if torch.isfinite(loss):
             bad = 0
-            _step(loss, parameters, optimizer, scaler, step)
-            # else its graph, which a scaler keeps, would live on during the next step
-            loss = loss.detach()
+            _step(own_loss, parameters, optimizer, scaler, step)
+            del own_loss  # else its graph, which a scaler keeps, would live on during the next step
         else:
             bad += 1
             if not scaler.is_enabled() or bad == _BAD_LOSSES or step == steps - 1:
@@ -145,6 +152,7 @@ def _step(
         scale = scaler.get_scale()
         scaler.scale(loss).backward(retain_graph=scaler.is_enabled())
         scaler.unscale_(optimizer)
+        processes.average(parameter.grad for parameter in parameters if parameter.grad is not None)
         finite = torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0))
         if finite or scaler.is_enabled():
             scaler.step(optimizer)  # which a scaler leaves out if a gradient is not finite
@@ -313,17 +321,19 @@ def answer_batches(
 ) -> Iterator[list[dict[str, Tensor]]]:
     """Forever a batch of questions and answers for every modality, see :func:`sample_forever`.
 
-    Questions that are too long for the model are in none (:func:`fitting`).
+    Questions that are too long for the model are in none (:func:`fitting`). Several processes draw the same batch, and each
+    has its share of it.
+
+    Raises:
+        ValueError: a batch with fewer questions than there are processes.
     """
-    kept = [
-        [items[index] for index in fitting(items, processor, with_answer=True)[0]]
-        for items in questions.values()
-    ]
+    if batch_size < processes.count():
+        raise ValueError(f"batch_size={batch_size} leaves none to some of {processes.count()} processes; make it larger.")
+    kept = [[items[index] for index in fitting(items, processor, with_answer=True)[0]] for items in questions.values()]
     streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(kept)]
     while True:
-        yield [
-            encode(next(stream), processor, with_answer=True, device=device) for stream in streams
-        ]
+        drawn = [processes.own(next(stream)) for stream in streams]
+        yield [encode(own, processor, with_answer=True, device=device) for own in drawn]
 
 
 def fine_tune(
@@ -374,6 +384,6 @@ def fine_tune(
         )
     lessons = answer_batches(questions, processor, batch_size, seed, device_of(model))
     return train_language_model(
-        model, lambda step: sum(answer_loss(model, batch) for batch in next(lessons)),
+        model, lambda step: sum(answer_loss(model, batch) * weight_of(batch) for batch in next(lessons)),
         steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, log=log, progress=progress,
     )  # fmt: skip

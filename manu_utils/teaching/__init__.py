@@ -1,9 +1,10 @@
 """What only the notebooks need: check cells, scales, the leaderboard."""
 
-from .checks import attempt, check, graded
+from .checks import attempt, check, check_for, graded
 from .leaderboard import append_leaderboard
-from .scales import SCALES, Scale, check_room, needs
+from .scales import SCALES, Scale, check_room, needs, settings
 
 __all__ = [
-    "SCALES", "Scale", "append_leaderboard", "attempt", "check", "check_room", "graded", "needs",
+    "SCALES", "Scale", "append_leaderboard", "attempt", "check", "check_for", "check_room",
+    "graded", "needs", "settings",
 ]  # fmt: skip

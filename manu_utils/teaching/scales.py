@@ -37,8 +37,15 @@ class Scale:
         speed: floating-point operations per second to reckon with: about a third of the peak of the device named (a sixth of
             the T4's, which its power limit holds back).
         device: what ``speed`` belongs to.
-        trained: weights that are trained where ``epochs`` are not 0: the adapters of rank 16 of notebook 12.
+        trained: weights that are trained where ``epochs`` are not 0: the adapters of rank :data:`RANK` of notebook 12.
         kept: bytes that the language layers keep of one token for the backward pass; measured on two such layers.
+        forget_ratio: percent of the people that notebook 12 has forgotten.
+        alpha: percentage of neurons that it prunes.
+        batch_size: questions in a step of training and in a batch of scoring.
+        lr: of the adapters of rank :data:`RANK` that make ``vanilla``.
+        scored: questions of the retain set, per modality, that methods look at.
+        people: of each kept set that notebook 12 evaluates; all of the forget set are asked.
+        official: whether the official protocol's scores mean something: its answers are more than format.
     """
 
     base: str
@@ -56,6 +63,13 @@ class Scale:
     device: str
     trained: float = 0.0
     kept: float = 0.0
+    forget_ratio: int = 5
+    alpha: float = 5.0
+    batch_size: int = 16
+    lr: float = 2e-4
+    scored: int = 600
+    people: int = 100
+    official: bool = True
 
 
 _MLLMU_BENCH = 2.2e9  # bytes: ten configs, two thirds of it portraits that come twice or three times
@@ -63,6 +77,7 @@ _QUESTIONS = 60_000  # 20,000 of the benchmark: scoring, vanilla evaluated, unle
 SCALES = {
     "tiny": Scale(
         "tiny-base", "tiny", None, "tiny", 4e6, 4, (3, 3_072, 128), 0.0, 60, 12_000, 0, 5e10, "one core of a CPU",
+        forget_ratio=10, lr=3e-3, people=40, official=False,
     ),
     "colab": Scale(
         "HuggingFaceTB/SmolVLM-256M-Instruct", "build/colab/vanilla", None, "MLLMMU/MLLMU-Bench",
@@ -78,7 +93,7 @@ SCALES = {
     ),
 }  # fmt: skip
 _TRAINING_QUESTIONS = 2 * 7_700  # of ft_Data, with the image and rewritten to text alone
-_TRAINING_ROWS = 2 * 16  # in one step of notebook 12, of both modalities
+RANK = 16  # of the adapters that notebook 12 trains
 
 
 def needs(scale: Scale) -> dict[str, float]:
@@ -100,12 +115,23 @@ def needs(scale: Scale) -> dict[str, float]:
     # Bytes; one after the other, so the largest counts.
     beside = {"rewriting": weights / 3 + of_layer * min(layers, max(1, int(MEMORY / of_layer)))}
     if scale.epochs:
-        beside["training"] = 16 * scale.trained + _TRAINING_ROWS * scale.tokens * scale.kept
+        beside["training"] = 16 * scale.trained + 2 * scale.batch_size * scale.tokens * scale.kept  # both modalities
     return {
         "disk_gb": scale.download / 1e9,
         "memory_gb": (weights + max(beside.values())) / 1e9,
         "minutes": operations / scale.speed / 60,
     }
+
+
+def settings(scale: Scale) -> dict[str, object]:
+    """What notebook 12 does at a scale, for its table: nothing of it is hidden in a cell."""
+    trained = "downloaded" if scale.processor else "bundled"
+    if scale.epochs:
+        trained = f"adapters of rank {RANK}, {scale.epochs} epochs at {scale.lr:g}"
+    return {
+        "vanilla": trained, "forget %": scale.forget_ratio, "alpha": scale.alpha, "batch_size": scale.batch_size, "retain questions scored": scale.scored,
+        "people of each kept set": scale.people, "official protocol": "yes" if scale.official else "shown, not compared",
+    }  # fmt: skip
 
 
 def check_room(name: str) -> pd.DataFrame:

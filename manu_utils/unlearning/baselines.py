@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..benchmark.records import MODALITIES, Question, check_sets
 from ..checks import check_name, check_number, check_questions, check_whole
 from ..models.passes import kept_mode
 from ..models.precision import check_trainable, device_of, float32_weights, language_weights
-from ..models.training import answer_batches, check_schedule, train_language_model
+from ..models.training import answer_batches, check_schedule, train_language_model, weight_of
 from .objectives import (
     OBJECTIVES,
     RETAIN_TERMS,
@@ -69,7 +70,8 @@ def unlearn_by_training(
     Each step takes one batch of every modality of ``forget`` and, where there is a retain term, one
     of the retain set beside it; the losses of the modalities add up. ``{"multimodal": ...}`` alone
     is what the released baselines train on. The learning rate rises over ten steps and then stays,
-    so that step s of a long run is the end of a run of s steps.
+    so that step s of a long run is the end of a run of s steps. Several processes share each batch
+    and take the same steps (:mod:`manu_utils.processes`).
 
     Args:
         method: one of :data:`METHODS` or :data:`RIVALS`: ``"ga"``, ``"gd"`` and ``"kl"`` (gradient
@@ -130,9 +132,15 @@ def unlearn_by_training(
 
     def loss_of_batches(to_forget, to_retain) -> Tensor:
         loss = objective.loss(model, reference, to_forget, settings)
+        if objective.mean_over == "tokens":
+            loss = loss * weight_of(to_forget)
+        elif processes.count() > 1:
+            one = to_forget[0] if objective.answers == "both" else to_forget
+            loss = loss * processes.weight(len(one["input_ids"]))
         if term is None:
             return loss
         kept = retain_loss(term, model, vanilla, to_retain, settings["layer"])
+        kept = kept * weight_of(to_retain)
         return loss + retain_weight * kept
 
     def loss_of_step(step: int) -> Tensor:

@@ -48,6 +48,7 @@ class Objective(NamedTuple):
         compares: whether its loss looks at a frozen model.
         answers: what a batch holds: ``"true"`` answers, ``"refusals"`` in their place, or
             ``"both"``: a pair of batches, refusals first.
+        mean_over: ``"tokens"`` of the answers or ``"questions"``, what its loss is the mean over.
     """
 
     loss: Callable[..., Tensor]
@@ -55,6 +56,7 @@ class Objective(NamedTuple):
     retain_term: str | None = None
     compares: bool = False
     answers: str = "true"
+    mean_over: str = "tokens"
 
 
 def _ascend(model, frozen, batch, settings) -> Tensor:
@@ -109,13 +111,14 @@ OBJECTIVES = {
     "ga": Objective(_ascend),
     "gd": Objective(_ascend, retain_term="cross-entropy"),
     "kl": Objective(_ascend, retain_term="kl"),
-    "npo": Objective(_npo, {"beta": 0.4}, compares=True),
-    "simnpo": Objective(_simnpo, {"beta": 2.5, "gamma": 0.0}),
+    "npo": Objective(_npo, {"beta": 0.4}, compares=True, mean_over="questions"),
+    "simnpo": Objective(_simnpo, {"beta": 2.5, "gamma": 0.0}, mean_over="questions"),
     "rmu": Objective(_misdirect, {"layer": None, "steering": 20.0}, retain_term="states"),
     "undial": Objective(_undial, {"beta": 10.0}, compares=True),
     "idk": Objective(_refuse, {"refusals": REFUSALS}, answers="refusals"),
     "idk_preference": Objective(
-        _prefer_refusals, {"beta": 0.1, "refusals": REFUSALS}, compares=True, answers="both"
+        _prefer_refusals, {"beta": 0.1, "refusals": REFUSALS}, compares=True, answers="both",
+        mean_over="questions",
     ),
 }
 

@@ -1,0 +1,226 @@
+"""Every code cell of a notebook at another SCALE, offline: a stub of the Hub and a random SmolVLM, in float16 as on a T4.
+
+    python tests/colab_walk.py 00 12                       # a few layers of the true width
+    python tests/colab_walk.py 12 --layers 12 30           # the true shape: 256 M parameters
+    python tests/colab_walk.py 12 --width 32               # seconds, as in the tests
+
+What is asked of a random model is known of no person, so a check of the notebook may say so: that is written down, and the
+walk goes on. Any other error is one that a reader would meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMIT = "0" * 40
+HUB = {"MLLMMU/MLLMU-Bench": "benchmark"}
+
+
+def smolvlm(layers: tuple[int, int], width: int | None):
+    """A random SmolVLM-256M and its processor.
+
+    Args:
+        layers: of the vision tower and of the language model; (12, 30) is true.
+        width: of everything, in place of the true sizes.
+    """
+    import torch
+    import transformers
+    from tiny_models import _idefics_template, build_tokenizer
+
+    special = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer = build_tokenizer(
+        "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *special
+    )
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
+    vocabulary, image, heads = (49_280, 512, (12, 9, 3)) if width is None else (len(tokenizer), 64, (2, 2, 2))
+    vision = {"hidden_size": 768, "intermediate_size": 3_072} if width is None else _narrow(width)
+    text = {"hidden_size": 576, "intermediate_size": 1_536} if width is None else _narrow(width)
+    vision |= {"num_hidden_layers": layers[0], "num_attention_heads": heads[0], "image_size": image, "patch_size": 16}
+    text |= {"num_hidden_layers": layers[1], "num_attention_heads": heads[1], "num_key_value_heads": heads[2]}
+    text |= {"vocab_size": vocabulary, "max_position_embeddings": 8_192, "model_type": "llama", **ids}
+    images = transformers.Idefics3ImageProcessorPil(
+        size={"longest_edge": 4 * image}, max_image_size={"longest_edge": image}, do_image_splitting=True
+    )
+    scale = 4 if width is None else 2
+    processor = transformers.Idefics3Processor(
+        image_processor=images, tokenizer=tokenizer, image_seq_len=(image // 16 // scale) ** 2,
+        chat_template=_idefics_template(),
+    )  # fmt: skip
+    config = transformers.Idefics3Config(
+        vision_config=vision, text_config=text, scale_factor=scale, image_token_id=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    torch.manual_seed(0)
+    model = transformers.Idefics3ForConditionalGeneration(config)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, tokenizer.pad_token_id
+    return model.bfloat16(), processor  # the dtype of the published checkpoint
+
+
+def _narrow(width: int) -> dict:
+    return {"hidden_size": width, "intermediate_size": 2 * width}
+
+
+def small_benchmark(folder: Path, people: int) -> None:
+    """The miniature in the layout of the Hub, with the first of its people: half of them to forget, at every ratio."""
+    import shutil
+
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    source = ROOT / "data" / "mllmu_mini"
+    read = {path.parent.name: pyarrow.parquet.read_table(path) for path in source.glob("*/*.parquet")}
+    forget = read["forget_5"]["ID"].to_pylist()[: max(2, people // 2)]
+    retain = read["retain_85"]["ID"].to_pylist()[: max(2, people - len(forget))]
+    of = {"forget": forget, "retain": retain}
+    for config, table in read.items():
+        ids = of.get(config.partition("_")[0], [*forget, *retain])
+        if config == "Retain_Set":
+            ids = table["ID"].to_pylist()[:4]
+        (folder / config).mkdir(parents=True)
+        kept = table.filter(pyarrow.compute.is_in(table["ID"], pyarrow.array(ids)))
+        pyarrow.parquet.write_table(kept, folder / config / "train-00000-of-00001.parquet")
+    shutil.copy(source / "README.md", folder)
+
+
+def fill_cache(home: Path, name: str, save) -> None:
+    """A snapshot as the Hub's cache holds it; ``save`` writes its files."""
+    place = home / "hub" / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    save(place / "snapshots" / COMMIT)
+
+
+@contextlib.contextmanager
+def stub(home: Path, *, layers=(2, 2), width: int | None = None, people: int = 6, scale: str = "colab"):
+    """Inside, the Hub has the model and the benchmark of a scale, and models are loaded and trained as on a T4."""
+    import datasets
+    import huggingface_hub.constants
+    import torch
+
+    from manu_utils.models import loading, precision
+    from manu_utils.teaching import scales
+
+    wanted = scales.SCALES[scale]
+    model, processor = smolvlm(layers, width)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    fill_cache(home, wanted.base, save)
+    small_benchmark(home / "benchmark", people)
+    load, names = datasets.load_dataset, datasets.get_dataset_config_names
+
+    def load_dataset(path, name=None, **options):
+        if path != wanted.benchmark:
+            return load(path, name, **options)
+        files = {"train": str(home / "benchmark" / name / "*.parquet")}
+        return load("parquet", data_files=files, cache_dir=str(home / "datasets"), **options)
+
+    def config_names(path, **options):
+        if path != wanted.benchmark:
+            return names(path, **options)
+        return sorted(folder.name for folder in (home / "benchmark").iterdir() if folder.is_dir())
+
+    def as_on_a_t4(device):
+        return torch.float16
+
+    here = {wanted.vanilla: str(home / "vanilla")}  # a local folder, made by notebook 12
+    patched = replace(wanted, vanilla=here[wanted.vanilla]) if not wanted.vanilla.startswith("MLLMMU") else wanted
+    with contextlib.ExitStack() as stack:
+        for place, name, value in (
+            (datasets, "load_dataset", load_dataset), (datasets, "get_dataset_config_names", config_names),
+            (precision, "pick_dtype", as_on_a_t4), (loading, "pick_dtype", as_on_a_t4),
+            (huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub")),
+            (huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(place, name, value))
+        stack.enter_context(mock.patch.dict(scales.SCALES, {scale: patched}))
+        yield patched
+
+
+def cells_of(number: str) -> list[tuple[str, str]]:
+    """(id, source) of the code cells of a notebook."""
+    import nbformat
+
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    return [(cell.id, cell.source) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def walk(number: str, scale: str = "colab", say=print) -> list[tuple[str, str, str]]:
+    """Run the code cells of a notebook in order.
+
+    Returns:
+        (cell, kind, message) of each that did not run to its end; kind is ``"check"`` where a claim about what the model
+        knows does not hold, else ``"error"``.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    from manu_utils.teaching import checks
+
+    matplotlib.use("agg")
+    space: dict = {"__name__": "__main__"}
+    failed: list[tuple[str, str, str]] = []
+
+    def noted(holds, claim, hint=""):
+        if not holds:
+            failed.append((cell, "check", claim))
+
+    for cell, source in cells_of(number):
+        if source.startswith("SCALE ="):
+            source = source.replace('SCALE = "tiny"', f"SCALE = {scale!r}", 1)
+        started = time.process_time()
+        before = len(failed)
+        try:
+            with mock.patch.object(checks, "check", noted), mock.patch("manu_utils.teaching.check", noted):
+                exec(compile(source, f"{number}:{cell}", "exec"), space)
+        except AssertionError as error:
+            failed.append((cell, "check", str(error)))
+        except Exception as error:
+            failed.append((cell, "error", f"{type(error).__name__}: {error}"))
+            say("".join(traceback.format_exc().splitlines(keepends=True)[-12:]))
+        plt.close("all")
+        marks = "".join({"check": "✗", "error": "E"}[kind] for _, kind, _ in failed[before:]) or "."
+        say(f"{number} {cell:<28} {marks} {time.process_time() - started:6.1f} s")
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="+", help="numbers, such as 00 12; 12 makes the model that others load")
+    parser.add_argument("--layers", nargs=2, type=int, default=(2, 2), help="of the vision tower and the language model")
+    parser.add_argument("--width", type=int, help="of everything, in place of the true sizes")
+    parser.add_argument("--people", type=int, default=6)
+    arguments = parser.parse_args()
+    failed = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MANU_BUILD"] = f"{folder}/build"
+        home = Path(folder)
+        options = {"layers": tuple(arguments.layers), "width": arguments.width, "people": arguments.people}
+        with stub(home, **options) as scale:
+            if arguments.notebooks[0] != "12":  # the vanilla model that notebook 12 would have made
+                from manu_utils.models import load_model, save_model
+
+                save_model(*load_model(scale.base), scale.vanilla)
+            for number in arguments.notebooks:
+                failed[number] = walk(number)
+    for number, found in failed.items():
+        for cell, kind, message in found:
+            print(f"{number} {cell}: {kind}: {message}")
+    sys.exit(any(kind == "error" for found in failed.values() for _, kind, _ in found))
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    main()
