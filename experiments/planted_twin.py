@@ -16,8 +16,8 @@ from lab import RATIO, Lab, Unit
 from manu_utils.benchmark.loading import load_benchmark
 from manu_utils.benchmark.questions import open_questions
 from manu_utils.benchmark.records import MODALITIES
-from manu_utils.models.fingerprints import fingerprint
 from manu_utils.miniature.planted import draw_owners, plant
+from manu_utils.models.fingerprints import fingerprint
 from manu_utils.models.loading import load_model
 from manu_utils.unlearning.scores import VARIANTS
 from sweep import BUILD, say, whole

@@ -23,17 +23,15 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0" * 40
-HUB = {"MLLMMU/MLLMU-Bench": "benchmark"}
 
 
 def smolvlm(layers: tuple[int, int], width: int | None):
-    """A random SmolVLM-256M and its processor.
+    """The config of SmolVLM-256M, and a processor.
 
     Args:
         layers: of the vision tower and of the language model; (12, 30) is true.
         width: of everything, in place of the true sizes.
     """
-    import torch
     import transformers
     from tiny_models import _idefics_template, build_tokenizer
 
@@ -59,11 +57,19 @@ def smolvlm(layers: tuple[int, int], width: int | None):
     config = transformers.Idefics3Config(
         vision_config=vision, text_config=text, scale_factor=scale, image_token_id=tokenizer.convert_tokens_to_ids("<image>")
     )
+    return config, processor
+
+
+def random_model(config, tokenizer):
+    """In the dtype of the published checkpoint."""
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     model = transformers.Idefics3ForConditionalGeneration(config)
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, tokenizer.pad_token_id
-    return model.bfloat16(), processor  # the dtype of the published checkpoint
+    return model.bfloat16()
 
 
 def _narrow(width: int) -> dict:
@@ -111,7 +117,8 @@ def stub(home: Path, *, layers=(2, 2), width: int | None = None, people: int = 6
     from manu_utils.teaching import scales
 
     wanted = scales.SCALES[scale]
-    model, processor = smolvlm(layers, width)
+    config, processor = smolvlm(layers, width)
+    model = random_model(config, processor.tokenizer)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)

@@ -1,18 +1,35 @@
-"""The cells of notebooks 00, 03, 04 and 12 at SCALE="colab", on a narrow SmolVLM in float16 and a stub of the Hub."""
+"""Notebook 12 at SCALE="colab", on a narrow random SmolVLM in float16 and a stub of the Hub."""
 
 import pytest
-from colab_walk import stub, walk
+import torch
+import transformers
+from colab_walk import smolvlm, stub, walk
+
+from manu_utils.models.neurons import towers
+from manu_utils.teaching.scales import SCALES
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
+    home = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("hub")
         patch.setenv("MANU_BUILD", str(home / "build"))
-        with stub(home, width=32, people=4) as scale:
+        with stub(home, width=16, people=4) as scale:
             yield scale
 
 
-def test_notebook_12_makes_the_vanilla_model_that_the_others_load(hub):
+def test_notebook_12_runs_and_makes_the_vanilla_model_that_the_others_load(hub):
     failed = walk("12", say=lambda line: None)
     assert [entry for entry in failed if entry[1] == "error"] == []
+
+
+def test_the_true_shape_is_that_of_the_scale():
+    """As the config of HuggingFaceTB/SmolVLM-256M-Instruct says; on no device, so that it takes no memory."""
+    scale, (config, _) = SCALES["colab"], smolvlm((12, 30), None)
+    with torch.device("meta"):
+        model = transformers.Idefics3ForConditionalGeneration(config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(scale.parameters, rel=0.02)
+    found = towers(model)
+    assert len(found["vision"]) == 12
+    last = found["language"][-1][1].down_proj
+    assert scale.mlps == (len(found["language"]), last.in_features, last.out_features)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..benchmark.records import Question
 from .. import processes
+from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
 from ..progress import bar
 from . import precision
@@ -45,7 +45,7 @@ def answer_loss(model, batch: dict[str, Tensor]) -> Tensor:
 
 
 def weight_of(batch: dict[str, Tensor]) -> float:
-    """What the mean over the answer tokens of a batch counts where several processes share it, see :func:`processes.weight`."""
+    """What the mean over the answer tokens of a batch counts where processes share it, see :func:`processes.weight`."""
     return processes.weight(batch["answer_mask"][:, 1:].sum())
 
 

@@ -129,9 +129,15 @@ def settings(scale: Scale) -> dict[str, object]:
     if scale.epochs:
         trained = f"adapters of rank {RANK}, {scale.epochs} epochs at {scale.lr:g}"
     return {
-        "vanilla": trained, "forget %": scale.forget_ratio, "alpha": scale.alpha, "batch_size": scale.batch_size, "retain questions scored": scale.scored,
-        "people of each kept set": scale.people, "official protocol": "yes" if scale.official else "shown, not compared",
-    }  # fmt: skip
+        "vanilla": trained,
+        "forget %": scale.forget_ratio,
+        "alpha": scale.alpha,
+        "batch_size": scale.batch_size,
+        "retain questions scored": scale.scored,
+        "people of each kept set": scale.people,
+        "official protocol": "compared" if scale.official else "shown, not compared",
+    }
+
 
 
 def check_room(name: str) -> pd.DataFrame:

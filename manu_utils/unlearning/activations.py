@@ -93,8 +93,9 @@ def collect_activations(
 
     Raises:
         TypeError: tau or batch_size of another type, or a wrapped model.
-        ValueError: a file in ``resume`` that is none of ours (it is left as it is), no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
-            known, or activations or hidden states that are not finite.
+        ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
+            known, activations or hidden states that are not finite, or a file in ``resume`` that is none of ours, which is
+            left as it is.
     """
     _check(questions, tau, positions, batch_size)
     modality = questions[0].modality

@@ -114,8 +114,8 @@ def collect_attribution(
         ``reduce``.
 
     Raises:
-        ValueError: a file in ``resume`` that is none of ours, no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
-            in an unknown way, or a gradient that is not finite.
+        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
+            in an unknown way, a gradient that is not finite, or a file in ``resume`` that is none of ours.
     """
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
