@@ -1,5 +1,6 @@
-"""Several processes, each with a copy of the model, hand out the batches of a pass among them. One process does them all.
-In training they hand out the questions of each batch, and take the same step.
+"""Several processes, each with a copy of the model, hand out the batches of a pass among them. One
+process does them all. In training they hand out the questions of each batch, and take the same
+step.
 
 One process would cut the questions into batches; several read the same batches, each its share, and
 put the results together, so that neurons and tables do not depend on how many there are, and every
@@ -102,8 +103,9 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def weight(n: int | Tensor) -> float:
-    """n over its mean over all processes: what turns a mean over n own items into a part of the mean over everybody's, once
-    the processes are averaged. 1 for one process, and no waiting for its device.
+    """n over its mean over all processes: what turns a mean over n own items into a part of the
+    mean over everybody's, once the processes are averaged. 1 for one process, and no waiting for
+    its device.
     """
     if count() == 1:
         return 1.0

@@ -45,7 +45,9 @@ def answer_loss(model, batch: dict[str, Tensor]) -> Tensor:
 
 
 def weight_of(batch: dict[str, Tensor]) -> float:
-    """What the mean over the answer tokens of a batch counts where processes share it, see :func:`processes.weight`."""
+    """What the mean over the answer tokens of a batch counts where processes share it, see
+    :func:`processes.weight`.
+    """
     return processes.weight(batch["answer_mask"][:, 1:].sum())
 
 
@@ -71,14 +73,17 @@ def optimise(
         steps, warmup, every: whole numbers from 1 on.
         lr: the learning rate after the warm-up, above 0.
         hold: fraction of the steps before the decay begins; 1 for no decay.
-        watch: called before the first step, every ``every`` steps and after the last; its dict is kept with the step.
-        log: given each row of the history as soon as it is there: ``rows.append``, ``print``, or what a logger offers, such
-            as ``wandb.log``.
-        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is halved and the backward pass
-            done again, so that no step is lost; a single loss that is not finite is passed over.
+        watch: called before the first step, every ``every`` steps and after the last; its dict is
+            kept with the step.
+        log: given each row of the history as soon as it is there: ``rows.append``, ``print``, or
+            what a logger offers, such as ``wandb.log``.
+        scaler: of the loss, for float16. Where its scale is too large for the gradients, it is
+            halved and the backward pass done again, so that no step is lost; a single loss that is
+            not finite is passed over.
 
     Returns:
-        One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned; none without ``watch`` and ``log``.
+        One dict per visit of ``watch``: ``step``, ``loss`` and what ``watch`` returned; none
+        without ``watch`` and ``log``.
 
     Raises:
         TypeError, ValueError: a number of the wrong type or out of range, before the first step.
@@ -122,7 +127,10 @@ def optimise(
                     f"answers."
                 )
         if step == steps - 1 and not all(parameter.isfinite().all() for parameter in parameters):
-            raise FloatingPointError("a trained weight is no longer finite after the last step; lower lr.")  # no loss shows it
+            # no loss shows it
+            raise FloatingPointError(
+                "a trained weight is no longer finite after the last step; lower lr."
+            )
         if (step + 1) % every == 0 or step == steps - 1:
             look(step + 1, loss.item())
     return history
@@ -321,15 +329,19 @@ def answer_batches(
 ) -> Iterator[list[dict[str, Tensor]]]:
     """Forever a batch of questions and answers for every modality, see :func:`sample_forever`.
 
-    Questions that are too long for the model are in none (:func:`fitting`). Several processes draw the same batch, and each
-    has its share of it.
+    Questions that are too long for the model are in none (:func:`fitting`). Several processes draw
+    the same batch, and each has its share of it.
 
     Raises:
         ValueError: a batch with fewer questions than there are processes.
     """
     if batch_size < processes.count():
-        raise ValueError(f"batch_size={batch_size} leaves none to some of {processes.count()} processes; make it larger.")
-    kept = [[items[index] for index in fitting(items, processor, with_answer=True)[0]] for items in questions.values()]
+        n = processes.count()
+        raise ValueError(f"batch_size={batch_size} is less than {n} processes; make it larger.")
+    kept = [
+        [items[index] for index in fitting(items, processor, with_answer=True)[0]]
+        for items in questions.values()
+    ]
     streams = [sample_forever(items, batch_size, seed + i) for i, items in enumerate(kept)]
     while True:
         drawn = [processes.own(next(stream)) for stream in streams]
@@ -384,6 +396,7 @@ def fine_tune(
         )
     lessons = answer_batches(questions, processor, batch_size, seed, device_of(model))
     return train_language_model(
-        model, lambda step: sum(answer_loss(model, batch) * weight_of(batch) for batch in next(lessons)),
-        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, log=log, progress=progress,
+        model, lambda step: sum(answer_loss(model, b) * weight_of(b) for b in next(lessons)),
+        steps=steps, lr=lr, lora_rank=lora_rank, seed=seed, watch=watch, every=every, log=log,
+        progress=progress,
     )  # fmt: skip

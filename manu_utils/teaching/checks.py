@@ -18,8 +18,8 @@ def check(holds: bool, claim: str, hint: str = "") -> None:
 
 
 def check_for(scale: str) -> Callable:
-    """:func:`check` for a notebook whose claims were measured on the miniature: at another ``SCALE`` a claim that does not
-    hold is printed, and the notebook goes on.
+    """:func:`check` for a notebook whose claims were measured on the miniature: at another
+    ``SCALE`` a claim that does not hold is printed, and the notebook goes on.
     """
     if scale == "tiny":
         return check

@@ -105,8 +105,10 @@ def collect_attribution(
 
     Args:
         questions: of one modality, with answers.
-        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity among ``questions``).
-        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per question.
+        rarity: [vocabulary] weights of the answer tokens, see :func:`token_rarity` (default: rarity
+            among ``questions``).
+        reduce: return the mean over questions, each scaled to sum 1, without keeping a row per
+            question.
         resume, model_key: see :func:`collect_activations`.
 
     Returns:
@@ -114,8 +116,9 @@ def collect_attribution(
         ``reduce``.
 
     Raises:
-        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or not finite, images laid out
-            in an unknown way, a gradient that is not finite, or a file in ``resume`` that is none of ours.
+        ValueError: no questions, mixed modalities, an empty answer, weights that are negative or
+            not finite, images laid out in an unknown way, a gradient that is not finite, or a file
+            in ``resume`` that is none of ours.
     """
     if not questions:
         raise ValueError("collect_attribution needs at least one question.")
@@ -157,7 +160,8 @@ def collect_attribution(
 
     kept = ((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps)
     shown = progress and processes.number() == 0
-    n_batches, n_read = (sum(math.ceil(len(part) / batch_size) for part in some) for some in (parts, parts[:read]))
+    counts = [math.ceil(len(part) / batch_size) for part in parts]
+    n_batches, n_read = sum(counts), sum(counts[:read])
     with (
         quiet_pass(model), gradients_of(model), hooked(kept),
         bar(total=n_batches, initial=n_read, desc="attribution", shown=shown) as done,
@@ -165,12 +169,15 @@ def collect_attribution(
         result = so_far["result"].clone() if read else torch.zeros(shape, dtype=exact)
         for number, part in enumerate(parts[read:], read + 1):
             own = [questions[index] for index in part]
-            for indices, batch in batches(own, processor, batch_size, with_answer=True, device=model.device):
+            options = {"with_answer": True, "device": model.device}
+            for indices, batch in batches(own, processor, batch_size, **options):
                 inputs_of.clear()
                 with torch.enable_grad():
                     margin = answer_margins(model, batch, rarity).sum()
-                    gradients = torch.autograd.grad(margin, list(inputs_of.values()), allow_unused=True)
-                rows = _contributions(model, mlps, batch, inputs_of, dict(zip(inputs_of, gradients, strict=True)))
+                    inputs = list(inputs_of.values())
+                    gradients = torch.autograd.grad(margin, inputs, allow_unused=True)
+                gradient_of = dict(zip(inputs_of, gradients, strict=True))
+                rows = _contributions(model, mlps, batch, inputs_of, gradient_of)
                 if reduce:
                     result += scaled_to_one(rows).sum(0) / len(questions)
                 else:

@@ -1,7 +1,9 @@
-"""Sums of a long pass, kept in a folder as they grow, so that a killed pass goes on where it stopped.
+"""Sums of a long pass, kept in a folder as they grow, so that a killed pass goes on where it
+stopped.
 
-Each pass has a file of its own, named by a hash of all that its sums depend on: sums of other weights, questions or settings
-in the folder are never taken for its own. A finished pass is read from its file and not done again.
+Each pass has a file of its own, named by a hash of all that its sums depend on: sums of other
+weights, questions or settings in the folder are never taken for its own. A finished pass is read
+from its file and not done again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ _KIND = "part of a pass"
 
 
 def place_of_pass(
-    folder: str | Path, model, processor, questions: Sequence[Question], model_key: str | None, **settings
+    folder: str | Path,
+    model,
+    processor,
+    questions: Sequence[Question],
+    model_key: str | None,
+    **settings,
 ) -> Path:
     """The file of one pass in a folder; several processes have one each.
 
@@ -44,20 +51,29 @@ def place_of_pass(
             digests[id(image)] = picture_digest(image)
         own = [prompt(question, processor), answer, "" if image is None else digests[id(image)]]
         digest.update(json.dumps(own).encode())
-    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in settings.items()}
+    plain = {
+        name: value.tolist() if isinstance(value, Tensor) else value
+        for name, value in settings.items()
+    }
     shares = {"every": EVERY, "process": processes.number(), "of": processes.count()}
     digest.update(json.dumps(plain | shares, sort_keys=True).encode())
     return Path(folder).expanduser() / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 def in_parts(plan: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The questions of every :data:`EVERY` batches: a pass that goes on has the batches of one that never stopped."""
+    """The questions of every :data:`EVERY` batches: a pass that goes on has the batches of one that
+    never stopped.
+    """
     starts = range(0, len(plan), EVERY)
-    return [sorted(index for batch in plan[start : start + EVERY] for index in batch) for start in starts]
+    return [
+        sorted(index for batch in plan[start : start + EVERY] for index in batch)
+        for start in starts
+    ]
 
 
 def read_sums(place: Path) -> tuple[dict[str, Tensor], int]:
-    """What :func:`write_sums` wrote last, and after how many parts; nothing and 0 if there is no file.
+    """What :func:`write_sums` wrote last, and after how many parts; nothing and 0 if there is no
+    file.
 
     Raises:
         ValueError: another file, which is left as it is.

@@ -1,4 +1,6 @@
-"""A selection in a file of its own: which neurons a method chose, a few hundred kilobytes instead of a model."""
+"""A selection in a file of its own: which neurons a method chose, a few hundred kilobytes instead
+of a model.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ def save_selection(selected: Tensor | dict[str, Tensor], model, path: str | Path
     """Save which neurons were chosen, as safetensors: a bool tensor for each MLP.
 
     Args:
-        selected: what :meth:`Evidence.choose` or :func:`select_neurons` returned: bool [n_neurons], or path of a linear
-            layer -> bool [out_features].
-        model: the model that they were chosen in, pruned or not; the file holds the sizes of its MLPs.
+        selected: what :meth:`Evidence.choose` or :func:`select_neurons` returned: bool [n_neurons],
+            or path of a linear layer -> bool [out_features].
+        model: the model that they were chosen in, pruned or not; the file holds the sizes of its
+            MLPs.
         path: a new file, ``~`` is the home folder.
-        about: what a reader should know, values that JSON can hold: ``variant="coverage", alpha=5.0``.
+        about: what a reader should know, values that JSON can hold: ``variant="coverage",
+            alpha=5.0``.
 
     Raises:
         TypeError, ValueError: no selection of this model, or ``about`` holds what JSON cannot.
@@ -44,12 +48,14 @@ def save_selection(selected: Tensor | dict[str, Tensor], model, path: str | Path
 
 
 def load_selection(path: str | Path, model) -> Tensor | dict[str, Tensor]:
-    """Read what :func:`save_selection` wrote, for a model of the same shape: :func:`prune` takes it.
+    """Read what :func:`save_selection` wrote, for a model of the same shape: :func:`prune` takes
+    it.
 
     The weights may differ: what one seed chose can be pruned in another.
 
     Returns:
-        bool [n_neurons] in the order of :func:`find_neurons`, or path of a linear layer -> bool [out_features].
+        bool [n_neurons] in the order of :func:`find_neurons`, or path of a linear layer -> bool
+        [out_features].
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,16 +69,18 @@ def load_selection(path: str | Path, model) -> Tensor | dict[str, Tensor]:
     mlps = find_neurons(model)
     theirs = {name: len(part) for name, part in tensors.items()}
     if theirs != {_name(mlp): mlp.size for mlp in mlps}:
-        own = sum(mlp.size for mlp in mlps)
+        own, n = sum(mlp.size for mlp in mlps), sum(theirs.values())
         raise ValueError(
-            f"{path} chooses among the {sum(theirs.values()):,} neurons in {len(theirs)} MLPs of a {about.get('model')}, but "
-            f"this {type(model).__name__} has {own:,} in {len(mlps)}; load the model that it was chosen in."
+            f"{path} chooses among the {n:,} neurons in {len(theirs)} MLPs of a "
+            f"{about.get('model')}, but this {type(model).__name__} has {own:,} in {len(mlps)}; "
+            "load the model that it was chosen in."
         )
     return torch.cat([tensors[_name(mlp)] for mlp in mlps])
 
 
 def about_selection(path: str | Path) -> dict:
-    """What :func:`save_selection` was told about a selection; ``model``, the model's class, and ``of``, what was chosen.
+    """What :func:`save_selection` was told about a selection; ``model``, the model's class, and
+    ``of``, what was chosen.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`load_selection`.
