@@ -107,12 +107,19 @@ def fill_cache(home: Path, name: str, save) -> None:
 
 
 @contextlib.contextmanager
-def stub(home: Path, *, layers=(2, 2), width: int | None = None, people: int = 6, scale: str = "colab"):
-    """Inside, the Hub has the model and the benchmark of a scale, and models are loaded and trained as on a T4."""
+def stub(
+    home: Path, *, layers=(2, 2), width: int | None = None, people: int = 6, new_tokens: int = 50, scale: str = "colab"
+):
+    """Inside, the Hub has the model and the benchmark of a scale, and models are loaded and trained as on a T4.
+
+    Args:
+        new_tokens: of an answer; a random model seldom ends one, so that fewer take less time.
+    """
     import datasets
     import huggingface_hub.constants
     import torch
 
+    from manu_utils.evaluation import official, robust, tables
     from manu_utils.models import loading, precision
     from manu_utils.teaching import scales
 
@@ -152,6 +159,8 @@ def stub(home: Path, *, layers=(2, 2), width: int | None = None, people: int = 6
             (huggingface_hub.constants, "HF_HUB_OFFLINE", True),
         ):  # fmt: skip
             stack.enter_context(mock.patch.object(place, name, value))
+        for module in (official, robust, tables):
+            stack.enter_context(mock.patch.object(module, "MAX_NEW_TOKENS", new_tokens))
         stack.enter_context(mock.patch.dict(scales.SCALES, {scale: patched}))
         yield patched
 
