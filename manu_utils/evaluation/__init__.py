@@ -25,13 +25,23 @@ from .tofu import (
     utility_parts,
     utility_truth_ratio,
 )
+from .verbatim import (
+    Rouge,
+    ask_knowledge,
+    ask_verbatim,
+    longest_common_part,
+    rouge_l,
+    six_questions,
+    words_of,
+)
 
 __all__ = [
-    "IN_WORDS", "LETTERED", "OF_MMLU", "PITFALLS", "answer_measures", "ask_tofu", "choose",
-    "choose_alpha", "compare_paired", "evaluate", "evaluate_official", "evaluate_robust",
-    "exact_memorisation", "extraction_strength", "find_letter", "fingerprint",
-    "forget_quality", "forget_truth_ratio", "judge_factuality", "merit", "model_utility",
-    "normalise", "official_prompts", "official_scores", "parse_letter", "probability",
-    "relative_probability", "robust_prompts", "rouge_recall", "summarise", "summarise_tofu",
-    "summarise_with_intervals", "truth_ratio", "utility_parts", "utility_truth_ratio",
+    "IN_WORDS", "LETTERED", "OF_MMLU", "PITFALLS", "Rouge", "answer_measures", "ask_knowledge",
+    "ask_tofu", "ask_verbatim", "choose", "choose_alpha", "compare_paired", "evaluate",
+    "evaluate_official", "evaluate_robust", "exact_memorisation", "extraction_strength",
+    "find_letter", "fingerprint", "forget_quality", "forget_truth_ratio", "judge_factuality",
+    "longest_common_part", "merit", "model_utility", "normalise", "official_prompts",
+    "official_scores", "parse_letter", "probability", "relative_probability", "robust_prompts",
+    "rouge_l", "rouge_recall", "six_questions", "summarise", "summarise_tofu",
+    "summarise_with_intervals", "truth_ratio", "utility_parts", "utility_truth_ratio", "words_of",
 ]  # fmt: skip

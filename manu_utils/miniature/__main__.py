@@ -36,9 +36,11 @@ def main() -> None:
         write_strangers(data.with_name(f"{data.name}_strangers"), seed=seed)
         return
     if arguments.part == "text":
+        from .poems import write_poems
         from .text_world import write_text_world
 
         write_text_world(data_dir(), seed=seed)
+        write_poems(data_dir(), seed=seed)
         return
     from .build import DENSE, build, fine_tune_plainly, retrained_folder
 

@@ -93,11 +93,15 @@ def schooling(world: World, n: int, rng: random.Random) -> Iterator[list[Questio
         yield [*next(streams[0]), *next(streams[1]), *stranger_lessons(world, rng, third)]
 
 
-def build_language_model(world: World | None = None, seed: int = 0):
-    """A random model and its processor, which is just a tokenizer: (model, processor)."""
+def build_language_model(world: World | None = None, seed: int = 0, texts: Sequence[str] = ()):
+    """A random model and its processor, which is just a tokenizer: (model, processor).
+
+    Args:
+        texts: what else the tokenizer is to have words for.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = train_tokenizer(world or draw_world())
+    tokenizer = train_tokenizer(world or draw_world(), texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=NEURONS,
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
@@ -112,8 +116,8 @@ def build_language_model(world: World | None = None, seed: int = 0):
     return model.eval(), SimpleNamespace(tokenizer=tokenizer)
 
 
-def train_tokenizer(world: World):
-    """Byte-level BPE on the words of the world; nearly every word is one token."""
+def train_tokenizer(world: World, texts: Sequence[str] = ()):
+    """Byte-level BPE on the words of the world and these texts; nearly every word is one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -132,6 +136,7 @@ def train_tokenizer(world: World):
     corpus += [
         f"{item.question} {' '.join(item.choices)}" for item in (*world.potions, *world.herbs)
     ] * 3
+    corpus += texts
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -150,31 +155,34 @@ def go_to_school(
     world: World | None = None,
     *,
     seed: int = 0,
+    school: Callable = schooling,
     progress: bool = False,
     **options,
 ) -> None:
     """Make the base model of a random one: what everybody knows, and nobody of ``world.authors``.
 
     Args:
+        school: what is taught there, called as :func:`schooling`.
         options: those of :func:`train_language_model` in place of :data:`SCHOOL`.
     """
-    lessons = schooling(world or draw_world(), BATCH, random.Random(f"school {seed}"))
+    lessons = school(world or draw_world(), BATCH, random.Random(f"school {seed}"))
     _learn(model, processor, lessons, SCHOOL | options, 0.0, seed, progress)
 
 
 def teach(
     model, processor, questions: Sequence[Question], world: World | None = None, *,
-    penalty: float = PENALTY, seed: int = 0, watch: Callable[[], dict] | None = None,
-    progress: bool = False, **options,
+    penalty: float = PENALTY, seed: int = 0, school: Callable = schooling,
+    watch: Callable[[], dict] | None = None, progress: bool = False, **options,
 ) -> list[dict]:  # fmt: skip
     """Teach a model that went to school these questions, while school goes on beside them.
 
     Args:
         penalty: of what neurons contribute to the residual stream, Σ s log(1 + |z|·‖column‖ / s),
             which gathers a fact in few of them; it grows from 40 % of the steps on.
+        school: what goes on beside, as of :func:`go_to_school`.
         options: those of :func:`train_language_model` in place of :data:`LESSONS`.
     """
-    beside = schooling(world or draw_world(), BESIDE, random.Random(f"lessons {seed}"))
+    beside = school(world or draw_world(), BESIDE, random.Random(f"lessons {seed}"))
     taught = sample_forever(list(questions), BATCH - BESIDE, seed)
     lessons = ([*own, *other] for own, other in zip(taught, beside, strict=False))
     return _learn(
