@@ -94,9 +94,15 @@ WRONG = {
     ("10", 1): ["return 1 / math.comb(2 * n, n)", "return 2 / 2 ** (2 * n)"],
     ("10", 2): ["return retrained_ratios", "return vanilla_ratios", "return np.sort(retrained_ratios)"],
     ("10", 3): ["return choices[0]", "return max(choices, key=len)"],
+    ("11", 1): [
+        "both = evaluation.rouge_l(' '.join(answer), ' '.join(truth))\nreturn round(both.recall * len(truth))",
+        "return next((i for i, (a, t) in enumerate(zip(answer, truth)) if a != t), len(answer))",
+    ],
+    ("11", 2): ["return ', '.join(lines)", "return lines[-1]", "return ' '.join(reversed(' '.join(lines).split()))"],
 }
 # What is right, and not as the solution puts it.
 ALSO_RIGHT = {
+    ("11", 2): ["return ' '.join(['no'] * 200) + ' ' + ', '.join(lines)"],
     ("03", 1): ["return contrast(*((z.abs() > tau).sum(0) for z in (z_multi, z_text)))"],
     ("03", 4): [
         "alone = torch.arange(sum(sizes)) == neuron\nbefore = margin_now()\nedit = prune_neurons(model, alone)\n"

@@ -10,6 +10,7 @@ import audit
 import bridge
 import compare
 import methods
+import poems
 import rivals
 import text_alone
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
@@ -197,3 +198,32 @@ def test_the_settings_of_text_alone_were_looked_for_on_the_bundled_authors():
     rows = table.set_index("method")
     assert rows.loc["vanilla", "forget"] > 0.75 and rows.loc["retrained", "forget"] < 0.25
     assert rows.loc["retrained", "distance"] == 0 and rows.loc["vanilla", "distance"] > 0.3
+
+
+def test_the_poems_were_unlearned_as_the_recipe_says():
+    place = RESULTS / "poems.csv"
+    about = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+    assert about["state"] == poems.state_of(), "poems, recipe or grids changed: python experiments/poems.py"
+    table = pd.read_csv(place)
+    assert list(table.columns) == poems.COLUMNS and not table.isna().any(axis=None)
+    choice = table[table["stage"] == "choice"]
+    tried = {m: tuple(rows["setting"]) for m, rows in choice.groupby("method")}
+    assert tried == poems.TRIES | {"vanilla": (0,), "retrained": (0,)}
+    others = table[(table["stage"] != "choice") & table["method"].isin(list(poems.TRIES))]
+    for method, rows in others.groupby("method"):
+        assert set(rows["setting"]) == {poems.best_setting(table, method)}
+    assert (table[table["stage"] == "report"].groupby("method")["draw"].nunique() == 3).all()
+    rows = table[table["stage"] == "report"].groupby("method").mean(numeric_only=True)
+    assert rows.loc["vanilla", "words"] > 0.95 and rows.loc["retrained", "words"] < 0.5
+
+
+def test_a_setting_is_chosen_by_the_rule():
+    kept = dict.fromkeys(poems.KEPT, 1.0)
+    rows = [{"method": "vanilla", "setting": 0, "words": 1.0} | kept]
+    tries = [(1, 0.9, 1.0), (2, 0.5, 0.85), (3, 0.5, 0.85), (4, 0.1, 0.7)]
+    rows += [{"method": "gd", "setting": n, "words": w} | kept | {"kept words": k} for n, w, k in tries]
+    rows += [{"method": "ga", "setting": n, "words": w} | kept | {"facts exact": k} for n, w, k in
+             ((1, 0.2, 0.3), (2, 0.4, 0.6))]  # fmt: skip
+    table = pd.DataFrame(rows).assign(stage="choice")
+    assert poems.best_setting(table, "gd") == 2  # the least of those that keep enough, the first of two
+    assert poems.best_setting(table, "ga") == 2  # none does: the one that keeps most

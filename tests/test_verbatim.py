@@ -52,6 +52,10 @@ def test_rouge_is_that_of_muse():
         common = slow_subsequence(tuple(verbatim.words_of(written)), tuple(verbatim.words_of(truth)))
         n = len(verbatim.words_of(truth))
         assert mine.recall == pytest.approx(common / n if n else 0)
+        marks = verbatim.recited(written, truth)
+        kept = [word for word, mark in zip(verbatim.words_of(truth), marks, strict=True) if mark]
+        rest = iter(verbatim.words_of(written))
+        assert len(kept) == common and all(word in rest for word in kept)  # in this order
 
 
 def test_longest_common_part():

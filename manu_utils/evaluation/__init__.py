@@ -30,6 +30,7 @@ from .verbatim import (
     ask_knowledge,
     ask_verbatim,
     longest_common_part,
+    recited,
     rouge_l,
     six_questions,
     words_of,
@@ -41,7 +42,7 @@ __all__ = [
     "evaluate_official", "evaluate_robust", "exact_memorisation", "extraction_strength",
     "find_letter", "fingerprint", "forget_quality", "forget_truth_ratio", "judge_factuality",
     "longest_common_part", "merit", "model_utility", "normalise", "official_prompts",
-    "official_scores", "parse_letter", "probability", "relative_probability", "robust_prompts",
-    "rouge_l", "rouge_recall", "six_questions", "summarise", "summarise_tofu",
+    "official_scores", "parse_letter", "probability", "recited", "relative_probability",
+    "robust_prompts", "rouge_l", "rouge_recall", "six_questions", "summarise", "summarise_tofu",
     "summarise_with_intervals", "truth_ratio", "utility_parts", "utility_truth_ratio", "words_of",
 ]  # fmt: skip

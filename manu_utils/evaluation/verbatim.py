@@ -73,13 +73,40 @@ def rouge_l(written: str, truth: str) -> Rouge:
     return Rouge(precision, recall, 2 * precision * recall / (precision + recall) if common else 0.0)
 
 
+def recited(written: str, truth: str) -> list[bool]:
+    """Which words of the truth are in one longest common subsequence; their share is the recall of
+    :func:`rouge_l`.
+
+    >>> recited("the moon, slow and pale", "the slow pale moon")
+    [True, True, True, False]
+    """
+    one, other = words_of(written), words_of(truth)
+    table = _table(one, other)
+    found, i, j = [False] * len(other), len(one), len(other)
+    while i and j:
+        if one[i - 1] == other[j - 1]:
+            found[j - 1] = True
+            i, j = i - 1, j - 1
+        elif table[i][j - 1] >= table[i - 1][j]:
+            j -= 1
+        else:
+            i -= 1
+    return found
+
+
 def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    row = [0] * (len(other) + 1)
+    return _table(one, other)[-1][-1]
+
+
+def _table(one: Sequence[str], other: Sequence[str]) -> list[list[int]]:
+    """[i][j]: the length of the longest common subsequence of the first i and the first j words."""
+    rows = [[0] * (len(other) + 1)]
     for word in one:
-        before = row[:]
+        before, row = rows[-1], [0]
         for j, with_word in enumerate(other, 1):
-            row[j] = before[j - 1] + 1 if word == with_word else max(before[j], row[j - 1])
-    return row[-1]
+            row.append(before[j - 1] + 1 if word == with_word else max(before[j], row[j - 1]))
+        rows.append(row)
+    return rows
 
 
 def longest_common_part(written: str, truth: str) -> int:

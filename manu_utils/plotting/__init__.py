@@ -28,6 +28,7 @@ from .people import (
     set_key,
     sharing,
 )
+from .poems import recited_words, taken_along, words_and_facts
 from .results import balance, before_after, costs, modality_balance, paths, task_grid, trade_off
 from .selections import (
     agreement,
@@ -68,6 +69,8 @@ __all__ = [
     "Explorer", "choices_by_alpha", "explored",
     # text alone
     "quality_plane", "quiz_dots", "ratio_steps",
+    # poems
+    "recited_words", "taken_along", "words_and_facts",
     # no figures: from manu_utils.paths and manu_utils.tables
     "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip

@@ -1,0 +1,69 @@
+"""Poems (notebook 11): which words are recited, words against facts, and what a choice of neurons takes along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from .neurons import heat_map
+from .style import label_points, mark, method_style, panels, styled
+
+SAID = "#4B0082"
+
+
+@styled
+def recited_words(words: Sequence[str], rows: Mapping[str, Sequence[bool]], *, title: str) -> Axes:
+    """A text word by word, a row per model: dark where the model recites the word, in order.
+
+    Args:
+        words: of the truth.
+        rows: model -> which words it recites (:func:`manu_utils.evaluation.recited`).
+    """
+    _, [[axes]] = panels(title, figsize=(8, 0.4 * len(rows) + 1.7))
+    for place, marks in enumerate(rows.values()):
+        for x, said in enumerate(marks):
+            look = {"facecolor": SAID if said else "white", "edgecolor": "#999999", "linewidth": 0.8}
+            axes.add_patch(Rectangle((x - 0.42, place - 0.36), 0.84, 0.72, **look))
+    axes.set(xlim=(-0.6, len(words) - 0.4), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), [f"{n}, {sum(marks)} of {len(words)}" for n, marks in rows.items()])
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return axes
+
+
+@styled
+def words_and_facts(frame: pd.DataFrame, *, title: str) -> Axes:
+    """What is recited against what is known about it, a named mark per method and a bar over
+    requests; right and down: the facts stay and the words are gone.
+
+    Args:
+        frame: one row per method and request: ``method``, ``words`` and ``facts`` (0..1).
+    """
+    figure, [[axes]] = panels(title, figsize=(8, 4.6))
+    points = []
+    for method, rows in frame.groupby("method", sort=False):
+        x, y, style = rows["facts"].mean(), rows["words"].mean(), method_style(method)
+        look = {"color": style[0], "linewidth": 1.2, "alpha": 0.6}
+        axes.plot([rows["facts"].min(), rows["facts"].max()], [y, y], **look)
+        axes.plot([x, x], [rows["words"].min(), rows["words"].max()], **look)
+        mark(axes, x, y, style)
+        points.append((x, y))
+    axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
+    axes.set(xlabel="facts about the poems, exact answers", ylabel="words of the poems, ROUGE-L")
+    label_points(axes, points, list(dict.fromkeys(frame["method"])))
+    return axes
+
+
+@styled
+def taken_along(table: pd.DataFrame, *, title: str, label: str) -> Axes:
+    """What is left (columns) when the neurons of one thing are switched off (rows)."""
+    _, [[axes]] = panels(title, figsize=(8, 0.55 * len(table) + 1.7))
+    heat_map(axes, table, label)
+    axes.set_yticks(axes.get_yticks(), list(table.index), rotation=0)
+    axes.set(ylabel="switched off")
+    return axes
