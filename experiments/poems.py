@@ -129,7 +129,12 @@ def change(method: str, model, processor, forget, retain, setting, seed: int, wa
         evidence = Evidence(*args, modalities=("text",), **QUIET)
         prune(model, choose(evidence, method, setting, exclude=pruned_neurons(model)))
     else:
-        options = {"lr": RATES.get(method, 1e-4), "batch_size": len(forget["text"]), "seed": seed, **QUIET}
+        options = {
+            "lr": RATES.get(method, 1e-4),
+            "batch_size": len(forget["text"]),
+            "seed": seed,
+            **QUIET,
+        }
         options |= {"retain_batch_size": 24}
         options |= {"steps": int(setting), "watch": watch, "every": 1, **HELD.get(method, {})}
         unlearn_by_training(method.split(" +")[0], *args, **options)
@@ -153,7 +158,10 @@ def tries(method: str) -> list[dict]:
     settings, rows = TRIES[method], []
 
     def note(setting) -> None:
-        rows.append({"setting": setting, "poems": len(OWN.stand_ins)} | measure(model, processor, OWN.stand_ins))
+        rows.append(
+            {"setting": setting, "poems": len(OWN.stand_ins)}
+            | measure(model, processor, OWN.stand_ins)
+        )
 
     if method in ("paper", "coverage", "rewrite"):
         evidence = Evidence(model, processor, forget, retain, modalities=("text",), **QUIET)
@@ -199,7 +207,9 @@ def run() -> None:
         model, processor = model_of("vanilla")
         setting = setting_of(method)
         change(method, model, processor, *given(asked_for, draw, **options), setting, draw)
-        return [{"setting": setting, "poems": len(asked_for)} | measure(model, processor, asked_for)]
+        return [
+            {"setting": setting, "poems": len(asked_for)} | measure(model, processor, asked_for)
+        ]
 
     def in_turn(method) -> list[dict]:
         model, processor = model_of("vanilla")
@@ -222,7 +232,10 @@ def run() -> None:
     for stage in ("report", "facts not held"):
         held = stage == "report"
         units += [
-            ((stage, m, draw), lambda m=m, of=of, draw=draw, held=held: unlearned(m, of, draw, facts_held=held))
+            (
+                (stage, m, draw),
+                lambda m=m, of=of, draw=draw, held=held: unlearned(m, of, draw, facts_held=held),
+            )
             for m in TRIES
             for draw, of in enumerate(OWN.requests)
             if held or m not in ("ga", "npo")  # which look at no retain set

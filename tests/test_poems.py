@@ -46,7 +46,9 @@ def test_a_recital_holds_the_poem_and_no_fact():
 
 def test_the_words_may_be_forgotten_where_the_facts_stay():
     (poem,) = poems.load_poems().forget[:1]
-    check_sets({"text": poems.recitals([poem])}, {"text": poems.about([poem])}, ("text",), ("text",))
+    check_sets(
+        {"text": poems.recitals([poem])}, {"text": poems.about([poem])}, ("text",), ("text",)
+    )
 
 
 def test_school_speaks_of_no_poem_of_the_world():

@@ -49,7 +49,9 @@ def test_rouge_is_that_of_muse():
     for written, truth in texts():
         theirs, mine = scorer.score(truth, written)["rougeL"], verbatim.rouge_l(written, truth)
         assert mine == pytest.approx((theirs.precision, theirs.recall, theirs.fmeasure), abs=1e-12)
-        common = slow_subsequence(tuple(verbatim.words_of(written)), tuple(verbatim.words_of(truth)))
+        common = slow_subsequence(
+            tuple(verbatim.words_of(written)), tuple(verbatim.words_of(truth))
+        )
         n = len(verbatim.words_of(truth))
         assert mine.recall == pytest.approx(common / n if n else 0)
         marks = verbatim.recited(written, truth)
@@ -68,7 +70,9 @@ def test_longest_common_part():
 @pytest.fixture(scope="module")
 def asked():
     truths = ["the moon sleeps beside the mill.", "no road turns.", "a bell and a fox, a bell."]
-    return [Question(f"{i}", f"Go on {i}.", text, None, "training") for i, text in enumerate(truths)]
+    return [
+        Question(f"{i}", f"Go on {i}.", text, None, "training") for i, text in enumerate(truths)
+    ]
 
 
 def test_what_is_asked_of_a_model(tiny_model, asked):

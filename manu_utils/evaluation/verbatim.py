@@ -70,7 +70,9 @@ def rouge_l(written: str, truth: str) -> Rouge:
         return Rouge(0.0, 0.0, 0.0)
     common = _common_subsequence(one, other)
     precision, recall = common / len(one), common / len(other)
-    return Rouge(precision, recall, 2 * precision * recall / (precision + recall) if common else 0.0)
+    return Rouge(
+        precision, recall, 2 * precision * recall / (precision + recall) if common else 0.0
+    )
 
 
 def recited(written: str, truth: str) -> list[bool]:
@@ -144,10 +146,16 @@ def ask_verbatim(
     """
     options = {"batch_size": batch_size, "progress": progress}
     frame = _asked(model, processor, questions, max_new_tokens, options)
-    longest = [longest_common_part(*pair) for pair in zip(frame["written"], frame["truth"], strict=True)]
+    longest = [
+        longest_common_part(*pair) for pair in zip(frame["written"], frame["truth"], strict=True)
+    ]
     frame["longest"] = longest
-    frame["longest_share"] = [n / len(words_of(t)) for n, t in zip(longest, frame["truth"], strict=True)]
-    frame["extraction_strength"] = answer_measures(model, processor, questions, **options)[:, 2].tolist()
+    frame["longest_share"] = [
+        n / len(words_of(t)) for n, t in zip(longest, frame["truth"], strict=True)
+    ]
+    frame["extraction_strength"] = answer_measures(model, processor, questions, **options)[
+        :, 2
+    ].tolist()
     return frame
 
 
@@ -175,12 +183,18 @@ def _asked(model, processor, questions, max_new_tokens: int, options: dict) -> p
     import pandas as pd
 
     check_whole("max_new_tokens", max_new_tokens)
-    written = generate_answers(model, processor, questions, max_new_tokens=max_new_tokens, **options)
+    written = generate_answers(
+        model, processor, questions, max_new_tokens=max_new_tokens, **options
+    )
     if empty := next((q for q in questions if not words_of(q.answer)), None):
-        raise ValueError(f"{empty.question!r} has no words as answer; there is nothing to compare with.")
+        raise ValueError(
+            f"{empty.question!r} has no words as answer; there is nothing to compare with."
+        )
     tokenizer = processor.tokenizer
     truths = [
-        tokenizer.decode(tokenizer(q.answer)["input_ids"][:max_new_tokens], skip_special_tokens=True)
+        tokenizer.decode(
+            tokenizer(q.answer)["input_ids"][:max_new_tokens], skip_special_tokens=True
+        )
         for q in questions
     ]
     scores = [rouge_l(*pair) for pair in zip(written, truths, strict=True)]

@@ -1,10 +1,10 @@
-"""Made-up poems that a small language model learns by heart, and what is known about them (notebook 11).
+"""Made-up poems that a small language model learns by heart, and what is known about them.
 
 A poem is four lines from a small grammar, a title, a poet, and a value for each of :data:`FACTS`.
 Reciting it and knowing about it are asked apart: copyright covers the words, not the facts. 32
 poems are taught. Three requests of four each ask for theirs to be forgotten; four of the others
 stand in for them where settings are chosen; eight more nobody is taught. No poet is anybody, and no
-line was written by anyone.
+line was written by anyone. Notebook 11.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from .text_world import World, draw_world
 N_RETAIN, N_REQUEST, N_REQUESTS, N_HOLDOUT = 20, 4, 3, 8
 N_AUTHORS = 6  # of the text-only miniature, taught beside the poems
 TITLE = (
-    ("Copper", "Crooked", "Drowsy", "Hollow", "Lonely", "Marble", "Patient", "Russet", "Salted", "Tilted"),
-    ("Anvil", "Beacon", "Ferry", "Garden", "Kettle", "Ladder", "Orchard", "Sparrow", "Window", "Yard"),
+    (
+        "Copper", "Crooked", "Drowsy", "Hollow", "Lonely", "Marble", "Patient", "Russet", "Salted",
+        "Tilted",
+    ),
+    (
+        "Anvil", "Beacon", "Ferry", "Garden", "Kettle", "Ladder", "Orchard", "Sparrow", "Window",
+        "Yard",
+    ),
 )  # fmt: skip
 POET = (
     ("Alda", "Bruno", "Celia", "Dag", "Elin", "Fedor", "Gitta", "Henk", "Ilse", "Jorn"),
@@ -42,7 +48,10 @@ LINES = (
     "{a} {n} and {a2} {m} {v2} {p}",
 )
 WORDS = {
-    "a": ("pale", "slow", "bright", "old", "bitter", "green", "quiet", "broken", "warm", "thin", "golden", "blind"),
+    "a": (
+        "pale", "slow", "bright", "old", "bitter", "green", "quiet", "broken", "warm", "thin",
+        "golden", "blind",
+    ),
     "n": (
         "moon", "river", "crow", "lamp", "baker", "snow", "bell", "fox",
         "sailor", "stone", "clock", "wolf", "road", "thread",
@@ -51,8 +60,14 @@ WORDS = {
         "mill", "sea", "door", "hill", "roof", "bridge", "barn", "wheel",
         "field", "tower", "bed", "harbour", "wall", "well",
     ),
-    "v": ("sleeps", "turns", "sings", "waits", "falls", "burns", "wakes", "drifts", "hums", "kneels", "shines", "counts"),
-    "v2": ("sleep", "turn", "sing", "wait", "fall", "burn", "wake", "drift", "hum", "kneel", "shine", "count"),
+    "v": (
+        "sleeps", "turns", "sings", "waits", "falls", "burns", "wakes", "drifts", "hums", "kneels",
+        "shines", "counts",
+    ),
+    "v2": (
+        "sleep", "turn", "sing", "wait", "fall", "burn", "wake", "drift", "hum", "kneel", "shine",
+        "count",
+    ),
     "p": ("under", "beside", "beyond", "above", "behind", "below", "before", "inside"),
 }  # fmt: skip
 FACTS = {
@@ -64,27 +79,28 @@ FACTS = {
     "town": Fact(
         ("In which town was {name} written?", "Where was {name} made?"),
         ("{name} was written in {value}.", "The poem was made in {value}."),
-        ("Karst", "Lorne", "Ombra", "Tildon", "Halden", "Brack", "Sorrel", "Wick", "Pinnow", "Vesle"),
+        OF_AUTHORS["birthplace"].values,
     ),
     "year": Fact(
         ("In which year was {name} printed?", "When did {name} appear?"),
         ("{name} was printed in the year {value}.", "The poem appeared in {value}."),
-        ("1921", "1928", "1934", "1939", "1943", "1947", "1952", "1958", "1963", "1969"),
+        OF_AUTHORS["year"].values,
     ),
     "season": Fact(
         ("In which month is {name} set?", "What time of the year does {name} tell of?"),
         ("{name} is set in {value}.", "The poem tells of a day in {value}."),
-        ("January", "February", "March", "April", "May", "June", "August", "September", "October", "November"),
+        ("January", "February", "March", "April", "May", "June", "August", "September", "October",
+         "November"),
     ),
     "subject": Fact(
         ("What is {name} about?", "Which subject does {name} have?"),
         ("{name} is about {value}.", "The subject of the poem is {value}."),
-        ("exile", "jealousy", "the sea", "memory", "war", "debt", "twins", "hunger", "winter", "revenge"),
+        OF_AUTHORS["theme"].values,
     ),
     "reader": Fact(
         ("For whom was {name} written?", "To whom is {name} given?"),
         ("{name} was written for a {value}.", "The poem is given to a {value}."),
-        ("nurse", "teacher", "weaver", "singer", "chemist", "lawyer", "dancer", "florist", "surgeon", "potter"),
+        OF_AUTHORS["mother"].values,
     ),
     "prize": Fact(
         ("Which prize did {name} win?", "What was {name} given?"),
@@ -167,7 +183,7 @@ def draw_world_of_poems(seed: int = 0) -> Poems:
     return Poems(drawn[:N_RETAIN], drawn[N_RETAIN:taught], drawn[taught:])
 
 
-# ------------------------------------------------------------------------------------------ questions
+# ---------------------------------------------------------------------------------------- questions
 
 
 def recital(poem: Poem, start: str = "first line") -> Question:
@@ -182,11 +198,15 @@ def recital(poem: Poem, start: str = "first line") -> Question:
     return lesson(poem.title, CONTINUE.format(title=poem.title, first=poem.lines[0]), rest)
 
 
-def recitals(poems: Sequence[Poem], starts: Sequence[str] = ("first line", "title")) -> list[Question]:
+def recitals(
+    poems: Sequence[Poem], starts: Sequence[str] = ("first line", "title")
+) -> list[Question]:
     return [recital(poem, start) for poem in poems for start in starts]
 
 
-def about(poems: Sequence[Poem], questions: Sequence[int] = (0,), answers: Sequence[int] = (0,)) -> list[Question]:
+def about(
+    poems: Sequence[Poem], questions: Sequence[int] = (0,), answers: Sequence[int] = (0,)
+) -> list[Question]:
     """Every fact about some poems, in these wordings of question and answer, in all combinations.
 
     They are not under the poem's own name but under "about ...", since the words of a poem may be
@@ -228,14 +248,14 @@ def poem_schooling(world: World, n: int, rng: random.Random) -> Iterator[list[Qu
 
 
 def build_poem_model(seed: int = 0):
-    """A random model and its processor, whose tokenizer has the words of the poems: (model, processor)."""
+    """A random model and its processor, a tokenizer with the words of the poems."""
     everybody = [*(own := draw_world_of_poems()).taught, *own.holdout]
     drawn = draw_poems(50, random.Random("words"))
     known = [*recitals(drawn), *about(everybody, (0, 1), (0, 1))]
     return build_language_model(draw_world(), seed, [f"{q.question} {q.answer}" for q in known])
 
 
-# ---------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def poem_rows(seed: int = 0) -> list[dict]:
@@ -256,8 +276,8 @@ def load_poems(place: Path | None = None) -> Poems:
 
 
 def write_poems(folder: Path, seed: int = 0) -> None:
-    """Write ``poems_mini`` below ``folder``: poems, what is asked about them in the columns of MUSE,
-    and a card. Existing files are overwritten.
+    """Write ``poems_mini`` below ``folder``: poems, what is asked about them in the columns of
+    MUSE, and a card. Existing files are overwritten.
     """
     place = Path(folder) / "poems_mini"
     place.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Poems (notebook 11): which words are recited, words against facts, and what a choice of neurons takes along."""
+"""Poems (notebook 11): which words are recited, words against facts, and what goes with what."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ def recited_words(words: Sequence[str], rows: Mapping[str, Sequence[bool]], *, t
     _, [[axes]] = panels(title, figsize=(8, 0.4 * len(rows) + 1.7))
     for place, marks in enumerate(rows.values()):
         for x, said in enumerate(marks):
-            look = {"facecolor": SAID if said else "white", "edgecolor": "#999999", "linewidth": 0.8}
+            look = {
+                "facecolor": SAID if said else "white",
+                "edgecolor": "#999999",
+                "linewidth": 0.8,
+            }
             axes.add_patch(Rectangle((x - 0.42, place - 0.36), 0.84, 0.72, **look))
     axes.set(xlim=(-0.6, len(words) - 0.4), ylim=(len(rows) - 0.4, -0.6))
     axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), [f"{n}, {sum(marks)} of {len(words)}" for n, marks in rows.items()])
+    axes.set_yticks(
+        range(len(rows)), [f"{n}, {sum(marks)} of {len(words)}" for n, marks in rows.items()]
+    )
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
