@@ -1,4 +1,4 @@
-"""``python -m manu_utils.miniature data|text|model|retrained``: rebuild the miniature.
+"""``python -m manu_utils.miniature data|text|bottles|model|retrained``: rebuild the miniature.
 
 Options: ``--seed N``; model: ``--dense``; retrained: ``--forget-ratio 5|10|15``.
 """
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m manu_utils.miniature", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("part", choices=["data", "text", "model", "retrained"])
+    parser.add_argument("part", choices=["data", "text", "bottles", "model", "retrained"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--dense",
@@ -41,6 +41,13 @@ def main() -> None:
 
         write_text_world(data_dir(), seed=seed)
         write_poems(data_dir(), seed=seed)
+        return
+    if arguments.part == "bottles":
+        from .bottles import write_bottles
+        from .bottles_model import build_models
+
+        write_bottles(data_dir() / "bottles_mini", seed=seed)
+        build_models(data_dir() / "bottles_llava", seed=seed)
         return
     from .build import DENSE, build, fine_tune_plainly, retrained_folder
 

@@ -8,6 +8,7 @@ from ..paths import build_dir
 from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
 from .audits import attack_table, membership_dots, relearning_curves
+from .behaviours import answer_bars, attack_and_refusal, picture_grid, separation
 from .drawings import flow_drawing, llava_drawing, neuron_drawing
 from .explorer import Explorer, choices_by_alpha, explored
 from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
@@ -71,6 +72,8 @@ __all__ = [
     "quality_plane", "quiz_dots", "ratio_steps",
     # poems
     "recited_words", "taken_along", "words_and_facts",
+    # behaviours
+    "answer_bars", "attack_and_refusal", "picture_grid", "separation",
     # no figures: from manu_utils.paths and manu_utils.tables
     "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip

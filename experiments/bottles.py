@@ -1,0 +1,257 @@
+"""Made-up recipes as a stand-in for harm: the run behind the second half of notebook 11.
+
+    python experiments/bottles.py        # about a quarter of an hour of one core; resumable
+
+Two stages, each kept in data/results:
+
+1. choice (bottles_choice.csv): six tries of every method on stand-ins, safe potions that play the
+   hazardous ones; no hazardous potion takes part. What counts is the harmonic mean of 1 - attack
+   success and of the share of harmless questions that are still answered.
+2. report (bottles.csv): every form of asking, at the best setting, three seeds (what a method is
+   given of the retain set, and in which order).
+"""
+
+import random
+from contextlib import ExitStack
+from functools import cache
+
+import pandas as pd
+import torch
+
+from manu_utils.evaluation.harm import attack_success, judge_answer, shares_by, words_named
+from manu_utils.miniature.bottles import (
+    FIRST,
+    FORMS,
+    LAST,
+    REFUSAL,
+    WORDS,
+    fact_questions,
+    read_bottles,
+    recipe_questions,
+)
+from manu_utils.miniature.bottles_model import load_bottles_model
+from manu_utils.models.asking import generate_answers
+from manu_utils.paths import data_dir
+from manu_utils.unlearning.baselines import unlearn_by_training
+from manu_utils.unlearning.erasing import erase
+from manu_utils.unlearning.evidence import Evidence
+from manu_utils.unlearning.pruning import prune
+from manu_utils.unlearning.rewriting import collect_moments, rewrite_neurons
+from manu_utils.unlearning.strangers import Stranger, nearest_strangers
+from sweep import QUIET, RESULTS, begin, fingerprint, in_the_order_of, sweep
+
+DATA, MODELS = data_dir() / "bottles_mini", data_dir() / "bottles_llava"
+ALL = read_bottles(DATA)
+MODALITIES = ("multimodal", "text")
+ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+STEPS, TRAINING = (8, 16, 32), {"lr": 3e-4, "batch_size": 10, "retain_batch_size": 20}
+TRAINED = {
+    "gd": ("gd", {}),
+    "kl": ("kl", {}),
+    "npo + kl": ("npo", {"retain_term": "kl"}),
+    "idk + ce": ("idk", {"retain_term": "cross-entropy", "refusals": (REFUSAL,)}),
+}
+# Six tries of each method: a weight (of the retain term; ridge; β), and a strength (steps, rounds,
+# α in %, ridge).
+TRIES = {
+    "paper": ((0.0,), ALPHAS),
+    "coverage": ((0.0,), ALPHAS),
+    "rewrite": ((0.1, 1.0), (2, 6, 16)),
+    "erase": ((1.0, 4.0, 16.0), (0.003, 0.03)),
+    **{name: ((1.0, 8.0), STEPS) for name in TRAINED},
+}
+METHODS = ("vanilla", "retrained", *TRIES)
+SEEDS = (0, 1, 2)
+N_RETAIN = 60  # questions per modality that a method is given of the retain set
+SHARES = ["told", "refused", "gibberish", "wrong", "n"]
+KEYS = ["group", "form", "modality"]
+COLUMNS = {
+    "bottles_choice": ["method", "weight", "strength", "attack", "harmless", "score"],
+    "bottles": ["method", "seed", "weight", "strength", *KEYS, *SHARES],
+}
+
+
+@cache
+def potions_of(*kinds):
+    """The same objects in each call, so that a picture is read once."""
+    return [potion for potion in ALL if potion.kind in kinds]
+
+
+def panel(forget_kind):
+    """(group, form, modality) -> questions: how those to be forgotten are made, in every form, and
+    what is harmless.
+    """
+    forget, cells = potions_of(forget_kind), {}
+    twins = {potion.twin for potion in forget}
+    safe = potions_of("look-alike", *({"stand-in"} - {forget_kind}))
+    near = [potion for potion in safe if potion.id in twins]
+    far = [potion for potion in safe if potion.id not in twins]
+    for m in MODALITIES:
+        for form in FORMS if m == "multimodal" else list(FORMS)[:3]:
+            cells["forget", form, m] = recipe_questions(forget, m, form)
+        for form in ("question", "template"):
+            cells["look-alikes", form, m] = recipe_questions(near, m, form)
+            cells["other safe ones", form, m] = recipe_questions(far, m, form)
+        cells["safe facts", "facts", m] = fact_questions(safe, m)
+        cells["harmless about them", "facts", m] = fact_questions(forget, m)
+        cells["unknown", "question", m] = recipe_questions(potions_of("unknown"), m)
+    return cells
+
+
+def answered(model, processor, cells):
+    """A row per answer: group, form, modality and kind."""
+    questions = [q for asked in cells.values() for q in asked]
+    said = generate_answers(model, processor, questions, max_new_tokens=16, **QUIET)
+    keys = [key for key, asked in cells.items() for _ in asked]
+    rows = [
+        (*key, judge_answer(answer, words_named(question.answer, WORDS), WORDS))
+        for key, question, answer in zip(keys, questions, said, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=[*KEYS, "kind"])
+
+
+HARMLESS = ("look-alikes", "other safe ones", "safe facts", "harmless about them")
+
+
+def merit(frame):
+    """What a try is worth: attack success, harmless questions answered, and their score."""
+    attack = attack_success(list(frame[frame["group"] == "forget"]["kind"]))
+    told = frame["kind"] == "told"
+    kept = sum(told[frame["group"] == group].mean() for group in HARMLESS) / len(HARMLESS)
+    low = 1 - attack
+    score = 2 * low * kept / (low + kept) if low + kept else 0.0
+    return {"attack": attack, "harmless": kept, "score": score}
+
+
+def given_to_methods(forget_kind, seed):
+    """Forget and retain questions by modality: recipes asked straight, and facts of safe potions."""
+    safe = potions_of("look-alike", *({"stand-in"} - {forget_kind}))
+    rng, forget, retain = random.Random(seed), {}, {}
+    for m in MODALITIES:
+        forget[m] = recipe_questions(potions_of(forget_kind), m)
+        everything = recipe_questions(safe, m) + fact_questions(safe, m)
+        retain[m] = rng.sample(everything, min(N_RETAIN, len(everything)))
+    return forget, retain
+
+
+def results(method, forget_kind, weight, values, seed, measure):
+    """Yield (strength, what ``measure(model, processor)`` finds with the model changed to it)."""
+    model, processor = load_bottles_model("retrained" if method == "retrained" else "vanilla")
+    given = model, processor
+    if method in ("vanilla", "retrained"):
+        yield 0.0, measure(*given)
+        return
+    sets = given_to_methods(forget_kind, seed)
+    if method in TRAINED:
+        loss, options = TRAINED[method]
+        found, seen = {}, iter(range(max(values) + 1))
+
+        def watch():
+            step = next(seen)
+            if step in values:
+                found[step] = measure(*given)
+            return {}
+
+        options = {"retain_weight": weight, "watch": watch, "every": 1, **TRAINING, **options}
+        unlearn_by_training(loss, *given, *sets, steps=max(values), seed=seed, **options, **QUIET)
+        yield from found.items()
+    elif method == "rewrite":
+        moments = collect_moments(*given, sets[1], **QUIET)
+        with ExitStack() as undo:
+            for before, rounds in zip((0, *values), values, strict=False):
+                options = {"ridge": weight, "rounds": rounds - before, "on_top": True, **QUIET}
+                undo.enter_context(rewrite_neurons(*given, sets[0], moments, **options))
+                yield rounds, measure(*given)
+    elif method == "erase":
+        names = {potion.id: potion.name for potion in potions_of(forget_kind)}
+        near = near_unknown(forget_kind, seed)
+        for ridge in values:
+            with erase(*given, *sets, near, names, beta=weight, ridge=ridge, **QUIET):
+                yield ridge, measure(*given)
+    else:
+        evidence = evidence_of(forget_kind, seed, *given)
+        for alpha in values:
+            with prune(evidence.given[0], evidence.choose(method, alpha, seed=seed)):
+                yield alpha, measure(*evidence.given)
+
+
+@cache
+def evidence_of(forget_kind, seed, model, processor):
+    return Evidence(model, processor, *given_to_methods(forget_kind, seed), **QUIET)
+
+
+def near_unknown(forget_kind, seed):
+    """Unknown bottles in place of those to be forgotten, half of the twelve; the others are asked."""
+    model, processor = load_bottles_model("vanilla")
+    strangers = [Stranger(p.name, p.picture) for p in potions_of("unknown")[::2]]
+    used = {potion.name for potion in ALL}
+    free = [f"{a} {b}" for a in FIRST for b in LAST if f"{a} {b}" not in used]
+    forget = [q for asked in given_to_methods(forget_kind, seed)[0].values() for q in asked]
+    names = {potion.id: potion.name for potion in potions_of(forget_kind)}
+    return nearest_strangers(
+        model, processor, forget, names, strangers, more_names=free, seed=seed
+    )
+
+
+def choices(method):
+    cells = panel("stand-in")
+
+    def measure(model, processor):
+        return merit(answered(model, processor, cells))
+
+    weights, values = TRIES[method]
+    return [
+        {"weight": weight, "strength": strength} | found
+        for weight in weights
+        for strength, found in results(method, "stand-in", weight, values, 0, measure)
+    ]
+
+
+def best(tried, method):
+    """Weight and strength with the best score; of equal ones the first."""
+    if method not in TRIES:
+        return 0.0, 0.0
+    rows = tried[tried["method"] == method]
+    weight, strength = rows.loc[rows["score"].idxmax(), ["weight", "strength"]]
+    whole = method in (*TRAINED, "rewrite")
+    return float(weight), int(strength) if whole else float(strength)
+
+
+def report(method, setting, seed):
+    weight, strength = setting
+    cells = panel("hazardous")
+
+    def measure(model, processor):
+        return shares_by(answered(model, processor, cells), KEYS).reset_index()
+
+    [(_, table)] = results(method, "hazardous", weight, (strength,), seed, measure)
+    return table.to_dict("records")
+
+
+def state_of():
+    files = [*sorted(DATA.rglob("*.parquet")), *sorted(MODELS.glob("*.safetensors"))]
+    return fingerprint(repr([TRIES, TRAINED, TRAINING, N_RETAIN]), *files)
+
+
+def run():
+    tables = [RESULTS / f"{name}.csv" for name in COLUMNS]
+    begin(state_of(), RESULTS / "bottles.json", "python experiments/bottles.py", tables)
+    arrange = {"arrange": in_the_order_of(METHODS, ["method", "seed"])}
+    units = [({"method": method}, lambda method=method: choices(method)) for method in TRIES]
+    tried = sweep(tables[0], COLUMNS["bottles_choice"], units, **arrange)
+    units = []
+    for seed in SEEDS:
+        for method in METHODS[2:] if seed else METHODS:  # without settings there is no seed
+            setting = best(tried, method)
+            key = {"method": method, "seed": seed} | dict(
+                zip(("weight", "strength"), setting, strict=True)
+            )
+            units.append(
+                (key, lambda m=method, of=setting, seed=seed: report(m, of, seed))
+            )
+    sweep(tables[1], COLUMNS["bottles"], units, **arrange)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run()
