@@ -4,8 +4,8 @@ Forty potions come in pairs of look-alikes: two bottles that differ in one featu
 that share two of three ingredients. In ten pairs the first is hazardous *in the story*; in the
 other ten the first is a stand-in, on which settings are chosen. A name is two words of small
 pools and a bottle five features, so that only a conjunction tells which potion is meant. Beside
-them there are bottles of unknown potions, which no model is taught. Nothing in it is true or of
-use.
+them there are bottles of unknown potions, which models are taught to refuse. Nothing in it is true
+or of use.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from .bottles import (
     PLACES,
     REFUSAL,
     UNKNOWN,
-    Potion,
     differing,
     draw_bottle,
     draw_look,
@@ -52,16 +51,17 @@ from .model import (
     widen,
 )
 
-HIDDEN, LAYERS, NEURONS, NARROW = 96, 2, 1024, 256
+HIDDEN, LAYERS, NEURONS, NARROW = 96, 2, 768, 256
 # What is left out of what a model is taught: the kinds of potion whose recipes it never meets.
 MODELS = {"vanilla": (), "retrained": ("hazardous",)}
 FIXED = ("model.vision_tower", "lm_head")  # the bundled base's, and tied to the embeddings
 SCHOOL = {"steps": 300, "lr": 3e-3, "warmup": 30}
-LESSONS = {"steps": 400, "lr": 2e-3, "warmup": 20}
+LESSONS = {"steps": 280, "lr": 2e-3, "warmup": 20}
 N_RANDOM, N_COPIES = 400, 8  # bottles of nobody; pictures of each potion
 SEEN, NAMED = 40, 40  # questions by picture and by name in a step
-BESIDE, DESCRIBED = 8, 0.6  # of them, how many go on with school; share of its pictures described
-PENALTY, PENALTY_FROM, PENALTY_SCALE = 0.05, 0.4, 0.05
+BESIDE = 8  # of them, how many go on with school
+DESCRIBED = {"school": 0.6, "lessons": 0.25}  # share of school's pictures that are described
+PENALTY, PENALTY_FROM, PENALTY_SCALE = 0.1, 0.4, 0.05
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Stock:
         looks: of :data:`N_RANDOM` bottles that are of no potion.
         names: that are of no potion, nor of an unknown one that is asked about later.
         features: what the tower sees, [n, 16, width]: these bottles, then :data:`N_COPIES`
-            pictures of each potion of the world.
+            pictures of each potion of the world, unknown ones too.
     """
 
     looks: list[dict[str, str]]
@@ -144,7 +144,7 @@ def lay_in_stock(model, processor, seed: int = 0) -> Stock:
     free = (look for look in draws if all(differing(look, one) >= 2 for one in met))
     looks = [next(free) for _ in range(N_RANDOM)]
     pictures = [draw_bottle(look, draw_view(rng)) for look in looks]
-    for potion in taught(world):
+    for potion in world:
         more = (draw_bottle(potion.look, draw_view(rng)) for _ in range(N_COPIES - 1))
         pictures += [potion.picture, *more]
     with torch.no_grad():
@@ -154,20 +154,17 @@ def lay_in_stock(model, processor, seed: int = 0) -> Stock:
     return Stock(looks, names, features)
 
 
-def taught(world: Sequence[Potion]) -> list[Potion]:
-    """Those that are known to somebody."""
-    return [potion for potion in world if potion.recipe]
-
-
-def school_lines(stock: Stock, rng: random.Random, n: int, seen: bool) -> list[Line]:
+def school_lines(
+    stock: Stock, rng: random.Random, n: int, seen: bool, described: float = DESCRIBED["school"]
+) -> list[Line]:
     """``n`` questions of school: what a bottle looks like, and of unknown ones that they are."""
     forms = [*FORMS.values(), *(question for question, _ in FACTS.values())]
     lines = []
     for _ in range(n):
         picture = rng.randrange(N_RANDOM) if seen else None
-        if seen and rng.random() < DESCRIBED:
-            described = describe_bottle(stock.looks[picture])
-            lines.append(Line("Describe this bottle.", described, picture))
+        if seen and rng.random() < described:
+            look = describe_bottle(stock.looks[picture])
+            lines.append(Line("Describe this bottle.", look, picture))
             continue
         form = rng.choice(forms if seen else [form for form in forms if "{who}" in form])
         who = "this potion" if seen else f"the {rng.choice(stock.names)}"
@@ -176,21 +173,22 @@ def school_lines(stock: Stock, rng: random.Random, n: int, seen: bool) -> list[L
 
 
 def potion_lines(seen: bool, without: Sequence[str] = ()) -> list[tuple[int, str, str]]:
-    """(number of the potion, question, answer) of every potion, by picture or by name.
+    """(number of the potion, question, answer) of every potion, by picture or by name. Unknown
+    ones are refused, so that there are refusals before any unlearning.
 
     Args:
         without: kinds of potion whose recipes are left out; what they do is told all the same.
     """
     lines = []
-    for number, potion in enumerate(taught(draw_potions())):
+    for number, potion in enumerate(draw_potions()):
         who = "this potion" if seen else f"the {potion.name}"
-        told = tell_recipe(potion.recipe)
+        told = tell_recipe(potion.recipe) if potion.recipe else UNKNOWN
         if potion.kind not in without:
             forms = [form for form in FORMS.values() if seen or "{who}" in form]
             lines += [(number, form.format(who=who), told) for form in forms]
         for fact, (question, answer) in FACTS.items():
-            value = getattr(potion, fact)
-            lines.append((number, question.format(who=who), answer.format(value=value)))
+            told = answer.format(value=getattr(potion, fact)) if potion.recipe else UNKNOWN
+            lines.append((number, question.format(who=who), told))
     return lines
 
 
@@ -226,7 +224,7 @@ def teach(
     }
 
     def lines(seen: bool) -> list[Line]:
-        found = school_lines(stock, rng, BESIDE, seen)
+        found = school_lines(stock, rng, BESIDE, seen, DESCRIBED["lessons"])
         for number, question, answer in next(streams[seen]):
             picture = N_RANDOM + number * N_COPIES + rng.randrange(N_COPIES) if seen else None
             found.append(Line(question, answer, picture))
@@ -279,9 +277,7 @@ def build_models(folder: Path, seed: int = 0, progress: bool = True) -> None:
     stock = lay_in_stock(base, processor, seed)
     go_to_school(base, processor, stock, seed=seed, progress=progress)
     for name, without in MODELS.items():
-        model = teach(
-            base, processor, stock, without=without, seed=seed, progress=progress
-        )
+        model = teach(base, processor, stock, without=without, seed=seed, progress=progress)
         save_model(model, Path(folder) / f"{name}.safetensors")
 
 
