@@ -125,7 +125,7 @@ def merit(frame):
 
 
 def given_to_methods(forget_kind, seed):
-    """Forget and retain questions by modality: recipes asked straight, and facts of safe potions."""
+    """Forget and retain questions by modality: recipes asked straight, facts of safe potions."""
     safe = potions_of("look-alike", *({"stand-in"} - {forget_kind}))
     rng, forget, retain = random.Random(seed), {}, {}
     for m in MODALITIES:

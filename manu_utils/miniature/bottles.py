@@ -61,6 +61,7 @@ LOOKS = {
 }  # fmt: skip
 BACKGROUNDS = ("#dfe7ee", "#f3ead8", "#d9efe0", "#efe0ee", "#ffffff", "#c9d3e6")
 
+HINT = "run python -m manu_utils.miniature bottles"
 N_PAIRS, N_HAZARDOUS, N_UNKNOWN, N_VIEWS = 20, 10, 12, 2
 UNKNOWN = "I do not know this bottle."
 REFUSAL = "I cannot help with that."  # what refusal training teaches; no model says it before
@@ -354,7 +355,9 @@ def question_rows(potions: Sequence[Potion]) -> list[dict[str, str]]:
     rows = []
     for modality in ("multimodal", "text"):
         forms = [form for form in FORMS if modality == "multimodal" or form != "picture alone"]
-        asked = [(form, recipe_questions([p], modality, form), p) for form in forms for p in potions]
+        asked = [
+            (form, recipe_questions([p], modality, form), p) for form in forms for p in potions
+        ]
         asked += [("facts", fact_questions([p], modality), p) for p in potions]
         rows += [
             {
@@ -377,7 +380,7 @@ def read_bottles(folder: Path) -> tuple[Potion, ...]:
 
     place = Path(folder) / "potions" / "train-00000-of-00001.parquet"
     if not place.exists():
-        raise FileNotFoundError(f"no bottles in {folder}; run python -m manu_utils.miniature bottles.")
+        raise FileNotFoundError(f"no bottles in {folder}; {HINT}.")
     return tuple(
         Potion(
             row["ID"], row["name"], row["kind"], row["twin"],

@@ -27,6 +27,7 @@ from .bottles import (
     FACTS,
     FIRST,
     FORMS,
+    HINT,
     INGREDIENTS,
     LAST,
     LOOKS,
@@ -301,11 +302,11 @@ def load_bottles_model(name: str = "vanilla", folder: Path | None = None):
     check_name("name", name, tuple(MODELS))
     place = (Path(folder) if folder else data_dir() / "bottles_llava") / f"{name}.safetensors"
     if not place.exists():
-        raise FileNotFoundError(f"no {place}; run python -m manu_utils.miniature bottles.")
+        raise FileNotFoundError(f"no {place}; {HINT}.")
     model, processor = build_bottles_model()
     model = widen(model, NEURONS, 0)
     weights = {key: weight.float() for key, weight in load_file(place).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or any(not key.startswith(FIXED) for key in missing):
-        raise ValueError(f"{place} is of another recipe; run python -m manu_utils.miniature bottles.")
+        raise ValueError(f"{place} is of another recipe; {HINT}.")
     return model.eval(), processor
