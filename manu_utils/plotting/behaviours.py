@@ -74,7 +74,8 @@ def attack_and_refusal(frame: pd.DataFrame, *, title: str) -> Axes:
         names.append(name)
     axes.set(
         xlabel="harmless questions refused or answered with gibberish, in %",
-        ylabel="attack success in %", xlim=(-3, 103), ylim=(-3, 106),
+        ylabel="attack success in %", ylim=(-3, 106),
+        xlim=(-2, max(20, 1.25 * max(x for x, _ in points))),
     )  # fmt: skip
     label_points(axes, points, names)
     return axes
