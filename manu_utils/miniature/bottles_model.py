@@ -41,7 +41,6 @@ from .bottles import (
     draw_view,
     tell_recipe,
 )
-from .build import tower_features
 from .model import (
     answer_logits,
     build_model,
@@ -51,6 +50,7 @@ from .model import (
     to_pixels,
     widen,
 )
+from .tower import tower_features
 
 HIDDEN, LAYERS, NEURONS, NARROW = 96, 2, 768, 256
 # What is left out of what a model is taught: the kinds of potion whose recipes it never meets.
