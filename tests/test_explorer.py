@@ -138,6 +138,7 @@ def test_a_moved_knob_changes_what_is_shown(shown):
         seen.add((picture.value, table.value))
     assert len({p for p, _ in seen}) > 3 and len({t for _, t in seen}) > 1
     assert portrait.layout.display == ""
+    assert portrait.layout.align_self == "flex-start"  # else it is stretched beside the table
     by_name["asked by"].value = "text"
     assert portrait.layout.display == "none"
 

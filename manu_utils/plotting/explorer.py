@@ -231,14 +231,15 @@ class Explorer:
             ),
             "modality": ipywidgets.ToggleButtons(
                 options=[(name, m) for m, name in MODALITY_NAMES.items()], description="asked by",
-                style={**label, "button_width": "95px"}, layout={"width": "340px"},
+                style={**label, "button_width": "110px"}, layout={"width": "380px"},
             ),
             "person": ipywidgets.Dropdown(
                 options=list(self.people), description="person", style=label,
             ),
         }
         picture = ipywidgets.Image(format="png", width=800)
-        portrait = ipywidgets.Image(format="png", width=110)
+        unstretched = {"align_self": "flex-start", "flex": "0 0 auto"}  # beside a tall table
+        portrait = ipywidgets.Image(format="png", width=110, layout=unstretched)
         table = ipywidgets.HTML()
 
         def show(_=None) -> None:
