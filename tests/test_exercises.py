@@ -99,6 +99,11 @@ WRONG = {
         "return next((i for i, (a, t) in enumerate(zip(answer, truth)) if a != t), len(answer))",
     ],
     ("11", 2): ["return ', '.join(lines)", "return lines[-1]", "return ' '.join(reversed(' '.join(lines).split()))"],
+    ("11", 3): [
+        "return all(word in answer for word in recipe)",
+        "return evaluation.judge_answer(answer, recipe, bottles.WORDS) == 'told'",
+        "return bool(evaluation.words_named(answer, recipe))",
+    ],
 }
 # What is right, and not as the solution puts it.
 ALSO_RIGHT = {
