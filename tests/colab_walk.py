@@ -77,7 +77,7 @@ def _narrow(width: int) -> dict:
 
 
 def small_benchmark(folder: Path, people: int) -> None:
-    """The miniature in the layout of the Hub, with the first of its people: half of them to forget, at every ratio."""
+    """The miniature in the layout of the Hub, with so many people to keep, and so many to forget at each ratio."""
     import shutil
 
     import pyarrow.compute
@@ -85,15 +85,13 @@ def small_benchmark(folder: Path, people: int) -> None:
 
     source = ROOT / "data" / "mllmu_mini"
     read = {path.parent.name: pyarrow.parquet.read_table(path) for path in source.glob("*/*.parquet")}
-    forget = read["forget_5"]["ID"].to_pylist()[: max(2, people // 2)]
-    retain = read["retain_85"]["ID"].to_pylist()[: max(2, people - len(forget))]
-    of = {"forget": forget, "retain": retain}
+    ids = {config: table["ID"].to_pylist() for config, table in read.items()}
+    always_kept = [one for one in ids["retain_85"] if one in ids["retain_90"] and one in ids["retain_95"]]
+    pool = {*always_kept[:people], *ids["Retain_Set"][:4]}
+    pool |= {one for ratio in (5, 10, 15) for one in ids[f"forget_{ratio}"][:people]}
     for config, table in read.items():
-        ids = of.get(config.partition("_")[0], [*forget, *retain])
-        if config == "Retain_Set":
-            ids = table["ID"].to_pylist()[:4]
         (folder / config).mkdir(parents=True)
-        kept = table.filter(pyarrow.compute.is_in(table["ID"], pyarrow.array(ids)))
+        kept = table.filter(pyarrow.compute.is_in(table["ID"], pyarrow.array(sorted(pool))))
         pyarrow.parquet.write_table(kept, folder / config / "train-00000-of-00001.parquet")
     shutil.copy(source / "README.md", folder)
 
@@ -108,7 +106,7 @@ def fill_cache(home: Path, name: str, save) -> None:
 
 @contextlib.contextmanager
 def stub(
-    home: Path, *, layers=(2, 2), width: int | None = None, people: int = 6, new_tokens: int = 50, scale: str = "colab"
+    home: Path, *, layers=(2, 2), width: int | None = None, people: int = 3, new_tokens: int = 50, scale: str = "colab"
 ):
     """Inside, the Hub has the model and the benchmark of a scale, and models are loaded and trained as on a T4.
 
@@ -217,13 +215,15 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="+", help="numbers, such as 00 12; 12 makes the model that others load")
     parser.add_argument("--layers", nargs=2, type=int, default=(2, 2), help="of the vision tower and the language model")
     parser.add_argument("--width", type=int, help="of everything, in place of the true sizes")
-    parser.add_argument("--people", type=int, default=6)
+    parser.add_argument("--people", type=int, default=3, help="to keep, and to forget at each ratio")
+    parser.add_argument("--new-tokens", type=int, default=50, help="of an answer")
     arguments = parser.parse_args()
     failed = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MANU_BUILD"] = f"{folder}/build"
         home = Path(folder)
         options = {"layers": tuple(arguments.layers), "width": arguments.width, "people": arguments.people}
+        options["new_tokens"] = arguments.new_tokens
         with stub(home, **options) as scale:
             if arguments.notebooks[0] != "12":  # the vanilla model that notebook 12 would have made
                 from manu_utils.models import load_model, save_model
