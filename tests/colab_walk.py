@@ -106,12 +106,14 @@ def fill_cache(home: Path, name: str, save) -> None:
 
 @contextlib.contextmanager
 def stub(
-    home: Path, *, layers=(2, 2), width: int | None = None, people: int = 3, new_tokens: int = 50, scale: str = "colab"
-):
+    home: Path, *, layers=(2, 2), width: int | None = None, people: int = 3, new_tokens: int = 50, epochs: int = 0,
+    scale: str = "colab",
+):  # fmt: skip
     """Inside, the Hub has the model and the benchmark of a scale, and models are loaded and trained as on a T4.
 
     Args:
         new_tokens: of an answer; a random model seldom ends one, so that fewer take less time.
+        epochs: in place of those of the scale.
     """
     import datasets
     import huggingface_hub.constants
@@ -147,8 +149,10 @@ def stub(
     def as_on_a_t4(device):
         return torch.float16
 
-    here = {wanted.vanilla: str(home / "vanilla")}  # a local folder, made by notebook 12
-    patched = replace(wanted, vanilla=here[wanted.vanilla]) if not wanted.vanilla.startswith("MLLMMU") else wanted
+    changed = {"epochs": epochs} if epochs else {}
+    if not wanted.processor:  # a local folder, made by notebook 12
+        changed["vanilla"] = str(home / "vanilla")
+    patched = replace(wanted, **changed)
     with contextlib.ExitStack() as stack:
         for place, name, value in (
             (datasets, "load_dataset", load_dataset), (datasets, "get_dataset_config_names", config_names),

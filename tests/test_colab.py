@@ -14,7 +14,7 @@ def hub(tmp_path_factory):
     home = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MANU_BUILD", str(home / "build"))
-        with stub(home, width=16, people=2, new_tokens=3) as scale:
+        with stub(home, width=16, people=2, new_tokens=3, epochs=1) as scale:
             yield scale
 
 

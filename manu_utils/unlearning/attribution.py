@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import processes
 from ..benchmark.records import Question
-from ..checks import check_answers
+from ..checks import check_answers, check_whole
 from ..models.asking import answer_logits
 from ..models.encoding import batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
@@ -127,6 +127,7 @@ def collect_attribution(
             "one call takes one modality; split the questions with and without an image."
         )
     check_answers(questions)
+    check_whole("batch_size", batch_size)
     mlps = find_neurons(model)
     rarity = token_rarity(questions, processor) if rarity is None else rarity
     if not torch.isfinite(rarity).all() or (rarity < 0).any():
