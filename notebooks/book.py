@@ -1,7 +1,10 @@
-"""The executed series as a static book: `python notebooks/book.py [names ...]`, build/site/index.html.
+"""The executed series as a static book: `python notebooks/book.py [names ...]`.
 
-Pages are README.md, the guides in docs/ and the notebooks with their stored outputs; nothing is executed, and nothing comes
-from the network. A link that leads to no page and no file is an error; one to a file outside the book goes to the repository.
+It begins at build/site/index.html.
+
+Pages are README.md, the guides in docs/ and the notebooks with their stored outputs; nothing is
+executed, and nothing comes from the network. A link that leads to no page and no file is an error;
+one to a file outside the book goes to the repository.
 """
 
 import argparse
@@ -20,14 +23,16 @@ ROOT = NOTEBOOKS.parent
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<!!)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 WIDE = """\
-@media (min-width: 63em) and (max-width: 82em) { .content { width: min(58em, calc(100vw - 15em - 7em)); } }
+@media (min-width: 63em) and (max-width: 82em) \
+{ .content { width: min(58em, calc(100vw - 15em - 7em)); } }
 @media (min-width: 100em) { .content { width: 60em; } }
 table.docutils td { min-width: 6.5em; }
 .cell_output { overflow-x: auto; }
 .cell_output img { max-width: 100%; height: auto; }
 div.math { overflow-x: auto; margin: 1em 0; padding: 0.4em 0; }
 table.dataframe { border: 0; border-collapse: collapse; font-size: 80%; }
-table.dataframe :is(td, th) { border: 0; border-bottom: 1px solid var(--color-background-border); padding: 0.2em 0.6em; }
+table.dataframe :is(td, th) \
+{ border: 0; border-bottom: 1px solid var(--color-background-border); padding: 0.2em 0.6em; }
 table.dataframe td { text-align: right; }
 """
 
@@ -35,7 +40,9 @@ table.dataframe td { text-align: right; }
 def address() -> str:
     """The repository at the release that the notebooks install."""
     setup = (NOTEBOOKS / "setup_cell.py").read_text(encoding="utf-8")
-    repository, release = re.search(r'^REPOSITORY, RELEASE = "([^"]+)", "([^"]+)"', setup, re.MULTILINE).groups()
+    repository, release = re.search(
+        r'^REPOSITORY, RELEASE = "([^"]+)", "([^"]+)"', setup, re.MULTILINE
+    ).groups()
     return f"{repository}/blob/{release}"
 
 
@@ -54,16 +61,21 @@ def in_book(text: str, folder: Path, pages: dict[Path, str], where: str) -> str:
     def target(link):
         file = (folder / link[1]).resolve()
         if not file.exists():
-            raise FileNotFoundError(f"a link leads to {shown(file)}, which does not exist: {text[:80]!r}")
+            raise FileNotFoundError(
+                f"a link leads to {shown(file)}, which does not exist: {text[:80]!r}"
+            )
         if file in pages:
-            return f"]({os.path.relpath(pages[file], where or '.').replace(os.sep, '/')}{link[2] or ''})"
+            return (
+                f"]({os.path.relpath(pages[file], where or '.').replace(os.sep, '/')}"
+                f"{link[2] or ''})"
+            )
         return f"]({address()}/{file.relative_to(ROOT).as_posix()}{link[2] or ''})"
 
     return LINK.sub(target, with_text_badges(text))
 
 
 def notebook_page(notebook, path: Path, pages: dict[Path, str]):
-    """A notebook as a page: text links, a text for each picture, the setup cell folded; changed in place."""
+    """Makes a notebook a page: text links, a text for each picture, the setup cell folded."""
     setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
     setup.metadata["tags"] = [*setup.metadata.get("tags", []), "hide-input"]
     for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
@@ -91,7 +103,10 @@ def lay_out(source: Path, paths: list[Path]) -> None:
     for guide in guides:
         text = in_book(guide.read_text(encoding="utf-8"), DOCS, pages, "docs")
         (source / pages[guide]).write_text(text, encoding="utf-8")
-    listed = {"The notebooks": [pages[path] for path in paths], "Guides": [pages[guide] for guide in guides]}
+    listed = {
+        "The notebooks": [pages[path] for path in paths],
+        "Guides": [pages[guide] for guide in guides],
+    }
     lists = [
         "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```"])
         for caption, names in listed.items()
@@ -107,7 +122,17 @@ def main() -> int:
     build = Path(os.environ.get("MANU_BUILD") or ROOT / "build").absolute()
     source, site = build / "site-pages", build / "site"
     lay_out(source, paths)
-    options = ["-c", str(DOCS), "-b", "html", "-q", "-W", "--keep-going", "-d", str(build / "site-cache" / "doctrees")]
+    options = [
+        "-c",
+        str(DOCS),
+        "-b",
+        "html",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(build / "site-cache" / "doctrees"),
+    ]
     static = ["-D", f"html_static_path={source / '_static'}"]
     failed = sphinx([*options, *static, str(source), str(site)])
     if not failed:

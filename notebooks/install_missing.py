@@ -1,9 +1,12 @@
-"""Installs what manu_utils needs and this Python lacks, and puts the clone around this file where the setup cell looks.
+"""Installs what manu_utils needs and this Python lacks.
 
-The setup cell runs it in a clone that it has just made in a temporary folder. Only a clone that is whole and whose
-packages are installed is moved beside the notebook, as `manu-v0.1.0`: whatever is cut short starts anew. Packages that are
-there and new enough stay as they are. torch, torchvision, numpy and pandas are never replaced: a running session has them
-loaded, and a GPU runtime has them built for its driver.
+It puts the clone around this file where the setup cell looks.
+
+The setup cell runs it in a clone that it has just made in a temporary folder. Only a clone that is
+whole and whose packages are installed is moved beside the notebook, as `manu-v0.1.0`: whatever is
+cut short starts anew. Packages that are there and new enough stay as they are. torch, torchvision,
+numpy and pandas are never replaced: a running session has them loaded, and a GPU runtime has them
+built for its driver.
 """
 
 import subprocess
@@ -36,19 +39,30 @@ def install(requirements: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "pins.txt"
         pins.write_text("\n".join(constraints()), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "-c", str(pins), *requirements]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "-c",
+            str(pins),
+            *requirements,
+        ]
         done = subprocess.run(command)
     if done.returncode:
         kept = ", ".join(constraints()) or "nothing"
         sys.exit(
-            f"What manu_utils needs could not be installed; the message of pip stands above. Kept as they are: {kept}. "
-            "Connect to the network; or, if one of these is too old, choose a newer runtime, or a fresh environment as in "
-            "the README. Then run this cell again."
+            "What manu_utils needs could not be installed; the message of pip stands above. Kept "
+            f"as they are: {kept}. Connect to the network; or, if one of these is too old, choose "
+            "a newer runtime, or a fresh environment as in the README. Then run this cell again."
         )
 
 
 def settle(clone: Path, target: Path) -> None:
-    """Moves the clone to `target`; what is there already, and was not found whole, is kept under another name.
+    """Moves the clone to `target`.
+
+    What is there already, and was not found whole, is kept under another name.
 
     Raises:
         SystemExit: the place cannot be made free.
@@ -58,7 +72,10 @@ def settle(clone: Path, target: Path) -> None:
             target.rename(target.with_name(f"{target.name}.old"))
         clone.rename(target)
     except OSError as error:
-        sys.exit(f"{target} cannot be replaced ({error.strerror}); delete or rename it and run this cell again.")
+        sys.exit(
+            f"{target} cannot be replaced ({error.strerror}); delete or rename it and run this "
+            "cell again."
+        )
 
 
 def main() -> None:

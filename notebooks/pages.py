@@ -1,4 +1,4 @@
-"""What slides and the book share: formulas without a network, a text for each picture, badges as plain links."""
+"""What slides and the book share: formulas offline, texts for pictures, badges as plain links."""
 
 import ast
 import re
@@ -34,9 +34,11 @@ def plain(text: str) -> str:
 
 
 def title_of(source: str) -> str:
-    """What a cell that draws gives its figure as a title, if it is one text; placeholders are left out."""
+    """What a cell that draws gives its figure as a title, if it is one text; no placeholders."""
     for node in ast.walk(ast.parse(source)):
-        named = isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "title" for t in node.targets)
+        named = isinstance(node, ast.Assign) and any(
+            getattr(t, "id", "") == "title" for t in node.targets
+        )
         if named or isinstance(node, ast.keyword) and node.arg == "title":
             if isinstance(node.value, ast.Constant):
                 return str(node.value.value)
@@ -47,8 +49,10 @@ def title_of(source: str) -> str:
 
 
 def alternative_text(cell, following) -> str:
-    """A text for whoever does not see the picture: the fold "The figure in words" below it, or else its title and the first
-    sentence of the Markdown that reads it.
+    """A text for whoever does not see the picture.
+
+    It is the fold "The figure in words" below it, or else its title and the first sentence of the
+    Markdown that reads it.
 
     Args:
         cell: a code cell with a picture.

@@ -1,4 +1,4 @@
-"""Writes the picture of the README's first screen, docs/before_after.png, from the stored outputs of notebook 00."""
+"""Writes docs/before_after.png, the README's first picture, from the outputs of notebook 00."""
 
 import base64
 from pathlib import Path
@@ -13,7 +13,9 @@ def stored_picture() -> bytes:
     """The figure before and after pruning, as notebook 00 shows it."""
     notebook = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if '"00_before_after"' in cell.source]
-    (data,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    (data,) = [
+        output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
     return base64.b64decode(data)
 
 

@@ -1,10 +1,11 @@
 """Executes the notebooks headless: `python notebooks/run_all.py [--write-back] [names ...]`.
 
-Each runs in a fresh kernel of this Python, `--jobs` at a time. Executed copies go to build/notebooks, or
-below MANU_BUILD if that names a folder; the notebooks themselves write figures and the leaderboard there
-too. A notebook that fails is named with the cell, the error and the command that repeats it alone.
-`--write-back` also stores the outputs in notebooks/, without anything that differs between two runs of the
-same code. `--times 2` runs all cells again in the same kernel: a cell that a reader runs once more must work.
+Each runs in a fresh kernel of this Python, `--jobs` at a time. Executed copies go to
+build/notebooks, or below MANU_BUILD if that names a folder; the notebooks themselves write figures
+and the leaderboard there too. A notebook that fails is named with the cell, the error and the
+command that repeats it alone. `--write-back` also stores the outputs in notebooks/, without
+anything that differs between two runs of the same code. `--times 2` runs all cells again in the
+same kernel: a cell that a reader runs once more must work.
 """
 
 import argparse
@@ -39,7 +40,9 @@ QUIET = {  # offline, and no progress bars in stored outputs
 INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 PORTABLE = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # a repetition needs them as well
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
-IN_WORDS = re.compile(r"<details><summary>The figure in words</summary>\s*(.+?)\s*</details>", re.DOTALL)
+IN_WORDS = re.compile(
+    r"<details><summary>The figure in words</summary>\s*(.+?)\s*</details>", re.DOTALL
+)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MARKS = {
     "started": ("▶", ">"),
@@ -48,27 +51,30 @@ MARKS = {
 }  # and where these cannot be printed
 
 
-# ------------------------------------------------------------------------------------------------ what is stored
+# ----------------------------------------------------------------------------------- what is stored
 
 
 def shrink(picture: str) -> str:
     """A PNG in base64 with a palette of 64 colours: figures look the same at a quarter of the size.
 
-    The palette is spread over all colours, so that a rare one, such as that of a thin line, stays what it is.
+    The palette is spread over all colours, so that a rare one, such as that of a thin line, stays
+    what it is.
     """
     from PIL import Image
 
     buffer = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    image.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True
+    )
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def clean(notebook) -> None:
-    """Shrinks pictures, gives them their text alternative, and removes what differs between runs: timings, widget state, the
-    interpreter's name and version.
+    """Shrinks pictures, gives them their text alternative, and removes what differs between runs.
 
-    The text alternative of a figure is the fold below it, where every reader finds it; in the output's metadata it is for
+    That is timings, widget state, the interpreter's name and version. The text alternative of a
+    figure is the fold below it, where every reader finds it; in the output's metadata it is for
     programs that make pages of the notebook.
     """
     notebook.metadata = nbformat.from_dict({
@@ -108,28 +114,31 @@ def pictures_of(notebook) -> list[int]:
 
 
 def why_not_stored(notebook, pictures_before: list[int]) -> str | None:
-    """What speaks against storing these outputs: something on stderr, or a cell with fewer pictures than are stored."""
+    """What speaks against storing these outputs: a text on stderr, or fewer pictures in a cell."""
     if (noise := stderr_of(notebook)) is not None:
-        return f"not written back, since it wrote to stderr: {noise.splitlines()[-1] if noise else '(blank lines)'}"
+        return (
+            "not written back, since it wrote to stderr: "
+            f"{noise.splitlines()[-1] if noise else '(blank lines)'}"
+        )
     for number, (before, now) in enumerate(
         zip(pictures_before, pictures_of(notebook), strict=True), start=1
     ):
         if now < before:
             return (
-                f"not written back, since code cell {number} shows {now} pictures and the stored one {before}; if that is "
-                "meant, clear the stored outputs of this cell first"
+                f"not written back, since code cell {number} shows {now} pictures and the stored "
+                f"one {before}; if that is meant, clear the stored outputs of this cell first"
             )
     return None
 
 
 def write(notebook, path: Path) -> None:
-    """Replaces the file as a whole, so that an interrupted run leaves the old one or the new one."""
+    """Replaces the file as a whole: an interrupted run leaves the old one or the new one."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
     os.replace(part, path)
 
 
-# ------------------------------------------------------------------------------------------------ running
+# ------------------------------------------------------------------------------------------ running
 
 
 async def execute(
@@ -143,7 +152,8 @@ async def execute(
         "OMP_NUM_THREADS": str(threads),
         "IPYTHONDIR": str(build / "ipython"),  # nobody's start-up files
     }  # fmt: skip
-    # No folder of kernel specs: what is left is ipykernel in this very Python, whatever JUPYTER_PATH offers.
+    # No folder of kernel specs: what is left is ipykernel in this very Python, whatever
+    # JUPYTER_PATH offers.
     kernel = AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
     )
@@ -173,12 +183,19 @@ async def execute(
         problem = f"code cell {number}{again}: {first_line(f'{error.ename}: {error.evalue}')}"
     except CellTimeoutError:
         longer = f"--cell-seconds {3 * cell_seconds}"
-        problem = f"code cell {number}{again}: not done after {cell_seconds} s; a slow machine takes {longer}"
+        problem = (
+            f"code cell {number}{again}: not done after {cell_seconds} s; "
+            f"a slow machine takes {longer}"
+        )
     except DeadKernelError:
         kernel_died = f"the kernel died ({sys.executable})"
         problem = f"code cell {number}{again}: {kernel_died}; if memory ran out, try --jobs 1"
     except Exception as error:  # this notebook ends, not the others
-        where = f"code cell {number}{again}" if number else f"the kernel did not start ({sys.executable})"
+        where = (
+            f"code cell {number}{again}"
+            if number
+            else f"the kernel did not start ({sys.executable})"
+        )
         problem = f"{where}: {first_line(f'{type(error).__name__}: {error}')}"
     finally:  # also when interrupted
         if client.kc is not None:
@@ -229,7 +246,7 @@ def repeating(name: str, options: list[str]) -> str:
 
 
 async def run(paths: list[Path], build: Path, arguments, options: list[str]) -> int:
-    """Runs the notebooks, some at a time, with a line when one starts and when it ends; returns how many failed."""
+    """Runs the notebooks, some at a time, saying which starts and ends; returns how many failed."""
     free, done, failed = asyncio.Semaphore(arguments.jobs), 0, 0
 
     async def one(path: Path) -> None:
@@ -243,7 +260,10 @@ async def run(paths: list[Path], build: Path, arguments, options: list[str]) -> 
             )  # fmt: skip
             seconds = time.perf_counter() - started
         done += 1
-        line = f"{mark('failed' if problem else 'done')} {done}/{len(paths)}  {path.stem:<32} {seconds:6.1f} s"
+        line = (
+            f"{mark('failed' if problem else 'done')} {done}/{len(paths)}  "
+            f"{path.stem:<32} {seconds:6.1f} s"
+        )
         print(f"{line}  {problem}" if problem else line, flush=True)
         if problem:
             failed += 1
@@ -257,7 +277,7 @@ async def run(paths: list[Path], build: Path, arguments, options: list[str]) -> 
 
 
 def print_results(leaderboard: Path) -> None:
-    """Accuracy in per cent, one table per task and metric: lines are methods, columns sets by modality."""
+    """Accuracy in per cent, a table per task and metric: methods by sets and modalities."""
     import pandas as pd
 
     frame = pd.read_csv(leaderboard, keep_default_na=False)
@@ -274,7 +294,9 @@ def print_results(leaderboard: Path) -> None:
 
 
 def named(names: list[str]) -> list[Path]:
-    """The notebooks that are meant: all, or those whose names start so (`06`, `06_against_baselines.ipynb`, a path).
+    """The notebooks that are meant: all, or those whose names start so.
+
+    A name is `06`, `06_against_baselines.ipynb` or a path.
 
     Raises:
         SystemExit: a name that fits none.
@@ -356,7 +378,8 @@ def main() -> int:
         )
         return 130
     print(
-        f"{len(paths) - failed} of {len(paths)} notebooks ran in {time.perf_counter() - started:.0f} s"
+        f"{len(paths) - failed} of {len(paths)} notebooks ran in "
+        f"{time.perf_counter() - started:.0f} s"
     )
 
     if leaderboard.exists():

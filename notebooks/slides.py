@@ -1,8 +1,11 @@
-"""Slides from the cells of the notebooks: `python notebooks/slides.py [names ...]`, one HTML file each in build/slides/.
+"""Slides from the cells of the notebooks: `python notebooks/slides.py [names ...]`.
 
-A heading begins a slide and text one below it; a figure stands alone, and the text that reads it goes into the speaker's
-notes (key S). Code is hidden but for short cells that neither draw nor check; what a check says appears at the next key.
-Solutions and discussions stay out. The files need no network: reveal.js comes from the extra `site`, formulas are MathML.
+Each becomes one HTML file in build/slides/.
+
+A heading begins a slide and text one below it; a figure stands alone, and the text that reads it
+goes into the speaker's notes (key S). Code is hidden but for short cells that neither draw nor
+check; what a check says appears at the next key. Solutions and discussions stay out. The files need
+no network: reveal.js comes from the extra `site`, formulas are MathML.
 """
 
 import argparse
@@ -37,24 +40,29 @@ TEMPLATE = """
 .reveal { font-size: 28px; --r-heading-text-transform: none; }
 .reveal h1 { font-size: 52px; } .reveal h2 { font-size: 42px; } .reveal h3 { font-size: 34px; }
 .reveal .slides section { text-align: left; max-height: 100%; overflow-y: auto; }
-.reveal .slides img { min-width: 75%; max-width: 100%; max-height: 600px; object-fit: contain; display: block; margin: auto; }
-.reveal .jp-RenderedHTMLCommon, .reveal .jp-RenderedHTMLCommon p { font-size: 28px; overflow-x: auto; }
+.reveal .slides img { min-width: 75%; max-width: 100%; max-height: 600px; \
+object-fit: contain; display: block; margin: auto; }
+.reveal .jp-RenderedHTMLCommon, .reveal .jp-RenderedHTMLCommon p \
+{ font-size: 28px; overflow-x: auto; }
 .reveal .jp-RenderedHTMLCommon table, .reveal .jp-RenderedHTMLCommon table * { font-size: 20px; }
-.reveal .jp-RenderedText pre, .reveal .jp-OutputArea-output pre { font-size: 22px !important; white-space: pre-wrap; }
+.reveal .jp-RenderedText pre, .reveal .jp-OutputArea-output pre \
+{ font-size: 22px !important; white-space: pre-wrap; }
 .reveal .highlight pre { font-size: 21px; line-height: 1.35; }
 .reveal math { font-size: 110%; }
 </style>
 {%- endblock -%}
 {%- block data_png -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
-<img src="data:image/png;base64,{{ output.data['image/png'] | trim }}" alt="{{ output.metadata.alt | escape_html }}">
+<img src="data:image/png;base64,{{ output.data['image/png'] | trim }}" \
+alt="{{ output.metadata.alt | escape_html }}">
 </div>
 {%- endblock -%}
 {%- block footer_js -%}
 <script src="{{ resources.reveal.url_prefix }}/dist/reveal.js"></script>
 <script src="{{ resources.reveal.url_prefix }}/plugin/notes/notes.js"></script>
 <script>
-Reveal.initialize({hash: true, slideNumber: "c/t", transition: "none", center: false, width: 1280, height: 800,
+Reveal.initialize({hash: true, slideNumber: "c/t", transition: "none", center: false, \
+width: 1280, height: 800,
                    margin: 0.04, plugins: [RevealNotes]});
 function fit() {  // what is wider or taller than the slide is drawn smaller, down to half its size
   const slide = Reveal.getCurrentSlide();
@@ -85,9 +93,13 @@ def markdown_to_html(source: str) -> str:
 
 
 def at_headings(notebook):
-    """The cells, Markdown cut before each heading, so that every heading stands first in its cell."""
+    """The cells, Markdown cut before each heading: every heading stands first in its cell."""
     for cell in notebook.cells:
-        starts = [found.start() for found in HEADING.finditer(cell.source)] if cell.cell_type == "markdown" else []
+        starts = (
+            [found.start() for found in HEADING.finditer(cell.source)]
+            if cell.cell_type == "markdown"
+            else []
+        )
         for number, (start, end) in enumerate(zip([0, *starts], [*starts, None], strict=True)):
             if cell.source[start:end].strip():
                 part = copy.deepcopy(cell)
@@ -98,30 +110,44 @@ def at_headings(notebook):
 def is_key(cell) -> bool:
     """Short code that neither draws nor only imports."""
     lines = [line for line in cell.source.splitlines() if line.strip()]
-    imports = all(re.match(r"import |from |\w+ = [\d\"{]|pd\.set_option|\)|    [A-Za-z_, ]+,$", line) for line in lines)
+    imports = all(
+        re.match(r"import |from |\w+ = [\d\"{]|pd\.set_option|\)|    [A-Za-z_, ]+,$", line)
+        for line in lines
+    )
     return len(lines) <= KEY_LINES and not has_picture(cell) and not imports
 
 
 def is_tall(cell) -> bool:
     data = [output.get("data", {}) for output in cell.outputs]
-    rows = sum(d["text/html"].count("<tr") if "text/html" in d else d.get("text/plain", "").count("\n") for d in data)
+    rows = sum(
+        d["text/html"].count("<tr") if "text/html" in d else d.get("text/plain", "").count("\n")
+        for d in data
+    )
     return rows + sum(output.get("text", "").count("\n") for output in cell.outputs) > TALL
 
 
 def on_slides(notebook):
-    """A copy of a notebook with nbconvert's `slide_type` on each cell, and the input of most code cells taken off."""
+    """A copy of a notebook with nbconvert's `slide_type` on each cell; most code is taken off."""
     result = copy.deepcopy(notebook)
     result.cells = list(at_headings(notebook))
     setup = next(cell for cell in result.cells if cell.cell_type == "code")
     after_figure = beside_figure = discussing = taking = False
-    for before, cell, following in zip([None, *result.cells], result.cells, [*result.cells[1:], None], strict=False):
+    for before, cell, following in zip(
+        [None, *result.cells], result.cells, [*result.cells[1:], None], strict=False
+    ):
         show_code, kind = False, "-"
         if cell.cell_type == "markdown":
             level = re.match(r"#+(?= )", cell.source)
             if level:
                 discussing, taking = False, cell.source.startswith("## Take it")
             cell.source = without_answers(IN_WORDS.sub("", BADGE.sub("", cell.source)))
-            kind = "slide" if level and len(level[0]) < 3 else "notes" if after_figure and not level else "subslide"
+            kind = (
+                "slide"
+                if level and len(level[0]) < 3
+                else "notes"
+                if after_figure and not level
+                else "subslide"
+            )
             if discussing:
                 kind = "skip"
         elif cell is setup or discussing or tagged(cell, "exercise-check"):
@@ -129,13 +155,21 @@ def on_slides(notebook):
         elif tagged(cell, "exercise") or taking:
             show_code = True
         elif has_picture(cell):
-            joins = before.cell_type == "markdown" and not HEADING.match(before.source) and len(before.source) <= SHORT
+            joins = (
+                before.cell_type == "markdown"
+                and not HEADING.match(before.source)
+                and len(before.source) <= SHORT
+            )
             kind = "-" if joins else "subslide"
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     output.metadata["alt"] = alternative_text(cell, following)
         elif tagged(cell, "check"):
-            kind = ("subslide" if beside_figure or is_tall(cell) else "fragment") if cell.outputs else "skip"
+            kind = (
+                ("subslide" if beside_figure or is_tall(cell) else "fragment")
+                if cell.outputs
+                else "skip"
+            )
         else:
             show_code = is_key(cell)
             kind = "fragment" if cell.outputs else "-"
@@ -183,7 +217,10 @@ def main() -> int:
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
     print(f"slides of {len(paths)} notebooks in {shown(folder)}")
     if not reveal:
-        print("They load reveal.js from the network; for slides that need none: pip install sphinx-revealjs")
+        print(
+            "They load reveal.js from the network; for slides that need none: "
+            "pip install sphinx-revealjs"
+        )
     return 0
 
 

@@ -1,9 +1,10 @@
-"""Student and teacher versions of the notebooks, from one source: `python notebooks/student.py [names ...]`.
+"""Student and teacher versions of the notebooks: `python notebooks/student.py [names ...]`.
 
-build/student/ is what a class gets: an exercise is its stub, and what follows it (solution, discussion, answers to
-predictions) is out; hints stay. build/teacher/ is the same with the solution in each exercise cell, between nbgrader's marks.
-Both carry nbgrader's metadata, so a notebook of build/teacher/ can be the `source` of an assignment and one of
-build/student/ its `release`. Exercise and check cells are known by their tags, the points by the dots in the heading.
+build/student/ is what a class gets: an exercise is its stub, and what follows it (solution,
+discussion, answers to predictions) is out; hints stay. build/teacher/ is the same with the solution
+in each exercise cell, between nbgrader's marks. Both carry nbgrader's metadata, so a notebook of
+build/teacher/ can be the `source` of an assignment and one of build/student/ its `release`.
+Exercise and check cells are known by their tags, the points by the dots in the heading.
 """
 
 import argparse
@@ -24,7 +25,8 @@ RATING = re.compile(r"^### Exercise .*?(●+)", re.MULTILINE)
 ATTEMPT = re.compile(r"^attempt\(\s*", re.MULTILINE)
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 PLACE = "*Your answer:*"
-ANSWERS = ("Answer", "Solution", "What you should see")  # beginnings of the summaries of folds that give an answer away
+# Beginnings of the summaries of folds that give an answer away.
+ANSWERS = ("Answer", "Solution", "What you should see")
 # What nbgrader wants of each marked cell, version 3 of its metadata.
 MARK = {"schema_version": 3, "task": False}
 WRITTEN = MARK | {"grade": False, "solution": True, "locked": False}
@@ -36,18 +38,24 @@ def tagged(cell, tag: str) -> bool:
 
 
 def solved(stub: str, solution: str) -> str:
-    """The exercise cell with its solution: the stub's head, then the solution's body between nbgrader's marks.
+    """The exercise cell with its solution: the stub's head, then the body between nbgrader's marks.
 
     Args:
-        stub: the definition of one function with a docstring, whose body raises NotImplementedError.
+        stub: the definition of one function with a docstring, whose body raises
+            NotImplementedError.
         solution: another definition of it; its decorators are kept, its docstring is not.
 
     Raises:
         ValueError: if the two do not define one function of the same name.
     """
     wanted, found = (ast.parse(source).body for source in (stub, solution))
-    if not len(wanted) == len(found) == 1 or getattr(wanted[0], "name", "") != getattr(found[0], "name", None):
-        raise ValueError(f"stub and solution define two things: give both one function of one name.\n{stub}\n{solution}")
+    if not len(wanted) == len(found) == 1 or getattr(wanted[0], "name", "") != getattr(
+        found[0], "name", None
+    ):
+        raise ValueError(
+            "stub and solution define two things: give both one function of one name.\n"
+            f"{stub}\n{solution}"
+        )
     lines, body = solution.splitlines(), found[0].body
     first = body[1] if ast.get_docstring(found[0]) is not None else body[0]
     decorators = lines[: found[0].lineno - 1]
@@ -61,19 +69,23 @@ def unsolved(source: str) -> str:
 
 
 def graded(check: str, points: int) -> str:
-    """The check of an exercise as a cell that ends in the points, which nbgrader reads there; 0 if nothing was attempted.
+    """The check of an exercise as a cell that ends in the points, which nbgrader reads there.
+
+    They are 0 if nothing was attempted.
 
     Raises:
         ValueError: if the check does not call `attempt` once.
     """
     source, calls = ATTEMPT.subn(f"graded({points}, ", check)
     if calls != 1:
-        raise ValueError(f"the check of an exercise calls `attempt` once, not {calls} times:\n{check}")
+        raise ValueError(
+            f"the check of an exercise calls `attempt` once, not {calls} times:\n{check}"
+        )
     return f"from manu_utils.teaching import graded\n\n\n{source}"
 
 
 def without_answers(text: str) -> str:
-    """Markdown in which the answer to a prediction is a place to write; hints and other folds stay."""
+    """Markdown with a place to write for the answer to a prediction; hints and others stay."""
     return FOLD.sub(lambda fold: PLACE if fold[1].startswith(ANSWERS) else fold[0], text)
 
 
@@ -84,7 +96,8 @@ def hints(text: str) -> str:
 def teacher_version(notebook, name: str):
     """A copy with the solution in each exercise cell, and without what gives it away elsewhere.
 
-    Between the check of an exercise and the next heading the hints stay, and text and code do not: they discuss the solution.
+    Between the check of an exercise and the next heading the hints stay, and text and code do not:
+    they discuss the solution.
 
     Args:
         notebook: a notebook whose exercises are tagged.
@@ -111,7 +124,9 @@ def teacher_version(notebook, name: str):
             number += 1
             after = notebook.cells[index + 1 :]
             texts = (c.source for c in after if c.cell_type == "markdown")
-            folds = (fold for text in texts for fold in FOLD.finditer(text) if fold[1] == "Solution")
+            folds = (
+                fold for text in texts for fold in FOLD.finditer(text) if fold[1] == "Solution"
+            )
             cell.source = solved(cell.source, CODE.search(next(folds)[2])[1])
             cell.metadata["nbgrader"] = WRITTEN | {"grade_id": f"{name}-{number}"}
         elif tagged(cell, "exercise-check"):
@@ -137,7 +152,9 @@ def student_version(notebook, name: str):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Writes student and teacher versions of the notebooks to build/.")
+    parser = argparse.ArgumentParser(
+        description="Writes student and teacher versions of the notebooks to build/."
+    )
     parser.add_argument("names", nargs="*", help="notebooks, e.g. 03 (default: all)")
     build = Path(os.environ.get("MANU_BUILD") or NOTEBOOKS.parent / "build").absolute()
     paths = named(parser.parse_args().names)

@@ -1,9 +1,10 @@
 """Batched evaluation against one question at a time: the same table, several times as fast.
 
-"One at a time" is the official loop: every question is encoded, answered by ``generate`` with up to 50 tokens and judged on
-its own, its options likewise, each in a pass of its own. ``evaluate(batch_size=1)``, which stops earlier and skips what it
-need not compute, is timed as well, to tell the gain of batches from the rest. The runs alternate and the fastest round
-counts; on a CPU the time is that of the processor, whatever else the machine does.
+"One at a time" is the official loop: every question is encoded, answered by ``generate`` with up to
+50 tokens and judged on its own, its options likewise, each in a pass of its own.
+``evaluate(batch_size=1)``, which stops earlier and skips what it need not compute, is timed as
+well, to tell the gain of batches from the rest. The runs alternate and the fastest round counts; on
+a CPU the time is that of the processor, whatever else the machine does.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from manu_utils.models.encoding import encode
 from manu_utils.models.loading import load_model
 from report import report, spread
 
-MIN_SPEED_UP = 4.0  # half of what was measured: how much a large product gains over small ones differs between CPUs
+# Half of what was measured: how much a large product gains over small ones differs between CPUs.
+MIN_SPEED_UP = 4.0
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
@@ -33,7 +35,9 @@ def likeliest_alone(model, processor, question):
     asked = replace(question, question=f"{question.question} __", task="cloze", options=None)
     means = {}
     for letter, words in question.options.items():
-        batch = encode([replace(asked, answer=words)], processor, with_answer=True, device=model.device)
+        batch = encode(
+            [replace(asked, answer=words)], processor, with_answer=True, device=model.device
+        )
         logits, targets, _ = answer_logits(model, batch)
         means[letter] = logits.float().log_softmax(-1).gather(1, targets[:, None]).mean().item()
     return max(means, key=means.get)
@@ -47,13 +51,20 @@ def one_at_a_time(model, processor, sets):
     results = []
     for dataset in sets.values():
         for task in TASKS:
-            for question in [q for modality in MODALITIES for q in evaluation_questions(dataset, task, modality)]:
+            for question in [
+                q for modality in MODALITIES for q in evaluation_questions(dataset, task, modality)
+            ]:
                 batch = encode([question], processor, with_answer=False, device=model.device)
-                ids = model.generate(**batch, do_sample=False, max_new_tokens=50)[0, batch["input_ids"].shape[1] :]
+                ids = model.generate(**batch, do_sample=False, max_new_tokens=50)[
+                    0, batch["input_ids"].shape[1] :
+                ]
                 response, letter = tokenizer.decode(ids, skip_special_tokens=True).strip(), ""
                 if question.options:
                     letter = likeliest_alone(model, processor, question)
-                results += [(metric, *result) for metric, result in judge(question, response, letter, scorer).items()]
+                results += [
+                    (metric, *result)
+                    for metric, result in judge(question, response, letter, scorer).items()
+                ]
     return results
 
 
@@ -72,7 +83,9 @@ def main():
     sets = {"forget": forget.select(range(min(arguments.people, len(forget))))}
 
     def batches_of(size):
-        return lambda sets: results_of(evaluate(model, processor, sets, batch_size=size, progress=False))
+        return lambda sets: results_of(
+            evaluate(model, processor, sets, batch_size=size, progress=False)
+        )
 
     ways = {
         "one at a time": lambda sets: one_at_a_time(model, processor, sets),

@@ -1,8 +1,9 @@
-"""The official protocol in batches against one prompt at a time: the same answers, several times as fast.
+"""The official protocol in batches against one prompt at a time: the same answers, but faster.
 
-"One at a time" is the official loop: a prompt is encoded with all its pictures and continued by ``generate`` on its own. In a
-batch the shots, which most prompts of a set begin with, are read once, and each picture is seen once. Process time (on a GPU
-wall time), task by task; the two ways alternate, and what counts is the median of the rounds' ratios.
+"One at a time" is the official loop: a prompt is encoded with all its pictures and continued by
+``generate`` on its own. In a batch the shots, which most prompts of a set begin with, are read
+once, and each picture is seen once. Process time (on a GPU wall time), task by task; the two ways
+alternate, and what counts is the median of the rounds' ratios.
 """
 
 import argparse
@@ -42,13 +43,19 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", "prompts of up to")  # few shots go beyond the positions of the miniature
+    # Few shots go beyond the positions of the miniature.
+    warnings.filterwarnings("ignore", "prompts of up to")
     model, processor = load_model("tiny")
     full, sets = load_config("tiny", "Full_Set"), load_benchmark("tiny").sets()
-    sets = {name: sets[name].select(range(min(arguments.people, len(sets[name])))) for name in arguments.sets}
+    sets = {
+        name: sets[name].select(range(min(arguments.people, len(sets[name]))))
+        for name in arguments.sets
+    }
 
     def in_batches(size):
-        return lambda prompts: respond(model, processor, prompts, echo=True, batch_size=size, progress=False)
+        return lambda prompts: respond(
+            model, processor, prompts, echo=True, batch_size=size, progress=False
+        )
 
     ways = {
         "one at a time": lambda prompts: respond_alone(model, processor, prompts),
@@ -77,10 +84,17 @@ def main():
         for way, times in seconds.items():
             rows += [(f"{task}: {way}", median(times), f"s ({min(times):.2f} to {max(times):.2f})")]
         rows += [(f"{task}: one at a time / in batches", speed_ups[task], "x")]
-        rows += [(f"{task}: batch_size=1 / in batches", median(a / b for a, b in zip(single, batched, strict=True)), "x")]
+        rows += [
+            (
+                f"{task}: batch_size=1 / in batches",
+                median(a / b for a, b in zip(single, batched, strict=True)),
+                "x",
+            )
+        ]
     checks = {
         "answers in batches are those of one prompt at a time": same,
-        f"batches are at least {MIN_SPEED_UP:g} x as fast in every task": min(speed_ups.values()) >= MIN_SPEED_UP,
+        f"batches are at least {MIN_SPEED_UP:g} x as fast in every task": min(speed_ups.values())
+        >= MIN_SPEED_UP,
     }
     return report("official", rows, checks)
 

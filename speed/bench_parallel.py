@@ -1,8 +1,11 @@
-"""One process against two on a CPU, one thread each: scoring and evaluation, and whether both find the same.
+"""One process against two on a CPU, one thread each, at scoring and evaluation.
 
-The processes are launched as a user's would be; the time is that of the work between two barriers, without start-up and
-loading. What a second process can gain depends on the machine: two virtual cores may be one, and other programs may want them.
-So a yardstick is timed in the same rounds, matrix products that need nothing of each other, and the gain is compared with its.
+Both have to find the same.
+
+The processes are launched as a user's would be; the time is that of the work between two barriers,
+without start-up and loading. What a second process can gain depends on the machine: two virtual
+cores may be one, and other programs may want them. So a yardstick is timed in the same rounds,
+matrix products that need nothing of each other, and the gain is compared with its.
 """
 
 import argparse
@@ -24,7 +27,7 @@ from manu_utils.processes import start
 from manu_utils.unlearning.activations import collect_activations
 from report import report, spread
 
-# Of the yardstick's gain: the last batches do not come out even, and each process builds the whole table.
+# Of the yardstick's gain: the last batches do not come out even, and each process builds the table.
 MIN_SHARE = 0.6
 YARDSTICK = "products alone"
 
@@ -70,12 +73,15 @@ def launch(processes, options):
     """seconds and found of :func:`child` in so many processes."""
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
-                    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(processes)]  # fmt: skip
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+                    "--mixed_precision", "no", "--dynamo_backend", "no",
+                    "--main_process_port", "0", "--num_processes", str(processes)]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        subprocess.run([*command, __file__, "--child", str(path), *options], check=True, env=environment)
+        subprocess.run(
+            [*command, __file__, "--child", str(path), *options], check=True, env=environment
+        )
         return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -89,7 +95,11 @@ def main():
     arguments = parser.parse_args()
     if arguments.child:
         return child(
-            arguments.questions, arguments.people, arguments.rounds, arguments.products, arguments.child
+            arguments.questions,
+            arguments.people,
+            arguments.rounds,
+            arguments.products,
+            arguments.child,
         )
 
     names = ("questions", "people", "rounds", "products")
@@ -105,7 +115,9 @@ def main():
         ]
         if name == YARDSTICK:
             continue
-        checks[f"{name}: two processes find the same as one"] = one["found"][name] == two["found"][name]
+        checks[f"{name}: two processes find the same as one"] = (
+            one["found"][name] == two["found"][name]
+        )
         times = [found["seconds"][key] for found in (one, two) for key in (name, YARDSTICK)]
         bound = MIN_SHARE * gain[YARDSTICK] / (1 + spread(*times))
         checks[f"{name}: two processes are at least {bound:.2f} x as fast"] = gain[name] >= bound

@@ -1,12 +1,16 @@
-"""Memory of large pictures: the peak must not grow with the number of people, since pictures stay in the file until asked.
+"""Memory of large pictures: the peak must not grow with the number of people.
 
-A made-up benchmark in the layout of MLLMU-Bench, with pictures of 1,024 pixels a side and about half a megabyte, is written
-for two numbers of people. For each, a process of its own evaluates a small LLaVA with random weights on all four sets at
-forget 5 %, and says its peak memory, which holds the model, and Python with its packages; another goes through the batches
-of all training questions. The first reading of new files, when ``datasets`` rewrites them into its cache, is a third one:
-it takes a few of their row groups, whatever is done with them later. Counted are the different pictures, and how often one
-was decoded: once for each batch that asks about it, which in an evaluation is once for each pass over a set (four of
-them: three tasks, and the likeliest options).
+Pictures stay in the file until asked for.
+
+A made-up benchmark in the layout of MLLMU-Bench, with pictures of 1,024 pixels a side and about
+half a megabyte, is written for two numbers of people. For each, a process of its own evaluates a
+small LLaVA with random weights on all four sets at forget 5 %, and says its peak memory, which
+holds the model, and Python with its packages; another goes through the batches of all training
+questions. The first reading of new files, when ``datasets`` rewrites them into its cache, is a
+third one: it takes a few of their row groups, whatever is done with them later. Counted are the
+different pictures, and how often one was decoded: once for each batch that asks about it, which in
+an evaluation is once for each pass over a set (four of them: three tasks, and the likeliest
+options).
 """
 
 import argparse
@@ -34,7 +38,9 @@ def picture_files():
     rng = np.random.default_rng(0)
     files = []
     for _ in range(DIFFERENT):
-        coarse = PIL.Image.fromarray(rng.integers(0, 256, (SIDE // 16, SIDE // 16, 3), dtype=np.uint8)).resize((SIDE, SIDE))
+        coarse = PIL.Image.fromarray(
+            rng.integers(0, 256, (SIDE // 16, SIDE // 16, 3), dtype=np.uint8)
+        ).resize((SIDE, SIDE))
         fine = np.asarray(coarse, dtype=np.float32) + rng.normal(0, 14, (SIDE, SIDE, 1))
         file = io.BytesIO()
         PIL.Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=88)
@@ -43,11 +49,13 @@ def picture_files():
 
 
 def write_benchmark(folder, people):
-    """All configs that ``load_benchmark(folder, 5)`` reads, of so many fictitious people; celebrities are a third of them."""
+    """All configs that ``load_benchmark(folder, 5)`` reads; a third as many celebrities."""
     from datasets import Dataset, Features, Image, List, Value
 
     text = Value("string")
-    choices = List({"Question": text, "Options": {letter: text for letter in "ABCD"}, "Correct_Answer": text})
+    choices = List(
+        {"Question": text, "Options": {letter: text for letter in "ABCD"}, "Correct_Answer": text}
+    )
     open_records = List({"Type": text, "Question": text, "Ground_Truth": text})
     tasks = {
         "Classification_Task": {"Image_Textual_Questions": choices, "Pure_Text_Questions": choices},
@@ -62,14 +70,27 @@ def write_benchmark(folder, people):
     def asked(name):
         def choice(who):
             options = dict(zip("ABCD", ("nurse", "baker", "pilot", "clerk"), strict=True))
-            return [{"Question": f"What is the job of {who}?", "Options": options, "Correct_Answer": "B"}] * 5
+            return [
+                {
+                    "Question": f"What is the job of {who}?",
+                    "Options": options,
+                    "Correct_Answer": "B",
+                }
+            ] * 5
 
         def records(question):
             who = {"Image_Textual": "this person", "Pure_Text": name}
-            return [{"Type": t, "Question": question.format(w), "Ground_Truth": "baker"} for t, w in who.items() for _ in "ab"]
+            return [
+                {"Type": t, "Question": question.format(w), "Ground_Truth": "baker"}
+                for t, w in who.items()
+                for _ in "ab"
+            ]
 
         return {
-            "Classification_Task": {"Image_Textual_Questions": choice("this person"), "Pure_Text_Questions": choice(name)},
+            "Classification_Task": {
+                "Image_Textual_Questions": choice("this person"),
+                "Pure_Text_Questions": choice(name),
+            },
             "Generation_Task": records("What is the job of {}?"),
             "Mask_Task": records("{} works as a __."),
         }
@@ -81,7 +102,9 @@ def write_benchmark(folder, people):
 
     def write(config, rows, columns):
         (folder / config).mkdir(parents=True)
-        rows = Dataset.from_generator(rows, features=Features(columns), cache_dir=str(folder / "cache"), fingerprint=config)
+        rows = Dataset.from_generator(
+            rows, features=Features(columns), cache_dir=str(folder / "cache"), fingerprint=config
+        )
         rows.to_parquet(str(folder / config / "train-00000-of-00001.parquet"))
         shutil.rmtree(folder / "cache")
 
@@ -89,13 +112,24 @@ def write_benchmark(folder, people):
     names = {person_id: f"Anna Berg{chr(97 + int(person_id) % 26)}" for person_id in ids}
     n_forget = people // 20
     profile = {"image": Image(), "ID": text} | tasks
-    parts = {"forget_5": ids[:n_forget], "retain_95": ids[n_forget:], "Retain_Set": [f"9{i}" for i in ids[: people * 3 // 10]]}
+    parts = {
+        "forget_5": ids[:n_forget],
+        "retain_95": ids[n_forget:],
+        "Retain_Set": [f"9{i}" for i in ids[: people * 3 // 10]],
+    }
     for config, part in parts.items():
-        write(config, lambda part=part: ({"image": picture(int(i)), "ID": i} | asked(f"Anna Berg{i}") for i in part), profile)
+        write(
+            config,
+            lambda part=part: (
+                {"image": picture(int(i)), "ID": i} | asked(f"Anna Berg{i}") for i in part
+            ),
+            profile,
+        )
     views = lambda i: [picture(10_000 + VIEWS * int(i) + k) for k in range(VIEWS)]  # noqa: E731
     write("Test_Set", lambda: ({"images": views(i), "ID": i} | asked(names[i]) for i in ids),
           {"images": List(Image()), "ID": text} | tasks)  # fmt: skip
-    write("ft_Data", lambda: ({"image": picture(int(i)), "ID": i, "metadata": told(i, names[i])} for i in ids),
+    write("ft_Data",
+          lambda: ({"image": picture(int(i)), "ID": i, "metadata": told(i, names[i])} for i in ids),
           {"image": Image(), "ID": text, "metadata": text})  # fmt: skip
 
 
@@ -112,7 +146,10 @@ def child(what, folder):
 
     fictitious, public = draw_people(seed=0)
     tokenizer = train_tokenizer([*fictitious, *public])
-    model, processor = build_model(tokenizer, seed=0, hidden=32, intermediate=64, layers=2).eval(), build_processor(tokenizer)
+    model, processor = (
+        build_model(tokenizer, seed=0, hidden=32, intermediate=64, layers=2).eval(),
+        build_processor(tokenizer),
+    )
     before, decoded, plain = own_peak_mb(), 0, pictures.open_rgb
 
     def counting(data):
@@ -136,7 +173,17 @@ def child(what, folder):
             pass
         peak = own_peak_mb()
     different = len({question.image.key for question in asked})
-    print(json.dumps({"before": before, "loaded": loaded, "peak": peak, "different": different, "decoded": decoded}))
+    print(
+        json.dumps(
+            {
+                "before": before,
+                "loaded": loaded,
+                "peak": peak,
+                "different": different,
+                "decoded": decoded,
+            }
+        )
+    )
 
 
 def main():
@@ -157,7 +204,9 @@ def main():
             for what in ("load", "evaluate", "training"):
                 command = [sys.executable, __file__, "--child", what, str(folder)]
                 environment = os.environ | {"HF_DATASETS_CACHE": str(Path(place) / "cache")}
-                run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+                run = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+                )
                 found = json.loads(run.stdout.splitlines()[-1])
                 print(f"{people} people, {what}: {found}", flush=True)
                 peaks[what, people] = found["peak"]
@@ -176,7 +225,9 @@ def main():
     for what in ("evaluate", "training"):
         growth = peaks[what, many] / peaks[what, few]
         rows.append((f"{what}: peak of {many} people / of {few}", growth, "x"))
-        checks[f"{what}: {many} people take at most {MAX_GROWTH:g} x the memory of {few}"] = growth <= MAX_GROWTH
+        checks[f"{what}: {many} people take at most {MAX_GROWTH:g} x the memory of {few}"] = (
+            growth <= MAX_GROWTH
+        )
         checks[f"{what}: below {MAX_MB} MB"] = peaks[what, many] < MAX_MB
     return report("pictures", rows, checks)
 

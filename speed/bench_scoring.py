@@ -1,10 +1,11 @@
-"""What the scoring pass costs, against bare forward passes over the same questions, and whether its memory grows.
+"""What the scoring pass costs against bare forward passes, and whether its memory grows.
 
-Two bare passes, without hooks or logits: of batches as anybody would make them, and of the shared batches that scoring
-makes for LLaVA, in which each image is seen once. All passes tokenise and encode the same questions. They alternate, and
-the fastest of several rounds counts; on a CPU the time is that of the processor, whatever else the machine does. The
-time of encoding alone is measured too, so that the ratio of the computation is also known. Peak memory is that of
-processes of their own, several for each size.
+Two bare passes, without hooks or logits: of batches as anybody would make them, and of the shared
+batches that scoring makes for LLaVA, in which each image is seen once. All passes tokenise and
+encode the same questions. They alternate, and the fastest of several rounds counts; on a CPU the
+time is that of the processor, whatever else the machine does. The time of encoding alone is
+measured too, so that the ratio of the computation is also known. Peak memory is that of processes
+of their own, several for each size.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from report import report, spread
 
 BATCH = 32
 MAX_RATIO = 1.10
-# Of the peak, from 1 x to 20 x the samples. More samples hold longer ones, and the allocator keeps what it once had: 3 to
-# 5 % in all. If activations were kept, the peak would be several times as high.
+# Of the peak, from 1 x to 20 x the samples. More samples hold longer ones, and the allocator keeps
+# what it once had: 3 to 5 % in all. If activations were kept, the peak would be much higher.
 MAX_GROWTH = 1.10
 EQUAL_RUNS = 3  # of each peak
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -45,9 +46,17 @@ def bare_forward(model, processor, questions):
 
 @torch.no_grad()
 def bare_shared(model, processor, questions):
-    for _, batch in shared_batches(questions, processor, BATCH, with_answer=True, device=model.device):
-        inputs = {key: batch[key] for key in ("input_ids", "position_ids", "pixel_values") if key in batch}
-        model.model(**inputs, attention_mask=additive_mask(batch["attention_mask"], model.dtype), use_cache=False)
+    for _, batch in shared_batches(
+        questions, processor, BATCH, with_answer=True, device=model.device
+    ):
+        inputs = {
+            key: batch[key] for key in ("input_ids", "position_ids", "pixel_values") if key in batch
+        }
+        model.model(
+            **inputs,
+            attention_mask=additive_mask(batch["attention_mask"], model.dtype),
+            use_cache=False,
+        )
 
 
 def encoding(model, processor, questions):
@@ -68,7 +77,10 @@ def seconds(function, *arguments):
 def peaks_mb(number, modality):
     """Peak memory of some processes that load the model and score `number` questions."""
     command = [sys.executable, __file__, "--child", str(number), "--modality", modality]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(EQUAL_RUNS)]
+    runs = [
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        for _ in range(EQUAL_RUNS)
+    ]
     return [float(done.stdout.split()[-1]) for done in runs]
 
 
@@ -107,18 +119,28 @@ def main():
             (f"{modality}: encoding of shared batches", encoded, "s"),
             (f"{modality}: scoring / bare", scored / bare, "x"),
             (f"{modality}: scoring / bare of shared batches", scored / shared, "x"),
-            (f"{modality}: scoring / bare of shared batches, without encoding", (scored - encoded) / (shared - encoded), "x"),
+            (
+                f"{modality}: scoring / bare of shared batches, without encoding",
+                (scored - encoded) / (shared - encoded),
+                "x",
+            ),
         ]
-        for name, pass_ in (("bare pass", bare_forward), ("bare pass of shared batches", bare_shared)):
+        for name, pass_ in (
+            ("bare pass", bare_forward),
+            ("bare pass of shared batches", bare_shared),
+        ):
             bound = MAX_RATIO * (1 + spread(rounds[pass_], rounds[scoring]))
-            checks[f"{modality}: scoring costs at most {bound:.2f} x a {name}"] = scored <= bound * min(rounds[pass_])
+            checks[f"{modality}: scoring costs at most {bound:.2f} x a {name}"] = (
+                scored <= bound * min(rounds[pass_])
+            )
         one, twenty = (peaks_mb(n * arguments.samples, modality) for n in (1, 20))
         rows += [(f"{modality}: peak memory, {arguments.samples} samples", min(one), "MB"),
-                 (f"{modality}: peak memory, {20 * arguments.samples} samples", min(twenty), "MB")]  # fmt: skip
+                 (f"{modality}: peak memory, {20 * arguments.samples} samples", min(twenty),
+                  "MB")]  # fmt: skip
         bound = MAX_GROWTH * (1 + spread(one, twenty))
-        checks[f"{modality}: peak memory at 20 x the samples is at most {bound:.2f} x that at 1 x"] = (
-            min(twenty) <= bound * min(one)
-        )
+        checks[
+            f"{modality}: peak memory at 20 x the samples is at most {bound:.2f} x that at 1 x"
+        ] = min(twenty) <= bound * min(one)
     return report("scoring", rows, checks)
 
 

@@ -1,11 +1,15 @@
-"""Do the tests see a wrong line? Change one line of a copy of the package, run the tests, and see whether one fails.
+"""Do the tests see a wrong line?
 
-The list below is written by hand: changes that a tired author might make, each of which gives wrong numbers. A change
-is *killed* when a test fails (or does not end), and *survives* when all pass. The working tree is never touched. Needs
-``fork`` (Linux, macOS), so that torch is loaded once and not for every change.
+Change one line of a copy of the package, run the tests, and see whether one fails.
 
-Results are kept in build/mutants.json, so that a run that was stopped goes on. A change that was killed is tried again
-when its module or the test that killed it changes; one that survived, when anything does.
+The list below is written by hand: changes that a tired author might make, each of which gives wrong
+numbers. A change is *killed* when a test fails (or does not end), and *survives* when all pass. The
+working tree is never touched. Needs ``fork`` (Linux, macOS), so that torch is loaded once and not
+for every change.
+
+Results are kept in build/mutants.json, so that a run that was stopped goes on. A change that was
+killed is tried again when its module or the test that killed it changes; one that survived, when
+anything does.
 """
 
 import argparse
@@ -37,11 +41,17 @@ class Mutation(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.module}: {' '.join(self.old.split())} -> {' '.join(self.new.split()) or '(nothing)'}"
+        return (
+            f"{self.module}: {' '.join(self.old.split())} -> "
+            f"{' '.join(self.new.split()) or '(nothing)'}"
+        )
 
 
 def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutation]:
-    return [Mutation(module, *change, tuple(f"test_{name}.py" for name in tests.split())) for change in changes]
+    return [
+        Mutation(module, *change, tuple(f"test_{name}.py" for name in tests.split()))
+        for change in changes
+    ]
 
 
 # What was once changed without any test noticing. Never take one of these out.
@@ -51,7 +61,8 @@ ONCE_UNSEEN = [
         ('mlps=self.mlps, seed=seed, **options)', 'mlps=self.mlps, **options)', 'seed'),
     ),
     *_of("unlearning.coverage", "pruning",
-        ("with prune_neurons(model, selected) if selected.any() else nullcontext():", "with nullcontext():", "stale"),
+        ("with prune_neurons(model, selected) if selected.any() else nullcontext():",
+         "with nullcontext():", "stale"),
     ),
     *_of("unlearning.pruning", "pruning",
         ("        changes.remove(self._change)\n        self._saved = []\n", "", "twice"),
@@ -61,12 +72,13 @@ ONCE_UNSEEN = [
         ("reference is not None and reference is not model", "reference is not None", "reference"),
     ),
     *_of("unlearning.objectives", "baselines",
-        ("vanilla, _, _ = answer_logits(frozen, batch)", "vanilla, _, _ = answer_logits(model, batch)", "reference"),
-        ("before = log_likelihoods(*answer_logits(frozen, batch))", "before = log_likelihoods(*answer_logits(model, batch))",
-         "reference"),
+        ("vanilla, _, _ = answer_logits(frozen, batch)",
+         "vanilla, _, _ = answer_logits(model, batch)", "reference"),
+        ("before = log_likelihoods(*answer_logits(frozen, batch))",
+         "before = log_likelihoods(*answer_logits(model, batch))", "reference"),
     ),
     *_of("evaluation.answers_file", "resume evaluation",
-        ('"images": images}', '"images": []}', "key"),
+        ('"images": images,', '"images": [],', "key"),
     ),
     *_of("models.asking", "resume evaluation",
         (", processor.tokenizer.eos_token_id}", "}", "ends"),
@@ -76,7 +88,8 @@ ONCE_UNSEEN = [
         ("if all(key in known", "if any(key in known", "half"),
     ),
     *_of("unlearning.activations", "activations architectures",
-        ('predicts[:, :-1] = batch["answer_mask"][:, 1:]', 'predicts[:, 1:] = batch["answer_mask"][:, 1:]', "shifted"),
+        ('predicts[:, :-1] = batch["answer_mask"][:, 1:]',
+         'predicts[:, 1:] = batch["answer_mask"][:, 1:]', "shifted"),
     ),
     *_of("unlearning.attribution", "attribution",
         ("for token in set(ids)", "for token in ids", "tf"),
@@ -107,9 +120,12 @@ OTHERS = [
         ("multimodal.total_abs / multimodal.counts(), text.total_abs / text.counts()",
          "multimodal.total_abs, text.total_abs", "sums"),
         ("one, other = multimodal.n_active, text.n_active",
-         "one, other = multimodal.n_active / multimodal.counts(), text.n_active / text.counts()", "shares"),
-        ("(variance(multimodal) + variance(text)).sqrt()", "variance(multimodal) + variance(text)", "units"),
-        ("((one - other).abs() / (one + other + eps)).sqrt()", "(one - other).abs() / (one + other + eps)", "root"),
+         "one, other = multimodal.n_active / multimodal.counts(), text.n_active / text.counts()",
+         "shares"),
+        ("(variance(multimodal) + variance(text)).sqrt()",
+         "variance(multimodal) + variance(text)", "units"),
+        ("((one - other).abs() / (one + other + eps)).sqrt()",
+         "(one - other).abs() / (one + other + eps)", "root"),
         ("(statistics.total / n) ** 2", "(statistics.total_abs / n) ** 2", "mean"),
     ),
     *_of("unlearning.scores", "importance",
@@ -128,12 +144,14 @@ OTHERS = [
         ("        predicts &= ~batch[\"answer_mask\"]\n", "        pass\n", "all"),
         ("row[begins].bincount()", "row.bincount()", "tokens"),
         ("begins[1:] = question[1:] != question[:-1]", "begins[1:] = row[1:] != row[:-1]", "row"),
-        ('tokens[index] += z.shape[1] * reading.n_questions', 'tokens[index] += z.shape[1] * len(reading.sharing)', 'count'),
+        ('tokens[index] += z.shape[1] * reading.n_questions',
+         'tokens[index] += z.shape[1] * len(reading.sharing)', 'count'),
         ("z if z.dtype == torch.float64 else z.float()", "z", "overflow"),
         (".clamp(min=1).double()", ".double()", "zero"),
         ('can_share(model) and positions != "all"', "can_share(model)", "shared"),
         ("Statistics(self.tokens + other.tokens,", "Statistics(self.tokens,", "count"),
-        ("magnitude.sum(-2), (z * z).sum(-2)", "magnitude.sum(-2), (magnitude * z).sum(-2)", "sign"),
+        ("magnitude.sum(-2), (z * z).sum(-2)",
+         "magnitude.sum(-2), (magnitude * z).sum(-2)", "sign"),
     ),
     *_of("unlearning.pruning", "pruning",
         ("order.values > -torch.inf", "order.values >= -torch.inf", "closed"),
@@ -162,7 +180,8 @@ OTHERS = [
          'self.statistics("forget"), self.statistics("forget"))', 'set'),
     ),
     *_of("unlearning.evidence", "evidence",
-        ("for name, of in samples.items() if of is None}", "for name, of in samples.items()}", "stale"),
+        ("for name, of in samples.items() if of is None}",
+         "for name, of in samples.items()}", "stale"),
         ("**self.seen, **self.options}", "**self.options}", "lost"),
     ),
     *_of("unlearning.evidence", "pruning clear_tofu",
@@ -178,7 +197,8 @@ OTHERS = [
         ("attribution.sum(1) ** 2 /", "attribution.sum(1) /", "square"),
     ),
     *_of("unlearning.coverage", "attribution",
-        ('scaled_to_one(forget[modality]) / len(forget[modality])', 'scaled_to_one(forget[modality])', 'balance'),
+        ('scaled_to_one(forget[modality]) / len(forget[modality])',
+         'scaled_to_one(forget[modality])', 'balance'),
         ("cost / cost.mean().clamp(min=1e-30) + floor", "cost + floor", "units"),
         ("torch.minimum(part, needed[:, None])", "part", "share"),
         ("        remaining.index_add_(0, modality_of, -taken)\n", "", "stale"),
@@ -187,19 +207,22 @@ OTHERS = [
     ),
     *_of("unlearning.rewriting", "editing",
         ("alpha=1 / (n_tokens * len(questions))", "alpha=1 / n_tokens", "mean"),
-        ('real = batch["attention_mask"].bool()', 'real = torch.ones_like(batch["attention_mask"]).bool()', "padding"),
+        ('real = batch["attention_mask"].bool()',
+         'real = torch.ones_like(batch["attention_mask"]).bool()', "padding"),
         (".sum() / len(left)", ".sum() / len(items)", "mean"),
         ("ridge * moment.diagonal().mean()", "ridge", "units"),
         ("alpha=-strength * margin / fall", "alpha=-margin / fall", "strength"),
         ("alpha=-strength * margin / fall", "alpha=strength * margin / fall", "sign"),
         ("        handle.undo()\n", "", "left"),
         ("        check_unchanged(model)\n", "        pass\n", "stacked"),
-        ('        if mlp.tower == "language"\n    ]\n    if not any', "    ]\n    if not any", "tower"),
+        ('        if mlp.tower == "language"\n    ]\n    if not any',
+         "    ]\n    if not any", "tower"),
     ),
     *_of("unlearning.losses", "baselines",
         ("2 / beta * F.softplus(beta * ratio)", "1 / beta * F.softplus(beta * ratio)", "factor"),
         ("F.softplus(beta * ratio)", "F.softplus(-beta * ratio)", "sign"),
-        ("(vanilla.exp() * (vanilla - current))", "(current.exp() * (current - vanilla))", "direction"),
+        ("(vanilla.exp() * (vanilla - current))",
+         "(current.exp() * (current - vanilla))", "direction"),
         (".sum(-1).mean()", ".sum()", "mean"),
         ("return -F.cross_entropy(forget_logits", "return F.cross_entropy(forget_logits", "sign"),
         ("log_likelihood / lengths + gamma", "log_likelihood + gamma", "length"),
@@ -235,7 +258,8 @@ OTHERS = [
     *_of("evaluation.tables", "baselines",
         ("(1 - (1 - gone).abs())", "gone", "distance"),
         (".clip(upper=1).mean()", ".mean()", "better"),
-        ("len(parts) / sum(1 / part for part in parts.values())", "sum(parts.values()) / len(parts)", "mean"),
+        ("len(parts) / sum(1 / part for part in parts.values())",
+         "sum(parts.values()) / len(parts)", "mean"),
     ),
     *_of("models.asking", "training baselines",
         ('batch["answer_mask"][:, 1:]', 'batch["answer_mask"][:, :-1]', "shifted"),
@@ -270,9 +294,11 @@ OTHERS = [
         ("positions[row, nodes] = torch.arange(t)", "positions[row, nodes] = nodes", "rope"),
         ("= earlier[:t, :t]", "= True", "future"),
         ('path[border - 1 : -1]', 'path[border :]', 'shifted'),
-        ("nodes.setdefault((node, token), len(nodes))", "nodes.setdefault((len(path), token), len(nodes))", "merged"),
+        ("nodes.setdefault((node, token), len(nodes))",
+         "nodes.setdefault((len(path), token), len(nodes))", "merged"),
         ('features = 1 + image_tokens(', 'features = image_tokens(', 'shifted'),
-        ("torch.eye(size[1], dtype=torch.bool)", "torch.zeros(size[1], size[1], dtype=torch.bool)", "empty"),
+        ("torch.eye(size[1], dtype=torch.bool)",
+         "torch.zeros(size[1], size[1], dtype=torch.bool)", "empty"),
     ),
     *_of("models.prompts", "batches activations evaluation architectures",
         ('body.replace("__", "[Blank]")', "body", "wording"),
@@ -293,7 +319,8 @@ OTHERS = [
     *_of("models.prefix_tree", "evaluation protocols",
         ("running & ~torch.isin(tokens, ends)", "running", "end"),
         ("dim=-1), positions + 1", "dim=-1), positions", "rope"),
-        ("cache.batch_select_indices(left.nonzero()[:, 0])", "cache.batch_select_indices((~left).nonzero()[:, 0])", "cache"),
+        ("cache.batch_select_indices(left.nonzero()[:, 0])",
+         "cache.batch_select_indices((~left).nonzero()[:, 0])", "cache"),
     ),
     *_of("evaluation.judging", "evaluation protocols",
         ('first in tuple("ABCD")', 'first in "ABCD"', "empty"),
@@ -302,7 +329,8 @@ OTHERS = [
          "same = normalise(question.answer) in normalise(response)", "part"),
     ),
     *_of("evaluation.tables", "evaluation protocols",
-        ('RougeScorer(["rougeL"], use_stemmer=True)', 'RougeScorer(["rougeL"], use_stemmer=False)', "stems"),
+        ('RougeScorer(["rougeL"], use_stemmer=True)',
+         'RougeScorer(["rougeL"], use_stemmer=False)', "stems"),
         ('value="mean", n="size"', 'value="median", n="size"', "mean"),
     ),
     *_of("teaching.leaderboard", "evaluation protocols",
@@ -325,7 +353,8 @@ OTHERS = [
         ("[processor.chat_template, tokenizer.chat_template, DATE]", "[DATE]", "template"),
     ),
     *_of("benchmark.questions", "benchmark sources",
-        ("        for image in images\n    ]\n    if not", "        for image in images[:1]\n    ]\n    if not", "views"),
+        ("        for image in images\n    ]\n    if not",
+         "        for image in images[:1]\n    ]\n    if not", "views"),
         ("options.get(letter[1].upper())", "options.get(letter[1])", "case"),
         ("if list(options.values()).count(answer) > 1:", "if False:", "ambiguous"),
         ('if rewrite == "both":', "if False:", "answer"),
@@ -356,9 +385,11 @@ OTHERS = [
     ),
     *_of("benchmark.pictures", "pictures benchmark",
         ("PIL.ImageOps.exif_transpose(image)", "image", "turned"),
-        ('PIL.Image.new("RGBA", image.size, "white")', 'PIL.Image.new("RGBA", image.size, "black")', "transparent"),
+        ('PIL.Image.new("RGBA", image.size, "white")',
+         'PIL.Image.new("RGBA", image.size, "black")', "transparent"),
         ("levels = levels / 257", "levels = levels / 256", "range"),
-        ("            if key == self.key:\n                return image", "            return image", "other"),
+        ("            if key == self.key:\n                return image",
+         "            return image", "other"),
     ),
     *_of("models.passes", "checks",
         ("        model.eval()\n", "", "dropout"),
@@ -367,14 +398,17 @@ OTHERS = [
         ("if not all(torch.isfinite(tensor).all() for tensor in tensors):", "if False:", "nan"),
     ),
     *_of("checks", "checks",
-        ("isinstance(value, bool) or not isinstance(value, numbers.Real)", "not isinstance(value, numbers.Real)", "bool"),
+        ("isinstance(value, bool) or not isinstance(value, numbers.Real)",
+         "not isinstance(value, numbers.Real)", "bool"),
     ),
     *_of("unlearning.released", "released",
         ("/ n).clamp(min=0) / (n - 1)", "/ n).clamp(min=0) / n", "unbiased"),
-        ('{"vision": "multimodal", "language": "text"}', '{"vision": "multimodal", "language": "multimodal"}', "modality"),
+        ('{"vision": "multimodal", "language": "text"}',
+         '{"vision": "multimodal", "language": "multimodal"}', "modality"),
         ('"padding_side": "right"', '"padding_side": "left"', "side"),
         (".double().clamp(-LIMIT, LIMIT)", ".double()", "limit"),
-        ("indices = rng.sample(range(n_questions), n_questions)", "indices = list(range(n_questions))", "order"),
+        ("indices = rng.sample(range(n_questions), n_questions)",
+         "indices = list(range(n_questions))", "order"),
         ("last = members[-LAST_LAYERS:]", "last = members[:LAST_LAYERS]", "layer"),
     ),
     *_of("evaluation.official", "protocols",
@@ -389,7 +423,8 @@ OTHERS = [
     *_of("evaluation.shots", "protocols",
         ("own[i]][2:]", "own[i]]", "echo"),
         ('        batch["position_ids"] += p\n', "", "rope"),
-        ("torch.stack([place, number % n], dim=1)", "torch.stack([place, 0 * number], dim=1)", "feature"),
+        ("torch.stack([place, number % n], dim=1)",
+         "torch.stack([place, 0 * number], dim=1)", "feature"),
     ),
     *_of("evaluation.judging", "protocols",
         ("auto_reweigh=short", "auto_reweigh=False", "short"),
@@ -412,8 +447,10 @@ OTHERS = [
     *_of("models.image_positions", "activations architectures",
         ("class_tokens = int(any(", "class_tokens = 0 * int(any(", "class"),
         ("(position >= 1)", "(position >= 0)", "class"),
-        ('covered == patch**2 if config.model_type == "idefics2" else covered > 0', "covered > 0", "half"),
-        (".view(rows, columns, side, side)\n            .transpose(1, 2)", ".view(rows, side, columns, side)", "tiles"),
+        ('covered == patch**2 if config.model_type == "idefics2" else covered > 0',
+         "covered > 0", "half"),
+        (".view(rows, columns, side, side)\n            .transpose(1, 2)",
+         ".view(rows, side, columns, side)", "tiles"),
         ("if n != expected:", "if n < expected:", "unchecked"),
         ("tiles[:, len(one) - side * side :] = inside", "pass", "border"),
     ),
@@ -429,24 +466,25 @@ MUTATIONS = (*ONCE_UNSEEN, *OTHERS)
 # Name of a change -> why no test can see the change.
 EQUIVALENT: dict[str, str] = {
     "unlearning.coverage: (size - facts[:, selected].sum(1)).clamp(min=0) -> size.clone()":
-        "no neuron that is left holds more than what is left of a fact, so either bound leaves it whole",
+        "no neuron that is left holds more than what is left of a fact, so either bound leaves it "
+        "whole",
     'evaluation.answers_file: own | {"options": question.options} | more -> own | more':
         "the prompt holds the options as well",
 }
-# What is run after the tests that are named for a change. No file that starts other processes for long.
+# What is run after the tests that are named for a change. No file that long runs other processes.
 CHEAP = tuple(
     f"test_{name}.py"
     for name in (
-        "importance neurons batches benchmark activations attribution training pruning sources clear_tofu editing "
-        "resume "
-        "baselines models evaluation protocols architectures checks wording pictures released"
+        "importance neurons batches benchmark activations attribution training pruning sources "
+        "clear_tofu editing resume baselines models evaluation protocols architectures checks "
+        "wording pictures released"
     ).split()
 )
 SURVIVED_ITS_OWN = "survived its own"
 HELPERS = ("conftest.py", "doors.py", "tiny_models.py")
 
 
-# ------------------------------------------------------------------------------------------------ a change and its key
+# ----------------------------------------------------------------------------- a change and its key
 
 
 def mutated(mutation: Mutation, source: str) -> str | None:
@@ -472,7 +510,9 @@ def source_of(mutation: Mutation, root: Path | None = None) -> Path:
 
 def key_now(mutation: Mutation, state: str, by: str) -> str:
     """A hash of what a result depends on, as it is now."""
-    return near(mutation, by) if by else own(mutation) if state == SURVIVED_ITS_OWN else far(mutation)
+    return (
+        near(mutation, by) if by else own(mutation) if state == SURVIVED_ITS_OWN else far(mutation)
+    )
 
 
 def key_of(files: list[Path], *more: str) -> str:
@@ -489,10 +529,18 @@ def tests(names) -> list[Path]:
 def near(mutation: Mutation, by: str) -> str:
     """What a kill by the test ``by`` (file::name) depends on."""
     file, _, name = by.partition("::")
-    text = (ROOT / "tests" / file).read_text(encoding="utf-8") if (ROOT / "tests" / file).is_file() else ""
+    text = (
+        (ROOT / "tests" / file).read_text(encoding="utf-8")
+        if (ROOT / "tests" / file).is_file()
+        else ""
+    )
     name = name.partition("[")[0]
     found = [node for node in ast.parse(text).body if getattr(node, "name", None) == name]
-    return key_of([source_of(mutation)], *mutation[:3], ast.get_source_segment(text, found[0]) if found else text)
+    return key_of(
+        [source_of(mutation)],
+        *mutation[:3],
+        ast.get_source_segment(text, found[0]) if found else text,
+    )
 
 
 def own(mutation: Mutation) -> str:
@@ -502,10 +550,12 @@ def own(mutation: Mutation) -> str:
 
 def far(mutation: Mutation) -> str:
     """What survival of all tests depends on."""
-    return key_of([*(ROOT / "manu_utils").rglob("*.py"), *tests((*mutation.tests, *CHEAP))], *mutation[:3])
+    return key_of(
+        [*(ROOT / "manu_utils").rglob("*.py"), *tests((*mutation.tests, *CHEAP))], *mutation[:3]
+    )
 
 
-# ------------------------------------------------------------------------------------------------ running tests
+# ------------------------------------------------------------------------------------ running tests
 
 
 def preload() -> None:
@@ -531,7 +581,7 @@ def preload() -> None:
 
 
 def copy_project(folder: Path) -> Path:
-    """The package and its tests in an empty folder; data and notebooks, which no test changes, by a link."""
+    """The package and its tests in an empty folder, and links to data and notebooks."""
     for name in ("manu_utils", "tests", "experiments", "speed", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "conftest.py"):
@@ -563,7 +613,9 @@ def _child(copy: Path, names: tuple[str, ...]) -> None:
         import manu_utils
 
         # A failure that hypothesis found need not be made small.
-        settings.register_profile("first failure", phases=[Phase.explicit, Phase.generate], database=None)
+        settings.register_profile(
+            "first failure", phases=[Phase.explicit, Phase.generate], database=None
+        )
         settings.load_profile("first failure")
         if Path(manu_utils.__file__).parent != copy / "manu_utils":
             print(f"ERROR {manu_utils.__file__} was imported")
@@ -580,13 +632,18 @@ def _child(copy: Path, names: tuple[str, ...]) -> None:
 
 def first_failure(copy: Path) -> str:
     lines = (copy / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    found = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), "ERROR no test ran")
-    return found.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR ").removeprefix("tests/")
+    found = next(
+        (line for line in lines if line.startswith(("FAILED ", "ERROR "))), "ERROR no test ran"
+    )
+    return (
+        found.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR ").removeprefix("tests/")
+    )
 
 
 def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies: list[Path]):
-    """Yields (label, passed, by whom it failed, seconds of CPU) as they end; ``work`` holds (label, change, test
-    files).
+    """Yields (label, passed, by whom it failed, seconds of CPU) as they end.
+
+    ``work`` holds (label, change, test files).
     """
     waiting, free, running = list(work), list(copies), {}
     try:
@@ -596,7 +653,9 @@ def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies:
                 copy = free.pop()
                 if mutation is not None:
                     place = source_of(mutation, copy)
-                    place.write_text(mutated(mutation, place.read_text(encoding="utf-8")), encoding="utf-8")
+                    place.write_text(
+                        mutated(mutation, place.read_text(encoding="utf-8")), encoding="utf-8"
+                    )
                 running[start(copy, names)] = label, mutation, copy, time.monotonic() + SECONDS
             for process, (label, mutation, copy, until) in list(running.items()):
                 ended, status, used = os.wait4(process, os.WNOHANG)
@@ -618,7 +677,7 @@ def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies:
             os.waitpid(process, 0)
 
 
-# ------------------------------------------------------------------------------------------------ the whole
+# ---------------------------------------------------------------------------------------- the whole
 
 
 def read_results() -> dict:
@@ -654,16 +713,22 @@ def cost(name: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="changes whose name holds this, such as 'pruning:'")
-    parser.add_argument("--jobs", type=int, default=1, help="how many at a time, each with one thread")
-    parser.add_argument("--quick", action="store_true", help="only the test files that are named for a change")
+    parser.add_argument(
+        "--only", default="", help="changes whose name holds this, such as 'pruning:'"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="how many at a time, each with one thread"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="only the test files that are named for a change"
+    )
     options = parser.parse_args()
     if not hasattr(os, "fork"):
         sys.exit("this needs fork; use Linux, macOS or WSL.")
     os.environ |= {
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
     sys.dont_write_bytecode = True
     chosen = [mutation for mutation in MUTATIONS if options.only in mutation.name]
@@ -683,8 +748,15 @@ def main() -> int:
             copies.append(copy_project(copy))
         # the tests that are named for a change, then the others
         for first in (True, False)[: 1 if options.quick else 2]:
-            todo = [m for m in chosen if m not in states or (not first and states[m][0] == SURVIVED_ITS_OWN)]
-            files = {m: m.tests if first else tuple(name for name in CHEAP if name not in m.tests) for m in todo}
+            todo = [
+                m
+                for m in chosen
+                if m not in states or (not first and states[m][0] == SURVIVED_ITS_OWN)
+            ]
+            files = {
+                m: m.tests if first else tuple(name for name in CHEAP if name not in m.tests)
+                for m in todo
+            }
             todo.sort(key=lambda m: [cost(name) for name in m.tests])
             check_unchanged({name for names in files.values() for name in names}, copies, results)
             for mutation, passed, by, seconds in run_all([(m, m, files[m]) for m in todo], copies):
@@ -692,11 +764,20 @@ def main() -> int:
                 state = "killed" if not passed else SURVIVED_ITS_OWN if first else "survived"
                 states[mutation] = (state, by, seconds)
                 key = key_now(mutation, state, by)
-                results[mutation.name] = {"state": state, "by": by, "seconds": round(seconds, 1), "key": key}
+                results[mutation.name] = {
+                    "state": state,
+                    "by": by,
+                    "seconds": round(seconds, 1),
+                    "key": key,
+                }
                 keep(results)
                 number = sum(m in states for m in chosen) if first else todo.index(mutation) + 1
                 total = len(chosen) if first else len(todo)
-                print(f"[{number:3}/{total}] {state:16} {seconds:5.0f} s  {mutation.name[:100]}  {by}", flush=True)
+                print(
+                    f"[{number:3}/{total}] {state:16} {seconds:5.0f} s  "
+                    f"{mutation.name[:100]}  {by}",
+                    flush=True,
+                )
     return report(chosen, states)
 
 
@@ -713,7 +794,10 @@ def report(chosen: list[Mutation], states: dict[Mutation, tuple[str, str, float]
             why = EQUIVALENT.get(mutation.name, f"({mutation.wrong})")
             print(f"{states[mutation][0]}: {mutation.name}  {why}")
     share, seconds = len(killed) / len(chosen), sum(state[2] for state in states.values())
-    print(f"{len(killed)} of {len(chosen)} killed, {100 * share:.1f} %; {seconds / 60:.0f} minutes of CPU in all")
+    print(
+        f"{len(killed)} of {len(chosen)} killed, {100 * share:.1f} %; "
+        f"{seconds / 60:.0f} minutes of CPU in all"
+    )
     return 0 if share >= MIN_KILLED else 1
 
 

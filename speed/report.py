@@ -1,7 +1,7 @@
 """What the scripts here print and write: the table of the benchmarks, kept in build/bench.csv.
 
-The bounds of the benchmarks are ratios within one run, so that they hold on any machine, and each is widened by
-:func:`spread`, what equal runs differ by on this machine at this time.
+The bounds of the benchmarks are ratios within one run, so that they hold on any machine, and each
+is widened by :func:`spread`, what equal runs differ by on this machine at this time.
 """
 
 import sys
@@ -16,17 +16,18 @@ BENCH = Path(__file__).resolve().parents[1] / "build" / "bench.csv"
 
 
 def spread(*measured: Sequence[float]) -> float:
-    """How far the best of equal runs is from the best of other equal runs, relative; of several quantities the most.
+    """How far the best of equal runs is from the best of other equal runs, relative.
 
-    Each quantity was measured at least twice. Its runs are dealt into two halves, as if half of them had been made, twice:
-    what the two fastest (or smallest) differ by is what a ratio of two such quantities can be off by.
+    Of several quantities it is the most. Each was measured at least twice. Its runs are dealt into
+    two halves, as if half of them had been made, twice: what the two fastest (or smallest) differ
+    by is what a ratio of two such quantities can be off by.
     """
     halves = [(min(runs[::2]), min(runs[1::2])) for runs in measured]
     return max(abs(one - other) / min(one, other) for one, other in halves)
 
 
 def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str, bool]) -> int:
-    """Prints (quantity, value, unit) rows and which bounds hold; replaces this benchmark's rows in the CSV.
+    """Prints (quantity, value, unit) rows and which bounds hold; replaces the rows in the CSV.
 
     Returns the exit status: 0 if every bound holds.
     """
@@ -37,7 +38,9 @@ def report(benchmark: str, rows: list[tuple[str, float, str]], checks: dict[str,
     print(benchmark)
     for row in frame.itertuples():
         print(f"  {row.quantity:<{width}}  {row.value:9.3f} {row.unit}")
-    signs = ("✓", "✗") if (sys.stdout.encoding or "").lower().startswith("utf") else ("ok", "FAILED")
+    signs = (
+        ("✓", "✗") if (sys.stdout.encoding or "").lower().startswith("utf") else ("ok", "FAILED")
+    )
     for claim, holds in checks.items():
         print(f"  {signs[0] if holds else signs[1]} {claim}")
     if BENCH.exists():

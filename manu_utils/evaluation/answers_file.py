@@ -1,7 +1,8 @@
 """Answers kept in a file as they come, so that a killed evaluation goes on where it stopped.
 
-A file of JSON lines, one answer a line under a key that hashes all that the answer depends on. Answers of other models and
-protocols may be in the same file; their keys differ, so they are never taken for one's own.
+A file of JSON lines, one answer a line under a key that hashes all that the answer depends on.
+Answers of other models and protocols may be in the same file; their keys differ, so they are never
+taken for one's own.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from ..models.prompts import prompt
 if TYPE_CHECKING:
     from .shots import Prompt
 
-_BEGIN, _HEX = b'{"key": "' + b"0" * 64 + b'", "run": "', b"0123456789abcdef"  # every line begins so; 0 for any digit
+# Every line begins so; 0 for any digit.
+_BEGIN, _HEX = b'{"key": "' + b"0" * 64 + b'", "run": "', b"0123456789abcdef"
 
 
 def read_answers(path: str | Path) -> dict[str, str]:
-    """key -> answer; empty if there is no file. A last line that was cut off when its writer was killed is left out.
+    """key -> answer; empty if there is no file.
+
+    A last line that was cut off when its writer was killed is left out.
 
     Raises:
-        ValueError: there is something else: no regular file, or one that :func:`append_answers` did not write.
+        ValueError: there is something else: no regular file, or one that :func:`append_answers` did
+            not write.
     """
     return _read(Path(path).expanduser())[0]
 
@@ -36,7 +41,10 @@ def _read(path: Path) -> tuple[dict[str, str], int]:
     """The answers of a file, and the number of its bytes in whole lines."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "device"
-        raise ValueError(f"{path} is a {kind}, not a file of answers; name a file that is one, or is not there yet.")
+        raise ValueError(
+            f"{path} is a {kind}, not a file of answers; name a file that is one, or is not there "
+            "yet."
+        )
     if not path.exists():
         return {}, 0
     content = path.read_bytes()
@@ -45,21 +53,25 @@ def _read(path: Path) -> tuple[dict[str, str], int]:
     try:
         for line in content[:whole].split(b"\n")[:-1]:
             record = json.loads(line.decode("utf-8"))
-            if not _begins_a_record(line) or len(line) < len(_BEGIN) or not isinstance(record["answer"], str):
+            if (
+                not _begins_a_record(line)
+                or len(line) < len(_BEGIN)
+                or not isinstance(record["answer"], str)
+            ):
                 raise ValueError("another line")
             answers[record["key"]] = record["answer"]
         if not answers or not _begins_a_record(content[whole:]):
             raise ValueError("another file")  # an empty one, too: append_answers never leaves it so
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not a file of answers that an evaluation wrote, and is left as it is; name another file, or move it "
-            "away."
+            f"{path} is not a file of answers that an evaluation wrote, and is left as it is; name "
+            "another file, or move it away."
         ) from error
     return answers, whole
 
 
 def _begins_a_record(line: bytes) -> bool:
-    """Whether a line, which may be cut off anywhere, begins as those of :func:`append_answers` do."""
+    """Whether a line, maybe cut off anywhere, begins as those of :func:`append_answers` do."""
     pairs = zip(line, _BEGIN, strict=False)
     return all(byte == wanted or wanted == ord("0") and byte in _HEX for byte, wanted in pairs)
 
@@ -67,11 +79,12 @@ def _begins_a_record(line: bytes) -> bool:
 def append_answers(path: str | Path, records: Sequence[dict]) -> None:
     """Add records, all in one write that is on the disk when this returns.
 
-    The file and its folder are made if they are not there; a line cut off by an earlier kill is removed first, and two
-    processes that write at once wait for each other.
+    The file and its folder are made if they are not there; a line cut off by an earlier kill is
+    removed first, and two processes that write at once wait for each other.
 
     Args:
-        records: ``key`` (64 hex digits) and ``run``, in this order, ``answer``, and what a reader may want to see.
+        records: ``key`` (64 hex digits) and ``run``, in this order, ``answer``, and what a reader
+            may want to see.
 
     Raises:
         ValueError: the file is not one of answers, or a key is no hash; nothing is written.
@@ -80,7 +93,9 @@ def append_answers(path: str | Path, records: Sequence[dict]) -> None:
 
     path = Path(path).expanduser()
     content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-    if not all(_begins_a_record(line) and len(line) >= len(_BEGIN) for line in content.splitlines()):
+    if not all(
+        _begins_a_record(line) and len(line) >= len(_BEGIN) for line in content.splitlines()
+    ):
         raise ValueError("a record must begin with key, 64 hex digits, and run.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):  # hidden, so that it is nobody's file
@@ -111,21 +126,24 @@ def remembered(
     ask: Callable[[list], Sequence[str]],
     chunk_size: int,
 ) -> list[str]:
-    """The answers to some items, from the file as far as they are there, else asked for and written down.
+    """The answers to some items, from the file as far as they are there, else asked and written.
 
-    Items are asked in the same chunks whether or not a run was killed, so that a run that goes on has the batches, and the
-    answers to the last bit, of one that was never stopped. At most one chunk is asked twice.
+    Items are asked in the same chunks whether or not a run was killed, so that a run that goes on
+    has the batches, and the answers to the last bit, of one that was never stopped. At most one
+    chunk is asked twice.
 
     Args:
         path: the file; None asks all at once and writes nothing.
         run: what the answers depend on besides the item: a :func:`fingerprint` or a name.
-        identity: of an item: all that tells it from others, plain values that JSON can hold and, under ``images``, a list of
-            images; ``protocol``, ``person_id`` and ``question`` are written beside the answer for a reader.
+        identity: of an item: all that tells it from others, plain values that JSON can hold and,
+            under ``images``, a list of images; ``protocol``, ``person_id`` and ``question`` are
+            written beside the answer for a reader.
         ask: answers a list of items.
         chunk_size: items asked between two writes.
 
     Raises:
-        ValueError: the file is not one of answers (before anything is asked), see :func:`read_answers`.
+        ValueError: the file is not one of answers (before anything is asked), see
+            :func:`read_answers`.
     """
     if path is None:
         return list(ask(list(items)))
@@ -147,7 +165,9 @@ def remembered(
         records = [
             {"key": key, "run": run[:12], "answer": answer}
             | {name: own[name] for name in ("protocol", "person_id", "question")}
-            for key, own, answer in zip(keys[part], identities[part], ask(list(items[part])), strict=True)
+            for key, own, answer in zip(
+                keys[part], identities[part], ask(list(items[part])), strict=True
+            )
         ]
         append_answers(path, records)
         known.update((record["key"], record["answer"]) for record in records)
@@ -158,8 +178,16 @@ def key_of(processor, asked: Question | Prompt, **more) -> dict:
     """What tells a question or prompt from others in a file of answers."""
     question = asked if isinstance(asked, Question) else asked.question
     if isinstance(asked, Question):
-        text, images = prompt(asked, processor), [image for image in (asked.image,) if image is not None]
+        text, images = (
+            prompt(asked, processor),
+            [image for image in (asked.image,) if image is not None],
+        )
     else:
         text, images = asked.text, list(asked.images)
-    own = {"person_id": question.person_id, "question": question.question, "prompt": text, "images": images}
+    own = {
+        "person_id": question.person_id,
+        "question": question.question,
+        "prompt": text,
+        "images": images,
+    }
     return own | {"options": question.options} | more

@@ -1,4 +1,7 @@
-"""One streaming pass over a set: running sums per neuron, never the activations themselves. Derived in notebook 03."""
+"""One streaming pass over a set: running sums per neuron, never the activations themselves.
+
+Derived in notebook 03.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ class Statistics:
     Attributes:
         tokens: positions counted, int64 [n_mlps].
         sizes: neurons of each MLP.
-        total, total_abs, total_squares, n_active: Σz, Σ|z|, Σz² and the count of |z| > τ, float64 [n_neurons].
+        total, total_abs, total_squares, n_active: Σz, Σ|z|, Σz² and the count of |z| > τ, float64
+            [n_neurons].
         tau: the threshold τ.
         modality: ``"multimodal"`` or ``"text"``.
     """
@@ -47,15 +51,16 @@ class Statistics:
     modality: str
 
     def counts(self) -> Tensor:
-        """Positions counted for each neuron, float64 [n_neurons]; 1 where there were none, so that means are 0."""
+        """Positions counted for each neuron, float64 [n_neurons]; 1 for none, so means are 0."""
         return self.tokens.clamp(min=1).double().repeat_interleave(torch.tensor(self.sizes))
 
     def __add__(self, other: Statistics) -> Statistics:
-        """The statistics of both passes together; raises ValueError if τ, modality or model differ."""
+        """The statistics of both passes together; ValueError if τ, modality or model differ."""
         if (self.tau, self.modality, self.sizes) != (other.tau, other.modality, other.sizes):
             raise ValueError("only statistics of one model, one modality and one tau can be added.")
         sums = (
-            getattr(self, name) + getattr(other, name) for name in ("total", "total_abs", "total_squares", "n_active")
+            getattr(self, name) + getattr(other, name)
+            for name in ("total", "total_abs", "total_squares", "n_active")
         )
         return Statistics(self.tokens + other.tokens, self.sizes, *sums, self.tau, self.modality)
 
@@ -75,36 +80,43 @@ def collect_activations(
 ) -> Statistics:
     """The statistics of every MLP neuron over questions of one modality.
 
-    One forward pass without logits; memory does not grow with the number of questions. Padding never counts. In the vision
-    tower all patches of every image count (see :func:`patch_positions`), in a text-only pass nothing does.
-    An image counts once per question, but LLaVA on a Llama sees it once for all questions about it (one and the same object;
-    not with ``positions="all"``): the sums are equal to rounding. Several processes share the pass
+    One forward pass without logits; memory does not grow with the number of questions. Padding
+    never counts. In the vision tower all patches of every image count (see
+    :func:`patch_positions`), in a text-only pass nothing does. An image counts once per question,
+    but LLaVA on a Llama sees it once for all questions about it (one and the same object; not with
+    ``positions="all"``): the sums are equal to rounding. Several processes share the pass
     (:mod:`manu_utils.processes`).
 
     Args:
         questions: all with an image or all without, with answers.
         tau: a neuron is active where |z| > τ.
-        positions: tokens that count in the language model: those that predict the ``"answer"``, the ``"last"`` of the
-            prompt, or ``"all"``.
-        resume: a folder where the sums are kept as they grow; a pass that was killed goes on from there, to the same bits,
-            and one that is done is read. Sums of other weights, questions or settings in it are left alone.
-        model_key: what tells the model from others in that folder, in place of a hash of its weights (which takes half a
-            minute for 7B); for a model that hooks change it must be given.
+        positions: tokens that count in the language model: those that predict the ``"answer"``, the
+            ``"last"`` of the prompt, or ``"all"``.
+        resume: a folder where the sums are kept as they grow; a pass that was killed goes on from
+            there, to the same bits, and one that is done is read. Sums of other weights, questions
+            or settings in it are left alone.
+        model_key: what tells the model from others in that folder, in place of a hash of its
+            weights (which takes half a minute for 7B); for a model that hooks change it must be
+            given.
 
     Raises:
         TypeError: tau or batch_size of another type, or a wrapped model.
-        ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which the padding is not
-            known, activations or hidden states that are not finite, or a file in ``resume`` that is none of ours, which is
-            left as it is.
+        ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which
+            the padding is not known, activations or hidden states that are not finite, or a file in
+            ``resume`` that is none of ours, which is left as it is.
     """
     _check(questions, tau, positions, batch_size)
     modality = questions[0].modality
     mlps = find_neurons(model)
-    # On the device of each layer, if it has float64: no copy, and no waiting for the GPU, until the end.
+    # On the device of each layer, if it has float64: no copy, no waiting for the GPU until the end.
     devices = [exact_device(mlp.after.weight.device) for mlp in mlps]
-    sums = [torch.zeros(4, mlp.size, dtype=torch.float64, device=device) for mlp, device in zip(mlps, devices, strict=True)]
+    sums = [
+        torch.zeros(4, mlp.size, dtype=torch.float64, device=device)
+        for mlp, device in zip(mlps, devices, strict=True)
+    ]
     tokens = torch.zeros(len(mlps), dtype=torch.int64)
-    finite = []  # of each batch, whether what the answers are read from is; the activations show in the sums
+    # Of each batch, whether what the answers are read from is; the activations show in the sums.
+    finite = []
     reading: Reading
 
     def count(index: int, mlp: MLP):
@@ -112,7 +124,9 @@ def collect_activations(
             z = arguments[0].flatten(0, -2)  # [positions, neurons]
             if mlp.tower == "vision":
                 check_positions(mlp.path, len(z), reading.n_positions)
-            z = z.index_select(0, (reading.patches if mlp.tower == "vision" else reading.tokens).to(z.device))
+            z = z.index_select(
+                0, (reading.patches if mlp.tower == "vision" else reading.tokens).to(z.device)
+            )
             if mlp.tower == "language" or reading.sharing is None:
                 add_sums(sums[index], z, tau)
                 tokens[index] += len(z)
@@ -138,7 +152,9 @@ def collect_activations(
             tokens, finite = kept["tokens"], [kept["finite"].all()]
             columns = kept["sums"].split([mlp.size for mlp in mlps], dim=1)
             sums = [part.to(device).clone() for part, device in zip(columns, devices, strict=True)]
-    counts = ((mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps))
+    counts = (
+        (mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps)
+    )
     shown = progress and processes.number() == 0
     n_questions, n_read = (sum(map(len, some)) for some in (parts, parts[:read]))
     with (
@@ -147,19 +163,30 @@ def collect_activations(
     ):  # fmt: skip
         for number, part in enumerate(parts[read:], read + 1):
             own = [questions[index] for index in part]
-            for indices, batch in make(own, processor, batch_size, with_answer=True, device=model.device):
+            for indices, batch in make(
+                own, processor, batch_size, with_answer=True, device=model.device
+            ):
                 reading = what_counts(model, batch, positions, len(indices))
                 if shared:
                     hidden, _ = read_shared(model, batch)
                 else:
                     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-                    hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, -2)[reading.tokens]
+                    hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(
+                        0, -2
+                    )[reading.tokens]
                 finite.append(torch.isfinite(hidden).all())
                 done.update(len(indices))
             if place is not None:
                 so_far = {"tokens": tokens, "finite": torch.tensor([all(finite)])}
-                write_sums(place, so_far | {"sums": torch.cat([part.cpu() for part in sums], dim=1)}, number)
-    parts, tokens = processes.total(torch.cat([part.cpu() for part in sums], dim=1)), processes.total(tokens)
+                write_sums(
+                    place,
+                    so_far | {"sums": torch.cat([part.cpu() for part in sums], dim=1)},
+                    number,
+                )
+    parts, tokens = (
+        processes.total(torch.cat([part.cpu() for part in sums], dim=1)),
+        processes.total(tokens),
+    )
     sizes = tuple(mlp.size for mlp in mlps)
     for mlp, part in zip(mlps, parts.split(sizes, dim=1), strict=True):
         check_finite(f"activations of {mlp.path} are", part)
@@ -172,7 +199,10 @@ def _check(questions: Sequence[Question], tau: float, positions: str, batch_size
     if not questions:
         raise ValueError("collect_activations needs at least one question.")
     if len({question.modality for question in questions}) > 1:
-        raise ValueError("statistics are of one modality; pass the questions with and without an image separately.")
+        raise ValueError(
+            "statistics are of one modality; pass the questions with and without an image "
+            "separately."
+        )
     check_name("positions", positions, POSITIONS)
     check_real("tau", tau)
     if not tau >= 0:
@@ -189,7 +219,8 @@ class Reading:
         patches: those of the vision tower, int64.
         n_positions: all positions of the vision tower, those that do not count included.
         n_questions: of the batch; a number, so that no layer waits for the GPU to count them.
-        sharing: how many questions share each row and its image, int64 [rows]; None where each has its own.
+        sharing: how many questions share each row and its image, int64 [rows]; None where each has
+            its own.
     """
 
     tokens: Tensor
@@ -200,7 +231,7 @@ class Reading:
 
 
 def what_counts(model, batch: dict[str, Tensor], positions: str, n_questions: int) -> Reading:
-    """The :class:`Reading` of a batch of n questions, of :func:`batches` or of :func:`shared_batches`."""
+    """The :class:`Reading` of a batch of n questions, which may be of :func:`shared_batches`."""
     is_patch = patch_positions(model, batch)[1]
     if "reads" in batch:
         tokens, sharing = _shared_positions(batch, positions)
@@ -221,7 +252,7 @@ def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
 
 
 def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor, Tensor]:
-    """Of a shared batch: the flat indices of the language positions that count, and the questions of each row, int64 [r]."""
+    """Flat indices of the language positions that count, and questions of each row, int64 [r]."""
     question, row, position = batch["reads"].T
     begins = torch.ones_like(question, dtype=torch.bool)  # the first of its question
     begins[1:] = question[1:] != question[:-1]
@@ -230,11 +261,12 @@ def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor,
 
 
 def add_sums(sums: Tensor, z: Tensor, tau: float, times: Tensor | None = None) -> None:
-    """Add the sums over positions of z to ``sums``, in float64 on its device, whatever the device of z.
+    """Add the sums over positions of z to ``sums``, in float64 on its device, wherever z is.
 
     Args:
         sums: float64 [4, neurons], changed in place.
-        z: [positions, neurons]; [rows, positions, neurons] with ``times``, int64 [rows], how often each row counts.
+        z: [positions, neurons]; [rows, positions, neurons] with ``times``, int64 [rows], how often
+            each row counts.
     """
     parts = _sums(z, tau).to(sums.device)
     if times is None:
@@ -244,8 +276,9 @@ def add_sums(sums: Tensor, z: Tensor, tau: float, times: Tensor | None = None) -
 
 
 def _sums(z: Tensor, tau: float) -> Tensor:
-    """Σz, Σ|z|, Σz² and the count of |z| > τ over the rows of z [..., n, neurons]: [4, ..., neurons]."""
+    """Σz, Σ|z|, Σz² and count of |z| > τ over rows of z [..., n, neurons]: [4, ..., neurons]."""
     z = z if z.dtype == torch.float64 else z.float()
     magnitude = z.abs()
-    active = (magnitude - tau).sign_().clamp_(min=0)  # 1 where |z| > τ; on a CPU half the time of a comparison
+    # 1 where |z| > τ; on a CPU half the time of a comparison.
+    active = (magnitude - tau).sign_().clamp_(min=0)
     return torch.stack([z.sum(-2), magnitude.sum(-2), (z * z).sum(-2), active.sum(-2)])

@@ -1,4 +1,4 @@
-"""Collect once, choose, prune: what was collected (``Evidence``), and all of it in one call (``unlearn``)."""
+"""Collect once, choose, prune: what was collected (``Evidence``), and all at once (``unlearn``)."""
 
 from __future__ import annotations
 
@@ -181,32 +181,36 @@ def unlearn(
     model_key: str | None = None,
     progress: bool = True,
 ) -> Edit:
-    """Score, select and prune in one call; several processes share its passes (:mod:`manu_utils.processes`).
+    """Score, select and prune in one call.
+
+    Several processes share its passes (:mod:`manu_utils.processes`).
 
     Args:
         forget, retain: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         variant: one of :data:`PRUNINGS`: ``"coverage"`` is ours, ``"paper"`` the printed equations,
-            ``"released_score"`` the score of the authors' code on neurons, and ``"released_as_run"`` what their code prunes
-            when it is run: rows of linear layers, see :mod:`manu_utils.unlearning.released`.
-        alpha: percentage of all MLP neurons; of those of each tower for ``"released_score"``, and of the rows that their code
-            looks at in each tower for ``"released_as_run"``.
-        modalities: those to unlearn; ``("text",)`` for a benchmark without images. ``"paper"`` and the released ones need
-            both.
+            ``"released_score"`` the score of the authors' code on neurons, and
+            ``"released_as_run"`` what their code prunes when it is run: rows of linear layers, see
+            :mod:`manu_utils.unlearning.released`.
+        alpha: percentage of all MLP neurons; of those of each tower for ``"released_score"``, and
+            of the rows that their code looks at in each tower for ``"released_as_run"``.
+        modalities: those to unlearn; ``("text",)`` for a benchmark without images. ``"paper"`` and
+            the released ones need both.
         seed: of ``"random"``, and of the order in which ``"released_as_run"`` reads.
         allow_small: accept α below 0.5, see :func:`check_alpha`.
-        on_top: prune more neurons of a model that is pruned already, or rewritten; without it such a model is refused, since α
-            would add up from call to call.
-        resume, model_key: a folder where statistics and attribution are kept as they come, so that a run that was killed
-            goes on from there, see :func:`collect_activations`.
+        on_top: prune more neurons of a model that is pruned already, or rewritten; without it such
+            a model is refused, since α would add up from call to call.
+        resume, model_key: a folder where statistics and attribution are kept as they come, so that
+            a run that was killed goes on from there, see :func:`collect_activations`.
 
     Returns:
         What was pruned, with ``undo()``.
 
     Raises:
         TypeError: an argument of another type, or a wrapped model; it says what to pass.
-        ValueError: unknown variant, α not a percentage, a missing or empty modality, an empty answer, questions of the other
-            modality, a person in both sets, a model that is changed already (:func:`check_unchanged`), or nothing to choose
-            by; also what the functions that it calls raise. The model is untouched.
+        ValueError: unknown variant, α not a percentage, a missing or empty modality, an empty
+            answer, questions of the other modality, a person in both sets, a model that is changed
+            already (:func:`check_unchanged`), or nothing to choose by; also what the functions that
+            it calls raise. The model is untouched.
     """
     check_alpha(alpha, allow_small)
     given = {"modalities": modalities, "batch_size": batch_size, "progress": progress}
@@ -214,6 +218,9 @@ def unlearn(
     evidence = Evidence(model, processor, forget, retain, **given)
     if not on_top:
         check_unchanged(model)
-    chosen = evidence.choose(variant, alpha, seed=seed, exclude=pruned_neurons(model), allow_small=allow_small)
-    # A GPU may round differently from run to run, and the copies of several processes must stay equal: the first decides.
+    chosen = evidence.choose(
+        variant, alpha, seed=seed, exclude=pruned_neurons(model), allow_small=allow_small
+    )
+    # A GPU may round differently from run to run, and the copies of several processes must stay
+    # equal: the first decides.
     return prune(model, processes.gathered([chosen])[0])

@@ -17,7 +17,12 @@ from .released import LAST_LAYERS
 
 
 def select_neurons(
-    scores: Tensor, mlps: Sequence[MLP], alpha: float, per: str = "model", *, allow_small: bool = False
+    scores: Tensor,
+    mlps: Sequence[MLP],
+    alpha: float,
+    per: str = "model",
+    *,
+    allow_small: bool = False,
 ) -> Tensor:
     """The α % of neurons with the highest scores; of two equal ones the first.
 
@@ -28,19 +33,24 @@ def select_neurons(
         allow_small: accept α below 0.5, see :func:`check_alpha`.
 
     Returns:
-        bool [n_neurons]; exactly max(1, round(α / 100 · n)) of each group, fewer only where a group (layer or tower) has
-        fewer scores above −inf.
+        bool [n_neurons]; exactly max(1, round(α / 100 · n)) of each group, fewer only where a group
+        (layer or tower) has fewer scores above −inf.
 
     Raises:
-        ValueError: α not a percentage, unknown ``per``, wrong length, NaN, or too few neurons that may be selected.
+        ValueError: α not a percentage, unknown ``per``, wrong length, NaN, or too few neurons that
+            may be selected.
     """
     check_alpha(alpha, allow_small)
     check_name("per", per, ("model", "layer", "tower"))
     sizes = [mlp.size for mlp in mlps]
     if scores.shape != (sum(sizes),):
-        raise ValueError(f"{tuple(scores.shape)} scores for a model with {sum(sizes)} neurons; score this model.")
+        raise ValueError(
+            f"{tuple(scores.shape)} scores for a model with {sum(sizes)} neurons; score this model."
+        )
     if scores.isnan().any():
-        raise ValueError("the scores hold NaN; collect the statistics again in float32 or bfloat16.")
+        raise ValueError(
+            "the scores hold NaN; collect the statistics again in float32 or bfloat16."
+        )
     if per == "model":
         groups = [0] * len(sizes)
     elif per == "layer":
@@ -55,31 +65,37 @@ def select_neurons(
         order = torch.sort(scores[members], descending=True, stable=True)
         order = order.indices[order.values > -torch.inf][:wanted]
         if per == "model" and len(order) < wanted:
-            raise ValueError(f"only {len(order)} neurons may be selected but alpha={alpha} asks for {wanted}; lower alpha.")
+            raise ValueError(
+                f"only {len(order)} neurons may be selected but alpha={alpha} asks for {wanted}; "
+                "lower alpha."
+            )
         selected[members[order]] = True
     return selected
 
 
 class _Change:
-    """Where a model was changed, (parameter, dim, index), and a digest of what each place holds once all are changed."""
+    """Where a model was changed, (parameter, dim, index), and a digest of what each place holds."""
 
     def __init__(self, places: list[tuple[Tensor, int, Tensor]]):
         self.places = places
         self.left: list[bytes] | None = None
 
     def in_place(self) -> bool:
-        """Whether it can still be seen in the model: weights that were loaded or trained since are others."""
+        """Whether it is still in the model: weights loaded or trained since are others."""
         return self.left is None or self.left == [_digest(_part(*place)) for place in self.places]
 
 
-# Of every model, the changes that were not undone, in order. Places alone: the old weights go with the handle.
+# Of every model, the changes not undone, in order. Places alone: the handle has the old weights.
 _CHANGES: WeakKeyDictionary[nn.Module, list[_Change]] = WeakKeyDictionary()
 
 
 class Edit:
-    """What was changed in a model, and the old weights. ``undo()`` restores every bit; as a context manager on leaving.
+    """What was changed in a model, and the old weights.
 
-    Several changes of one model are undone in reverse order: the first would bring back what the second found changed.
+    ``undo()`` restores every bit; as a context manager on leaving.
+
+    Several changes of one model are undone in reverse order: the first would bring back what the
+    second found changed.
 
     Args:
         saved: (parameter, dim, index, old values) of each change, taken before it is made.
@@ -91,9 +107,10 @@ class Edit:
         _CHANGES.setdefault(model, []).append(self._change)
 
     def made(self) -> Edit:
-        """Call it when all is changed: later it is seen by the values whether they are still there."""
+        """Call it when all is changed: the values tell later whether they are still there."""
         now = [_digest(_part(*place)) for place in self._change.places]
-        self._change.left = [] if now == [_digest(values) for *_, values in self._saved] else now  # [] if nothing changed
+        # [] if nothing changed.
+        self._change.left = [] if now == [_digest(values) for *_, values in self._saved] else now
         return self
 
     @torch.no_grad()
@@ -101,14 +118,17 @@ class Edit:
         """Write the old weights back; a second call does nothing.
 
         Raises:
-            RuntimeError: a later change of the model is still in place, which the old weights would be mixed with.
+            RuntimeError: a later change of the model is still in place, which the old weights would
+                be mixed with.
         """
         changes = _CHANGES.get(self._model, [])
         if self._change not in changes:
             return
         later = changes[changes.index(self._change) + 1 :]
         if any(change.in_place() for change in later):
-            raise RuntimeError("this model was changed again later; undo() that first, or load the model again.")
+            raise RuntimeError(
+                "this model was changed again later; undo() that first, or load the model again."
+            )
         errors = []
         for parameter, dim, index, values in reversed(self._saved):
             try:
@@ -129,7 +149,9 @@ class Edit:
 
 @torch.no_grad()
 def prune_neurons(model, selected: Tensor) -> Edit:
-    """Zero the selected neurons in the weights: column n of the last layer, row n (and bias) of the layers before it.
+    """Zero the selected neurons in the weights.
+
+    Of neuron n: column n of the last layer, row n (and bias) of the layers before it.
 
     What was pruned before stays so, and comes back with its own handle.
 
@@ -140,8 +162,8 @@ def prune_neurons(model, selected: Tensor) -> Edit:
         A :class:`Edit` that remembers just the zeroed weights.
 
     Raises:
-        ValueError: not boolean, wrong length, or nothing selected. The model is untouched, as it is after any other error or
-            an interrupt.
+        ValueError: not boolean, wrong length, or nothing selected. The model is untouched, as it is
+            after any other error or an interrupt.
     """
     mlps = find_neurons(model)
     parts = split_selected(selected, mlps)
@@ -154,13 +176,17 @@ def prune_neurons(model, selected: Tensor) -> Edit:
             continue
         places.append((mlp.after.weight, 1, index))
         for linear in mlp.before:
-            places += [(tensor, 0, index) for tensor in (linear.weight, linear.bias) if tensor is not None]
+            places += [
+                (tensor, 0, index) for tensor in (linear.weight, linear.bias) if tensor is not None
+            ]
     return _zero(model, places)
 
 
 @torch.no_grad()
 def prune_rows(model, rows: dict[str, Tensor]) -> Edit:
-    """Zero rows, and their biases, of linear layers: what the authors' code does (:mod:`manu_utils.unlearning.released`).
+    """Zero rows, and their biases, of linear layers.
+
+    It is what the authors' code does (:mod:`manu_utils.unlearning.released`).
 
     Args:
         rows: path of a linear layer -> bool [out_features].
@@ -169,12 +195,15 @@ def prune_rows(model, rows: dict[str, Tensor]) -> Edit:
         A :class:`Edit`, as :func:`prune_neurons` does.
 
     Raises:
-        ValueError: no such linear layer, wrong lengths, or nothing selected. The model is untouched.
+        ValueError: no such linear layer, wrong lengths, or nothing selected. The model is
+            untouched.
     """
     places = []
     for path, linear in linear_of_rows(model, rows).items():
         index = rows[path].nonzero()[:, 0]
-        places += [(t, 0, index) for t in (linear.weight, linear.bias) if t is not None and len(index)]
+        places += [
+            (t, 0, index) for t in (linear.weight, linear.bias) if t is not None and len(index)
+        ]
     if not places:
         raise ValueError("no row is selected; nothing would be pruned.")
     return _zero(model, places)
@@ -190,8 +219,14 @@ def linear_of_rows(model, rows: dict[str, Tensor]) -> dict[str, nn.Linear]:
     modules = dict(model.named_modules())
     for path, chosen in rows.items():
         linear = modules.get(path)
-        if not isinstance(linear, nn.Linear) or chosen.dtype != torch.bool or chosen.shape != (linear.out_features,):
-            raise ValueError(f"rows[{path!r}] must be bool [out_features] of a linear layer of this model.")
+        if (
+            not isinstance(linear, nn.Linear)
+            or chosen.dtype != torch.bool
+            or chosen.shape != (linear.out_features,)
+        ):
+            raise ValueError(
+                f"rows[{path!r}] must be bool [out_features] of a linear layer of this model."
+            )
     return {path: modules[path] for path in rows}
 
 
@@ -208,7 +243,8 @@ def _zero(model, places: list[tuple[Tensor, int, Tensor]]) -> Edit:
         for tensor, dim, index in places:
             tensor.index_fill_(dim, index, 0)
     except BaseException:
-        with suppress(RuntimeError):  # what could not be written cannot be written back; the first error is raised
+        # What could not be written cannot be written back; the first error is raised.
+        with suppress(RuntimeError):
             handle.undo()
         raise
     return handle.made()
@@ -219,7 +255,9 @@ def _part(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def pruned_neurons(model) -> Tensor:
-    """The neurons that are gone from the weights: all their input rows (and biases) and their output column are zero.
+    """The neurons that are gone from the weights.
+
+    All their input rows (and biases) and their output column are zero.
 
     A neuron that merely never fires is none of them.
 
@@ -238,8 +276,10 @@ def pruned_neurons(model) -> Tensor:
 
 
 def _has_zero_rows(model) -> bool:
-    """Whether a row is zero with its bias in all of the last layers of a tower: what ``"released_as_run"`` leaves, which is
-    seen in a copy and in a checkpoint, too. In a single layer it may be a neuron that never fires.
+    """Whether a row is zero with its bias in all of the last layers of a tower.
+
+    It is what ``"released_as_run"`` leaves, which is seen in a copy and in a checkpoint, too. In a
+    single layer it may be a neuron that never fires.
     """
     mlps = find_neurons(model)
     for tower in ("vision", "language"):
@@ -260,14 +300,16 @@ def _has_zero_rows(model) -> bool:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    """A hash of values, not of bytes: a model that was moved, or made float32, since is the same."""
-    return hashlib.sha256((tensor.float() + 0).cpu().contiguous().numpy()).digest()  # + 0: of -0, too
+    """A hash of values, not of bytes: a model moved, or made float32, since is the same."""
+    # + 0: of -0, too.
+    return hashlib.sha256((tensor.float() + 0).cpu().contiguous().numpy()).digest()
 
 
 def check_unchanged(model) -> None:
-    """Check that a model was neither pruned nor rewritten, or is so no more: undone, or its weights were loaded again.
+    """Check that a model was neither pruned nor rewritten, or is so no more.
 
-    Zeros are seen in a copy and in a checkpoint, too; rewriting only in the model itself.
+    No more: undone, or its weights were loaded again. Zeros are seen in a copy and in a checkpoint,
+    too; rewriting only in the model itself.
 
     Raises:
         ValueError: it is.
@@ -278,6 +320,6 @@ def check_unchanged(model) -> None:
     elif not any(change.in_place() for change in _CHANGES.get(model, [])):
         return
     raise ValueError(
-        f"this model is pruned already, or rewritten ({what}), and more would come on top: undo() what changed it or load the "
-        "model again; on_top=True if more is to go."
+        f"this model is pruned already, or rewritten ({what}), and more would come on top: undo() "
+        "what changed it or load the model again; on_top=True if more is to go."
     )
