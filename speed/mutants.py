@@ -182,7 +182,7 @@ OTHERS = [
     *_of("unlearning.evidence", "evidence",
         ("for name, of in samples.items() if of is None}",
          "for name, of in samples.items()}", "stale"),
-        ("**self.seen, **self.options}", "**self.options}", "lost"),
+        ("**self.seen, **self.options, ", "**self.options, ", "lost"),
     ),
     *_of("unlearning.evidence", "pruning clear_tofu",
         ('set(self.modalities) != set(MODALITIES)', 'False', 'unchecked'),
@@ -344,12 +344,14 @@ OTHERS = [
     ),
     *_of("evaluation.answers_file", "resume",
         ("json.dumps([run, own], sort_keys=True)", "json.dumps([own], sort_keys=True)", "model"),
-        ("encode() + image.tobytes()", "encode()", "pixels"),
-        (" {tuple(tensor.shape)}\"", "\"", "shape"),
         ("file.truncate(whole)", "pass", "half"),
         ('in content[:whole].split(b"\\n")[:-1]', 'in content.split(b"\\n")', "half"),
-        ('for name in ("config", "generation_config"):', 'for name in ("config",):', "settings"),
         ("ask(list(items[part]))", "ask(list(items))[part]", "work"),
+    ),
+    *_of("models.fingerprints", "resume",
+        ("encode() + image.tobytes()", "encode()", "pixels"),
+        (" {tuple(tensor.shape)}\"", "\"", "shape"),
+        ('for name in ("config", "generation_config"):', 'for name in ("config",):', "settings"),
         ("[processor.chat_template, tokenizer.chat_template, DATE]", "[DATE]", "template"),
     ),
     *_of("benchmark.questions", "benchmark sources",
@@ -597,6 +599,13 @@ def start(copy: Path, names: tuple[str, ...]) -> int:
     return process
 
 
+def _kill(process: int) -> None:
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:  # it is so young that it leads no group yet
+        os.kill(process, signal.SIGKILL)
+
+
 def _child(copy: Path, names: tuple[str, ...]) -> None:
     code = 99
     try:
@@ -661,7 +670,7 @@ def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies:
                 ended, status, used = os.wait4(process, os.WNOHANG)
                 late = not ended and time.monotonic() > until
                 if late:
-                    os.killpg(process, signal.SIGKILL)
+                    _kill(process)
                     _, status, used = os.wait4(process, 0)
                 if ended or late:
                     del running[process]
@@ -673,7 +682,7 @@ def run_all(work: list[tuple[object, Mutation | None, tuple[str, ...]]], copies:
             time.sleep(0.05)
     finally:
         for process in running:
-            os.killpg(process, signal.SIGKILL)
+            _kill(process)
             os.waitpid(process, 0)
 
 
