@@ -798,7 +798,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("manu_utils.teaching.leaderboard.os.replace", fail)
+    monkeypatch.setattr("manu_utils.paths.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         append_leaderboard(path, summary, **(KEY | {"seed": 1}))
     assert path.read_text(encoding="utf-8") == before
