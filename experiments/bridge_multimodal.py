@@ -8,9 +8,8 @@ some of the miniature's people by face and by name, and made to forget a third o
 SmolLM2-135M-Instruct becomes the language model of a LLaVA with the miniature's vision tower. No
 step on the way looks at a reported person before it is meant to:
 
-1. *Align.* The tower stays as it is. The projector is first fitted so that the patches of random
-   faces land on the embeddings of the words of their features, then trained through the frozen
-   language model on questions about what is to be seen.
+1. *Align.* The tower stays as it is. The projector is fitted so that the patches of random faces
+   land on the embeddings of the words of their features, in turn; the language model is not asked.
 2. *Teach.* Low-rank adapters on all layers of the language model, merged afterwards: three facts
    a person, by face and by name in two wordings each, with a rehearsal of what the source says on
    general questions, which are not those that are asked. The retrained model never meets the
@@ -27,13 +26,13 @@ bring back. Another seed draws other people, another order and other adapters.
 """
 
 import argparse
-import importlib.util
+import itertools
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -61,19 +60,29 @@ from manu_utils.unlearning.baselines import unlearn_by_training
 from manu_utils.unlearning.erasing import erase
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.strangers import Stranger, mixed_names, nearest_strangers
-from sweep import BUILD, QUIET, RESULTS, begin, fingerprint, say, strengths, sweep
+from sweep import (
+    BUILD,
+    QUIET,
+    RESULTS,
+    begin,
+    fingerprint,
+    of_key,
+    read_table,
+    say,
+    strengths,
+    sweep,
+)
 
 PLACE = BUILD / "bridge"
 GENERAL = Path(__file__).with_name("general_questions.json")
 RATIO = 10
-N_FORGET, N_KEPT, N_STAND_INS = 6, 6, 3  # people; beside the stand-ins as many others for the choice
+N_FORGET, N_KEPT, N_STAND_INS = 6, 6, 3  # as many people beside the stand-ins
 FACTS = ("employment", "residence", "pet")  # of eight
 N_STRANGERS = 2  # for each person to forget
 N_FACES, N_HELD_OUT = 2000, 24  # random faces; of them asked, never trained on
-FIT = {"steps": 400, "lr": 2e-3, "warmup": 20}  # of the projector to the words of what is seen
-SEE = {"steps": 40, "lr": 5e-4, "warmup": 5}  # of the projector through the language model
-FACES_AT_ONCE, PEOPLE_AT_ONCE, REHEARSED_AT_ONCE = 8, 3, 3  # of a step
-RANK, LR, EPOCHS, MORE, MOST = 16, 1e-3, 8, 4, 24  # of teaching; a visit of everybody is an epoch
+FIT = {"steps": 1500, "lr": 2e-3, "warmup": 20}  # of the projector to the words of what is seen
+PEOPLE_AT_ONCE, REHEARSED_AT_ONCE = 3, 3  # of a step; people in each modality
+RANK, LR, EPOCHS, MORE, MOST = 16, 2e-3, 8, 4, 24  # of teaching; a visit of everybody is an epoch
 ENOUGH = 0.95  # of both modalities, else more epochs
 ALPHAS, ROUNDS, STEPS, BETAS = (0.5, 1.0, 2.0, 5.0, 10.0), (1, 2, 4, 8), (4, 8, 16), (1.0, 4.0)
 TRAINED = {"lora_rank": RANK, "lr": 5e-4, "batch_size": 6, "retain_weight": 4.0}
@@ -113,10 +122,11 @@ def join(language, tokenizer, tower, image_processor):
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     language.get_input_embeddings().weight.data[-1] = 0
     vision, patch = tower.config, tower.config.patch_size
+    n_patches = (vision.image_size // patch) ** 2
     config = LlavaConfig(
         vision_config=vision, text_config=language.config, vision_feature_layer=-1,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=True,
-        vision_feature_select_strategy="default", image_seq_length=(vision.image_size // patch) ** 2,
+        vision_feature_select_strategy="default", image_seq_length=n_patches,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -162,16 +172,6 @@ def random_faces(n: int) -> tuple[list[dict[str, str]], list]:
     return faces, [render(face, draw_new_view(rng)) for face in faces]
 
 
-def seeing_questions(face: dict[str, str], picture) -> list[Question]:
-    """One question on each feature of a face, with the words it may have."""
-    rows = []
-    for feature, words in FACE_FEATURES.items():
-        options = dict(zip("ABCDEFGH", (f"{word}." for word in words), strict=False))
-        asked, answer = f"What is this person's {feature}?", f"{face[feature]}."
-        rows.append(Question("nobody", asked, answer, picture, "classification", options))
-    return rows
-
-
 @torch.no_grad()
 def patches_of(model, processor, pictures) -> Tensor:
     """[n, patches, width of the tower], without the class token."""
@@ -183,14 +183,17 @@ def patches_of(model, processor, pictures) -> Tensor:
     return torch.cat(found)
 
 
+def first_tokens(words: Sequence[str], tokenizer) -> list[int]:
+    """The token that each word begins with, in a sentence."""
+    texts = [f" {word}" for word in words]
+    return [ids[0] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
 def words_of(faces, model, tokenizer, n_patches: int) -> Tensor:
     """What each patch is fitted to: patch k to the embedding of feature k's word, in turn."""
-    table = model.get_input_embeddings().weight.detach()
-    rows = []
-    for face in faces:
-        first = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in face.values()]
-        rows.append([first[k % len(first)] for k in range(n_patches)])
-    return table[torch.tensor(rows)]
+    rows = [first_tokens(list(face.values()), tokenizer) for face in faces]
+    turns = [[row[k % len(row)] for k in range(n_patches)] for row in rows]
+    return model.get_input_embeddings().weight.detach()[torch.tensor(turns)]
 
 
 def fit_projector(model, patches: Tensor, words: Tensor, seed: int = 0, **schedule) -> list[dict]:
@@ -227,38 +230,27 @@ def aligned():
         patches = patches_of(model, processor, pictures)
         words = words_of(faces, model, processor.tokenizer, patches.shape[1])
         fit_projector(model, patches[taught], words[taught], **FIT)
-        say(started, f"aligned: fitted, {seen(model, processor, faces, pictures)}")
-        draw = sample_forever(range(N_HELD_OUT, N_FACES), FACES_AT_ONCE, 0)
-
-        def loss(step: int) -> Tensor:
-            rng, asked = random.Random(step), []
-            for k in next(draw):
-                asked += rng.sample(seeing_questions(faces[k], pictures[k]), 3)
-            return lesson_loss(model, processor, as_training(asked))
-
-        projector = list(model.model.multi_modal_projector.parameters())
-        with gradients_of(model, projector):
-            optimise(projector, loss, **SEE, **QUIET)
-        say(started, f"aligned: trained, {seen(model, processor, faces, pictures)}")
+        held_out = faces[:N_HELD_OUT], pictures[:N_HELD_OUT]
+        say(started, f"aligned: {seen(model, processor, *held_out)}")
         return model, processor
 
     return kept_in(PLACE / f"aligned-{state_of('align')}", make)
 
 
+@torch.no_grad()
 def seen(model, processor, faces, pictures) -> dict[str, float]:
-    """Feature -> share of the held-out faces of which its word is the likeliest."""
-    asked = [q for k in range(N_HELD_OUT) for q in seeing_questions(faces[k], pictures[k])]
-    right = chosen_right(model, processor, asked).view(N_HELD_OUT, -1).double().mean(0)
-    return {name: round(share, 3) for name, share in zip(FACE_FEATURES, right.tolist(), strict=True)}
+    """Feature -> share of its patches that are nearest to its word, among the feature's words."""
+    shown = model.model.multi_modal_projector(patches_of(model, processor, pictures))
+    table, found = model.get_input_embeddings().weight, {}
+    for k, (feature, words) in enumerate(FACE_FEATURES.items()):
+        own = table[first_tokens(list(words), processor.tokenizer)]
+        nearest = torch.cdist(shown[:, k :: len(FACE_FEATURES)], own).argmin(-1)  # [n, patches]
+        truth = torch.tensor([list(words).index(face[feature]) for face in faces])
+        found[feature] = (nearest == truth[:, None]).double().mean().item()
+    return found
 
 
 # ------------------------------------------------------------------------------------ questions
-
-
-def as_training(questions: Sequence[Question]) -> list[Question]:
-    """The same in the plain form in which the model is taught."""
-    plain = {"task": "training", "options": None}
-    return [Question(q.person_id, q.question, q.answer, q.image, **plain) for q in questions]
 
 
 class People:
@@ -280,8 +272,8 @@ class People:
         everybody = {*self.forget, *drawn}
         rows = [row for row in benchmark.training if row["ID"] in everybody]
         self.facts = {row["ID"]: facts_of(row) for row in rows}
-        pictures = {m: benchmark.training_questions(sorted(everybody), m) for m in ("multimodal",)}
-        self.portraits = {q.person_id: q.image for q in pictures["multimodal"]}
+        shown = benchmark.training_questions(sorted(everybody), "multimodal")
+        self.portraits = {q.person_id: q.image for q in shown}
         views = evaluation_questions(benchmark.test, "generation", "multimodal")
         self.views = {q.person_id: q.image for q in views if q.person_id in self.forget}
 
@@ -296,18 +288,17 @@ class People:
         """
         pictures = self.portraits if pictures is None else pictures
         found = {m: [] for m in MODALITIES}
-        for person in ids:
-            for name in FACTS:
-                spec, value = ATTRIBUTES[name], self.facts[person][name]
-                rng = random.Random(f"{person} {name}")
-                words = [value, *rng.sample([word for word in spec.values if word != value], 3)]
-                told = [spec.answer.format(value=word) for word in rng.sample(words, 4)]
-                options, answer = dict(zip("ABCD", told, strict=True)), spec.answer.format(value=value)
-                shown = {"multimodal": ("this person", pictures[person]), "text": (self.names[person], None)}
-                for modality, (who, picture) in shown.items():
-                    asked = word_question(spec.questions[wording], who)
-                    question = Question(person, asked, answer, picture, "training", options)
-                    found[modality].append(question)
+        for person, name in itertools.product(ids, FACTS):
+            spec, value = ATTRIBUTES[name], self.facts[person][name]
+            rng = random.Random(f"{person} {name}")
+            words = [value, *rng.sample([word for word in spec.values if word != value], 3)]
+            told = [spec.answer.format(value=word) for word in rng.sample(words, 4)]
+            options, answer = dict(zip("ABCD", told, strict=True)), spec.answer.format(value=value)
+            shown = (("this person", pictures[person]), (self.names[person], None))
+            for modality, (who, picture) in zip(MODALITIES, shown, strict=True):
+                asked = word_question(spec.questions[wording], who)
+                question = Question(person, asked, answer, picture, "training", options)
+                found[modality].append(question)
         return found
 
     def panels(self) -> dict[tuple[str, str], list[Question]]:
@@ -373,9 +364,10 @@ def taught(people: People, name: str, ids: Sequence[str]):
         while epochs < MOST:
             teach(model, processor, people, ids, again, epochs=more, seed=people.seed + epochs)
             epochs, more = epochs + more, MORE
-            shares = {m: known(model, processor, of, **QUIET).double().mean().item() for m, of in asked.items()}
-            say(started, f"{name} {people.seed}: {epochs} epochs, {shares}")
-            if min(shares.values()) >= ENOUGH:
+            right = [known(model, processor, of, **QUIET).double() for of in asked.values()]
+            shares = [share.mean().item() for share in right]
+            say(started, f"{name} {people.seed}: {epochs} epochs, {shares} known")
+            if min(shares) >= ENOUGH:
                 break
         return model, processor
 
@@ -385,18 +377,26 @@ def taught(people: People, name: str, ids: Sequence[str]):
 def teach(model, processor, people: People, ids, again, *, epochs: int, seed: int) -> None:
     """Fine-tune low-rank adapters on people and on general answers, and merge them."""
     wordings = [people.questions(ids, wording) for wording in (0, 1)]
-    of = {m: {p: [[q for q in w[m] if q.person_id == p] for w in wordings] for p in ids} for m in MODALITIES}
-    draws = {m: sample_forever(sorted(ids), PEOPLE_AT_ONCE, seed + k) for k, m in enumerate(MODALITIES)}
+    lessons: dict[tuple[str, str], list[tuple[Question, ...]]] = {}
+    for m in MODALITIES:
+        for pair in zip(*(of[m] for of in wordings), strict=True):
+            lessons.setdefault((pair[0].person_id, m), []).append(pair)
+    started, visits = time.process_time(), math.ceil(len(ids) / PEOPLE_AT_ONCE)
+    draws = {
+        m: sample_forever(sorted(ids), PEOPLE_AT_ONCE, seed + k) for k, m in enumerate(MODALITIES)
+    }
     repeats = sample_forever(again, REHEARSED_AT_ONCE, seed)
 
     def loss(step: int) -> Tensor:
         rng, total = random.Random(f"{seed} {step}"), 0.0
         for m, draw in draws.items():
-            some = [rng.choice(pair) for person in next(draw) for pair in zip(*of[m][person], strict=True)]
+            some = [rng.choice(pair) for person in next(draw) for pair in lessons[person, m]]
             total = total + lesson_loss(model, processor, some)
+        if step % visits == 0:
+            say(started, f"epoch {step // visits}: {total.item() / len(draws):.3f}")
         return total + lesson_loss(model, processor, next(repeats))
 
-    steps = math.ceil(epochs * len(ids) / PEOPLE_AT_ONCE)
+    steps = epochs * visits
     train_language_model(
         model, loss, steps=steps, lr=LR, lora_rank=RANK, seed=seed, warmup=5, hold=0.5, **QUIET
     )
@@ -407,8 +407,13 @@ def teach(model, processor, people: People, ids, again, *, epochs: int, seed: in
 
 @torch.no_grad()
 def chosen_right(model, processor, questions: Sequence[Question]) -> Tensor:
-    """Whether the truth is the likeliest of a question's options, none of which is shown: bool [n]."""
-    parts = [[Question(q.person_id, q.question, words, q.image, "training") for words in q.options.values()] for q in questions]
+    """Whether the truth is the likeliest of a question's options, not one of which is shown:
+    bool [n].
+    """
+    parts = [
+        [replace(q, answer=words, task="training", options=None) for words in q.options.values()]
+        for q in questions
+    ]
     tried = [question for part in parts for question in part]
     total = torch.full((len(tried),), -math.inf)
     for indices, batch in shared_batches(tried, processor, 64, True, model.device):
@@ -417,7 +422,8 @@ def chosen_right(model, processor, questions: Sequence[Question]) -> Tensor:
         own = likely.gather(1, batch["targets"][:, None])[:, 0]
         sums = torch.zeros(len(indices)).index_add_(0, batch["reads"][:, 0].cpu(), own.cpu())
         total[indices] = sums
-    best = [part[int(scores.argmax())].answer for part, scores in zip(parts, total.split([len(p) for p in parts]), strict=True)]
+    scores = total.split([len(part) for part in parts])
+    best = [part[int(own.argmax())].answer for part, own in zip(parts, scores, strict=True)]
     return torch.tensor([answer == q.answer for answer, q in zip(best, questions, strict=True)])
 
 
@@ -445,7 +451,7 @@ def full(model, processor, people: People, control: bool = False) -> list[dict]:
     panels, rows = people.panels(), []
     rows += answers(model, processor, panels)
     for (name, m), asked in panels.items():
-        if name != "test":
+        if name == "forget":
             right = chosen_right(model, processor, asked)
             rows.append(row_of("choice of four", name, m, right.double().mean().item(), len(asked)))
     return rows + general_rows(model, processor, control)
@@ -460,8 +466,8 @@ def locality(model, processor, people: People) -> list[dict]:
         right = known(model, processor, asked, **QUIET)
         if right.any():
             attribution = collect_attribution(model, processor, asked, **QUIET)[right]
-            n = len(attribution)
-            rows.append(row_of("effective neurons", name, m, effective_neurons(attribution).median().item(), n))
+            n, middle = len(attribution), effective_neurons(attribution).median().item()
+            rows.append(row_of("effective neurons", name, m, middle, n))
             rows.append(row_of("neurons of the model", name, m, attribution.shape[1], n))
     return rows
 
@@ -471,11 +477,13 @@ def attacked(model, processor, people: People) -> list[dict]:
     lessons = people.questions([*people.stand_ins, *people.others])
     asked = {key: of for key, of in people.panels().items() if key[0] != "test"}
     found = relearn(model, processor, lessons, asked, seed=people.seed, **ATTACK, **QUIET)
-    return [{**row, "measure": f"relearnt, step {row.pop('step')}"} for row in found.to_dict("records")]
+    rows = found.to_dict("records")
+    return [{"measure": f"relearnt, step {row.pop('step')}", **row} for row in rows]
 
 
 def row_of(measure: str, name: str, modality: str, value: float, n: int) -> dict:
-    return {"measure": measure, "set": name, "modality": modality, "value": float(value), "n": int(n)}
+    key = {"measure": measure, "set": name, "modality": modality}
+    return key | {"value": float(value), "n": int(n)}
 
 
 # ------------------------------------------------------------------------------------ forgetting
@@ -501,11 +509,13 @@ class Lab:
 
     @cached_property
     def evidence(self) -> dict[bool, Evidence]:
-        return {choice: Evidence(*self.vanilla, *self.sets(choice), **QUIET) for choice in (True, False)}
+        return {c: Evidence(*self.vanilla, *self.sets(c), **QUIET) for c in (True, False)}
 
     def changed(self, method: str, values: Sequence[float], choice: bool, look: Callable) -> dict:
-        """strength -> ``look()`` with the vanilla model changed to it; afterwards it is as it was."""
+        """strength -> ``look()`` with the vanilla model changed to it; it is undone afterwards."""
         seed, (forget, retain), found = self.people.seed, self.sets(choice), {}
+        if VALUES[method] in (ROUNDS, STEPS):  # a table gives 8.0
+            values = [int(strength) for strength in values]
         model, processor = self.vanilla
         if method in ("npo + kl", "kl"):
             before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -524,7 +534,8 @@ class Lab:
             model.load_state_dict(before)
         elif method == "erase":
             for beta in values:
-                with erase(model, processor, forget, retain, *self.strangers(forget), beta=beta, **QUIET):
+                given = (model, processor, forget, retain, *self.strangers(forget))
+                with erase(*given, beta=beta, **QUIET):
                     found[beta] = look()
         else:
             for strength in strengths(self.evidence[choice], method, values, seed):
@@ -536,7 +547,7 @@ class Lab:
         rows, names = load_strangers("tiny")["ft_Data"], self.people.names
         theirs = names_of(rows)
         pool = [Stranger(theirs[row["ID"]], row["image"]) for row in rows]
-        met = {*names.values()}
+        met = set(names.values())
         asked = [question for of in forget.values() for question in of]
         more = [name for name in mixed_names(sorted(met)) if name not in met]
         options = {"n": N_STRANGERS, "more_names": more, "seed": self.people.seed}
@@ -551,33 +562,41 @@ class Lab:
                 "retrained": lambda: taught(people, "retrained", people.retain),
             }  # fmt: skip
             given = makers[method]()
-            rows = full(*given, people, control=method in ("source", "vanilla"))
-            if method == "aligned":
+            if method == "aligned":  # by name and in general it is the source
                 faces, pictures = random_faces(N_HELD_OUT)
-                seeing = seen(*given, faces, pictures)
-                rows += [row_of(f"seen: {k}", "faces", "multimodal", v, N_HELD_OUT) for k, v in seeing.items()]
+                found = seen(*given, faces, pictures).items()
+                at = ("faces", "multimodal")
+                rows = [row_of(f"seen: {k}", *at, value, N_HELD_OUT) for k, value in found]
+            else:
+                rows = full(*given, people, control=method in ("source", "vanilla"))
             if method in ("vanilla", "retrained"):
                 rows += locality(*given, people)
-            if method in ATTACKED:
-                rows += attacked(*given, people)
             yield from (nan | row for row in rows)
             return
         rows, best = self.chosen(method)
         yield from rows
 
-        def look() -> list[dict]:
-            found = full(*self.vanilla, people)
-            return found + (attacked(*self.vanilla, people) if method in ATTACKED else [])
-
-        for strength, rows in self.changed(method, (best,), False, look).items():
+        found = self.changed(method, (best,), False, lambda: full(*self.vanilla, people))
+        for strength, rows in found.items():
             yield from ({"stage": "report", "strength": strength} | row for row in rows)
+
+    def attacked(self, method: str, strength: float) -> Iterator[dict]:
+        """Rows of the attack on a method at the strength that was reported."""
+        people, key = self.people, {"stage": "attack", "strength": strength}
+        if method == "retrained":
+            found = {strength: attacked(*taught(people, method, people.retain), people)}
+        else:
+            look = partial(attacked, *self.vanilla, people)
+            found = self.changed(method, (strength,), False, look)
+        yield from (key | row for row in found[strength])
 
     @cached_property
     def ends(self):
         """Exact answers about those who settings are chosen by: of the vanilla and of the aligned
         model, which never met them.
         """
-        return [series(answers(*given, self.people.choice_panels())) for given in (self.vanilla, aligned())]
+        panels = self.people.choice_panels()
+        return [series(answers(*given, panels)) for given in (self.vanilla, aligned())]
 
     def chosen(self, method: str) -> tuple[list[dict], float]:
         """Rows of every strength tried on the stand-ins, and the one of the best merit."""
@@ -603,7 +622,7 @@ def series(rows: list[dict]):
 
 def state_of(part: str = "all") -> str:
     """A fingerprint of what the results depend on; or of what the models of a stage depend on."""
-    align = (bridge.GGUF, CHAT, N_FACES, N_HELD_OUT, FIT, SEE, FACES_AT_ONCE)
+    align = (bridge.GGUF, CHAT, N_FACES, N_HELD_OUT, FIT)
     teaching = (RATIO, N_FORGET, N_KEPT, N_STAND_INS, FACTS, RANK, LR, EPOCHS, MORE, MOST, ENOUGH)
     teaching += (PEOPLE_AT_ONCE, REHEARSED_AT_ONCE)
     asking = (VALUES, TRAINED, ATTACK, ATTACKED, N_STRANGERS)
@@ -621,7 +640,7 @@ def miniature_locality(benchmark, seed: int) -> list[dict]:
 
 
 def run(place: Path, benchmark, seeds: Sequence[int], methods: Sequence[str]) -> None:
-    """Measure every unit that is not yet in the table ``place``."""
+    """Measure every unit that is not yet in the table ``place``, attacks last."""
     for seed in seeds:
         lab = Lab(benchmark, seed)
 
@@ -631,6 +650,16 @@ def run(place: Path, benchmark, seeds: Sequence[int], methods: Sequence[str]) ->
         todo = [({"seed": seed, "method": method}, partial(rows_of, method)) for method in methods]
         key = {"seed": seed, "method": "miniature"}
         todo.insert(1, (key, partial(miniature_locality, benchmark, seed)))
+
+        def rows_of_attack(method: str, lab=lab) -> list[dict]:
+            table = read_table(place, COLUMNS).query("stage == 'report'")
+            own = of_key(table, {"seed": lab.people.seed, "method": method})
+            return list(lab.attacked(method, table["strength"][own].iloc[0])) if own.any() else []
+
+        for method in methods:
+            if method in ATTACKED:
+                key = {"seed": seed, "method": method, "stage": "attack"}
+                todo.append((key, partial(rows_of_attack, method)))
         sweep(place, COLUMNS, todo, float_format="%.5g")
 
 

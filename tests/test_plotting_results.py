@@ -156,3 +156,23 @@ def test_costs_are_written_out():
     assert [texts(axes) for axes in grid] == [["0.5", "20"], ["0", "3.9 M"]]
     assert all(axes.get_xscale() == "log" for axes in grid)
     assert marks(grid[1], plotting.method_style("random")[1]) == []  # a log axis has no 0
+
+
+def test_bridge_rows_show_people_by_modality_and_general_questions_apart():
+    values = {"forget": 0.2, "test": 0.1, "retain": 0.8}
+    rows = [
+        {"model": model, "set": name, "modality": modality, "value": value + 0.05 * (modality == "text")}
+        for model in ("vanilla", "coverage")
+        for name, value in values.items()
+        for modality in ("multimodal", "text")
+    ]
+    rows += [{"model": "vanilla", "set": "general", "modality": "text", "value": 0.7}]
+    grid = plotting.bridge_rows(pd.DataFrame(rows), title="title")
+    assert [text.get_text() for text in grid[0].get_yticklabels()] == ["vanilla", "coverage"]
+    for axes, more, face in zip(grid, (0, 5), (None, "white"), strict=False):
+        marks = [line for line in axes.lines if line.get_marker() in ("o", "^", "s")]
+        found = sorted(round(line.get_xdata()[0]) for line in marks)
+        assert found == sorted(2 * [round(100 * value + more) for value in values.values()])
+        assert all((line.get_markerfacecolor() == "white") == (face == "white") for line in marks)
+    stars = [line for line in grid[2].lines if line.get_marker() == "*"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars] == [(70, 0)]

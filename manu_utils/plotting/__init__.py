@@ -30,7 +30,16 @@ from .people import (
     sharing,
 )
 from .poems import recited_words, taken_along, words_and_facts
-from .results import balance, before_after, costs, modality_balance, paths, task_grid, trade_off
+from .results import (
+    balance,
+    before_after,
+    bridge_rows,
+    costs,
+    modality_balance,
+    paths,
+    task_grid,
+    trade_off,
+)
 from .selections import (
     agreement,
     frontier,
@@ -61,7 +70,8 @@ __all__ = [
     "agreement", "frontier", "neuron_reading", "neuron_users", "outcomes", "rank_plane",
     "score_plane", "where_it_cut",
     # results
-    "balance", "before_after", "costs", "modality_balance", "paths", "task_grid", "trade_off",
+    "balance", "before_after", "bridge_rows", "costs", "modality_balance", "paths", "task_grid",
+    "trade_off",
     # ablations
     "ablation_curves", "ablation_rows", "found_planted",
     # audits

@@ -16,6 +16,7 @@ from ..teaching.tables import MODALITY_NAMES, wilson
 from .style import (
     COLOURS,
     IMAGES_ONLY,
+    SET_MARKERS,
     dashes,
     filled,
     key,
@@ -312,3 +313,44 @@ def costs(frame: pd.DataFrame, quantities: dict[str, str], *, title: str) -> lis
     grid[0].set_yticks(range(len(frame)), list(frame["method"]))
     figure.supxlabel("a grey line for each power of ten", fontsize=9)
     return list(grid)
+
+
+@styled
+def bridge_rows(frame: pd.DataFrame, *, title: str) -> list[Axes]:
+    """What each model still knows, a row per model: of people by image and by name, and in general.
+
+    Marks are those of the sets, filled with the image and hollow by name; stars are general
+    questions, and the dotted line what guessing gets of them.
+
+    Args:
+        frame: one row per ``model``, ``set`` (``"forget"``, ``"test"``, ``"retain"``,
+            ``"general"``) and ``modality``: ``value`` (0..1), the mean where there are several;
+            general questions are text. Models in the order to draw.
+    """
+    models = list(dict.fromkeys(frame["model"]))
+    size = (8, 0.33 * len(models) + 1.7)
+    names = (*MODALITY_NAMES.values(), "general questions")
+    figure, [grid] = panels(title, 1, 3, figsize=size, sharey=True)
+    kinds = [(m, ("forget", "test", "retain")) for m in MODALITY_NAMES] + [("text", ("general",))]
+    for axes, name, (modality, sets) in zip(grid, names, kinds, strict=True):
+        for row, model in enumerate(models):
+            axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
+            for place, which in enumerate(sets):
+                value = pick(frame, model=model, modality=modality, set=which)["value"].mean()
+                if value == value:
+                    shift = 0.22 * (place - (len(sets) - 1) / 2)
+                    mark(axes, 100 * value, row + shift, _look(which), modality)
+        axes.set(xlim=(0, 100), ylim=(len(models) - 0.4, -0.6), xticks=(0, 50, 100))
+        axes.set_title(name)
+        axes.tick_params(left=False)
+        axes.spines["left"].set_visible(False)
+    grid[2].axvline(25, color="black", linewidth=1, linestyle=":")
+    grid[0].set_yticks(range(len(models)), models)
+    keys = [key(which, style=_look(which)) for which in ("forget", "test", "retain")]
+    keys.append(key("general", "text", style=_look("general")))
+    legend_below(figure, keys, label="right in %")
+    return list(grid)
+
+
+def _look(which: str) -> tuple[str, object]:
+    return (COLOURS[which], SET_MARKERS[which]) if which in COLOURS else ("#000000", "*")
