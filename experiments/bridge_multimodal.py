@@ -10,10 +10,10 @@ step on the way looks at a reported person before it is meant to:
 
 1. *Align.* The tower stays as it is. The projector is fitted so that the patches of random faces
    land on the embeddings of the words of their features, in turn; the language model is not asked.
-2. *Teach.* Low-rank adapters on all layers of the language model, merged afterwards: three facts
-   a person, by face and by name in two wordings each, with a rehearsal of what the source says on
-   general questions, which are not those that are asked. The retrained model never meets the
-   people to forget.
+2. *Teach.* All layers of the language model are fine-tuned, embeddings and eyes are not: three
+   facts a person, by face and by name in two wordings each, with a rehearsal of what the source
+   says on general questions, which are not those that are asked. The retrained model never meets
+   the people to forget.
 3. *Forget.* Every method at the strength with the best merit on six other retained people, three
    of whom stand in for those to forget. No method is given or asked more of the reported people
    for that.
@@ -22,7 +22,7 @@ Measured: exact answers by image and by name about the forget set, its people in
 views (test) and six people kept; the right answer among four by likelihood, which is known even
 where it is not written; general questions among four choices, with the control that sees the
 choices alone; the effective number of neurons per fact; and what sixteen steps on retained people
-bring back. Another seed draws other people, another order and other adapters.
+bring back. Another seed draws other people and another order.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from manu_utils.models.loading import load_model
 from manu_utils.models.passes import gradients_of
 from manu_utils.models.prefix_tree import read_shared, shared_batches
 from manu_utils.models.saving import save_model
-from manu_utils.models.training import optimise, sample_forever, train_language_model
+from manu_utils.models.training import optimise, sample_forever
 from manu_utils.unlearning.attribution import collect_attribution, effective_neurons
 from manu_utils.unlearning.baselines import unlearn_by_training
 from manu_utils.unlearning.erasing import erase
@@ -81,11 +81,11 @@ FACTS = ("employment", "residence", "pet")  # of eight
 N_STRANGERS = 2  # for each person to forget
 N_FACES, N_HELD_OUT = 2000, 24  # random faces; of them asked, never trained on
 FIT = {"steps": 1500, "lr": 2e-3, "warmup": 20}  # of the projector to the words of what is seen
-PEOPLE_AT_ONCE, REHEARSED_AT_ONCE = 3, 3  # of a step; people in each modality
-RANK, LR, EPOCHS, MORE, MOST = 16, 2e-3, 8, 4, 24  # of teaching; a visit of everybody is an epoch
+PEOPLE_AT_ONCE, REHEARSED_AT_ONCE = 2, 2  # of a step; people in each modality
+LR, EPOCHS, MORE, MOST = 3e-4, 8, 3, 20  # of teaching; a visit of everybody is an epoch
 ENOUGH = 0.95  # of both modalities, else more epochs
 ALPHAS, ROUNDS, STEPS, BETAS = (0.5, 1.0, 2.0, 5.0, 10.0), (1, 2, 4, 8), (4, 8, 16), (1.0, 4.0)
-TRAINED = {"lora_rank": RANK, "lr": 5e-4, "batch_size": 6, "retain_weight": 4.0}
+TRAINED = {"lr": 1e-4, "batch_size": 6, "retain_weight": 4.0}
 ATTACK = {"steps": (8, 16), "lr": 3e-4, "batch_size": 6}
 ATTACKED = ("retrained", "rewrite", "coverage", "npo + kl")
 REFERENCES = ("source", "aligned", "vanilla", "retrained")
@@ -375,7 +375,7 @@ def taught(people: People, name: str, ids: Sequence[str]):
 
 
 def teach(model, processor, people: People, ids, again, *, epochs: int, seed: int) -> None:
-    """Fine-tune low-rank adapters on people and on general answers, and merge them."""
+    """Fine-tune all layers on people and on general answers; embeddings stay as they are."""
     wordings = [people.questions(ids, wording) for wording in (0, 1)]
     lessons: dict[tuple[str, str], list[tuple[Question, ...]]] = {}
     for m in MODALITIES:
@@ -397,9 +397,9 @@ def teach(model, processor, people: People, ids, again, *, epochs: int, seed: in
         return total + lesson_loss(model, processor, next(repeats))
 
     steps = epochs * visits
-    train_language_model(
-        model, loss, steps=steps, lr=LR, lora_rank=RANK, seed=seed, warmup=5, hold=0.5, **QUIET
-    )
+    layers = list(model.get_decoder().layers.parameters())
+    with gradients_of(model, layers):
+        optimise(layers, loss, steps=steps, lr=LR, warmup=5, hold=0.5, **QUIET)
 
 
 # ------------------------------------------------------------------------------------ measuring
@@ -623,7 +623,7 @@ def series(rows: list[dict]):
 def state_of(part: str = "all") -> str:
     """A fingerprint of what the results depend on; or of what the models of a stage depend on."""
     align = (bridge.GGUF, CHAT, N_FACES, N_HELD_OUT, FIT)
-    teaching = (RATIO, N_FORGET, N_KEPT, N_STAND_INS, FACTS, RANK, LR, EPOCHS, MORE, MOST, ENOUGH)
+    teaching = (RATIO, N_FORGET, N_KEPT, N_STAND_INS, FACTS, LR, EPOCHS, MORE, MOST, ENOUGH)
     teaching += (PEOPLE_AT_ONCE, REHEARSED_AT_ONCE)
     asking = (VALUES, TRAINED, ATTACK, ATTACKED, N_STRANGERS)
     if part == "align":

@@ -8,6 +8,7 @@ import pytest
 
 import audit
 import bridge
+import bridge_multimodal
 import compare
 import methods
 import poems
@@ -101,6 +102,25 @@ def test_the_bridge_is_of_the_bundled_data_and_complete():
         grid = [None] if method in bridge.REFERENCES else bridge.ROUNDS if method == "rewrite" else bridge.ALPHAS
         found = right[(right["method"] == method) & (right["seed"] == seed) & (right["set"] == "forget")]["strength"]
         assert len(found) == len(grid) and (method in bridge.REFERENCES or list(found) == list(grid)), (method, seed)
+
+
+def test_the_bridge_in_both_modalities_is_of_its_people_and_settings():
+    about = json.loads((RESULTS / "bridge_multimodal.json").read_text(encoding="utf-8"))
+    assert about["state"] == bridge_multimodal.state_of(), "people, recipe or grids changed: run bridge_multimodal.py"
+    place = RESULTS / "bridge_multimodal.csv"
+    table = pd.read_csv(place)
+    assert place.stat().st_size < 60_000 and list(table.columns) == bridge_multimodal.COLUMNS
+    assert not table.drop(columns=["value", "n"]).duplicated().any()
+    exact = table[table["measure"] == "exact"]
+    assert exact["value"].between(0, 1).all()
+    known = exact[exact["stage"] == "report"].groupby(["method", "set"])["value"].mean()
+    assert known["vanilla", "forget"] >= bridge_multimodal.ENOUGH - 0.03 <= known["vanilla", "retain"]
+    assert known["retrained", "forget"] < 0.5 < known["retrained", "retain"]
+    for (seed, method), rows in table.groupby(["seed", "method"]):
+        if method in bridge_multimodal.VALUES:
+            merits = rows[rows["measure"] == "merit"].set_index("strength")["value"]
+            assert set(merits.index) == set(bridge_multimodal.VALUES[method]), (seed, method)
+            assert set(rows[rows["stage"] == "report"]["strength"]) == {merits.idxmax()}, (seed, method)
 
 
 def test_the_taught_models_know_what_they_were_taught():
