@@ -107,7 +107,7 @@ def test_only_the_projector_learns_to_see(small):
     patches = both.patches_of(model, small[1], pictures)
     words = both.words_of(faces, model, small[1].tokenizer, patches.shape[1])
     assert words.shape == (3, 16, 32) and words[:, 0].equal(words[:, 6])  # six features in turn
-    history = both.fit_projector(model, patches, words, steps=150, lr=1e-2, warmup=5, watch=lambda: {}, every=50)
+    history = both.fit_projector(model, patches, words, steps=60, lr=1e-2, warmup=5, watch=lambda: {}, every=60)
     assert history[-1]["loss"] < 0.2
     changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
     assert changed and all("multi_modal_projector" in name for name in changed)
@@ -123,7 +123,7 @@ def test_teaching_changes_the_language_model_alone(small, people, monkeypatch):
     one = people.forget[:1]
     asked = people.questions(one)
     losses = [sum(both.lesson_loss(model, processor, of).item() for of in asked.values())]
-    both.teach(model, processor, people, one, again, epochs=6, seed=0)
+    both.teach(model, processor, people, one, again, epochs=4, seed=0)
     losses.append(sum(both.lesson_loss(model, processor, of).item() for of in asked.values()))
     assert losses[1] < losses[0]
     changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
@@ -163,10 +163,14 @@ def test_every_method_changes_the_model_and_puts_it_back(small, people, benchmar
     two = {m: lab.people.questions(lab.people.stand_ins[:1])[m][:2] for m in MODALITIES}
     rest = {m: lab.people.questions(lab.people.others[:1])[m][:2] for m in MODALITIES}
     monkeypatch.setattr(lab, "sets", lambda choice: (two, rest))
+    own = lab.people.stand_ins[0]
+    picture = lab.people.portraits[lab.people.forget[0]]
+    strangers = {own: [both.Stranger("Nina Novak", picture)]}, lab.people.names
+    monkeypatch.setattr(lab, "strangers", lambda forget: strangers)
     known_all = "manu_utils.unlearning.rewriting.known"
     monkeypatch.setattr(known_all, lambda _, __, items, **___: torch.ones(len(items)).bool())
     before = weights(model)
-    tried = {"paper": (2.0, 10.0), "coverage": (5.0,), "rewrite": (1, 2), "npo + kl": (2, 4), "erase": (1.0,)}
+    tried = {"paper": (2.0, 10.0), "coverage": (5.0,), "rewrite": (1, 2), "npo + kl": (1, 2), "erase": (1.0,)}
     for method, values in tried.items():
         found = lab.changed(method, values, True, lambda: weights(model))
         assert list(found) == list(values), method

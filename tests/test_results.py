@@ -114,8 +114,9 @@ def test_the_bridge_in_both_modalities_is_of_its_people_and_settings():
     exact = table[table["measure"] == "exact"]
     assert exact["value"].between(0, 1).all()
     known = exact[exact["stage"] == "report"].groupby(["method", "set"])["value"].mean()
-    assert known["vanilla", "forget"] >= bridge_multimodal.ENOUGH - 0.03 <= known["vanilla", "retain"]
-    assert known["retrained", "forget"] < 0.5 < known["retrained", "retain"]
+    assert known["source", "forget"] == 0 and min(known["vanilla", "forget"], known["vanilla", "retain"]) > 0.8
+    if ("retrained", "forget") in known:  # the table grows unit by unit
+        assert known["retrained", "forget"] < 0.5 < known["retrained", "retain"]
     for (seed, method), rows in table.groupby(["seed", "method"]):
         if method in bridge_multimodal.VALUES:
             merits = rows[rows["measure"] == "merit"].set_index("strength")["value"]
