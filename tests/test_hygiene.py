@@ -306,6 +306,14 @@ def test_links_of_pages_resolve(name):
     assert broken_links((ROOT / name).read_text(encoding="utf-8"), ROOT) == []
 
 
+@every_notebook
+def test_no_set_is_spread_into_a_call(path):
+    """The order of a set of words changes from run to run, and a stored output with it."""
+    for cell in code_cells(read(path)):
+        spread = [node.value for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Starred)]
+        assert not any(isinstance(value, ast.Set | ast.SetComp) for value in spread), cell.source
+
+
 def test_setup_cell_is_short_and_chooses_the_miniature():
     assert len(SETUP_CELL.splitlines()) <= 12
     assert SETUP_CELL.startswith('SCALE = "tiny"')
