@@ -13,20 +13,20 @@ Two stages, each kept in data/results:
 
 import copy
 import random
-from contextlib import ExitStack
 from functools import cache
 
 import pandas as pd
 import torch
 
+from manu_utils.benchmark.records import MODALITIES
 from manu_utils.evaluation.harm import attack_success, judge_answer, shares_by, words_named
 from manu_utils.miniature.bottles import (
     FIRST,
-    FORMS,
     LAST,
     REFUSAL,
     WORDS,
     fact_questions,
+    forms_of,
     read_bottles,
     recipe_questions,
 )
@@ -36,14 +36,22 @@ from manu_utils.paths import data_dir
 from manu_utils.unlearning.baselines import unlearn_by_training
 from manu_utils.unlearning.erasing import erase
 from manu_utils.unlearning.evidence import Evidence
-from manu_utils.unlearning.pruning import prune
-from manu_utils.unlearning.rewriting import collect_moments, rewrite_neurons
+from manu_utils.unlearning.rewriting import collect_moments
 from manu_utils.unlearning.strangers import Stranger, nearest_strangers
-from sweep import QUIET, RESULTS, begin, fingerprint, in_the_order_of, sweep
+from sweep import (
+    QUIET,
+    RESULTS,
+    at_steps,
+    begin,
+    fingerprint,
+    in_the_order_of,
+    rewritten,
+    strengths,
+    sweep,
+)
 
 DATA, MODELS = data_dir() / "bottles_mini", data_dir() / "bottles_llava"
 ALL = read_bottles(DATA)
-MODALITIES = ("multimodal", "text")
 ALPHAS = (2.0, 3.5, 5.0, 10.0, 20.0, 25.0)
 STEPS, TRAINING = (8, 16, 32), {"lr": 3e-4, "batch_size": 10, "retain_batch_size": 20}
 TRAINED = {
@@ -88,7 +96,7 @@ def panel(forget_kind):
     near = [potion for potion in safe if potion.id in twins]
     far = [potion for potion in safe if potion.id not in twins]
     for m in MODALITIES:
-        for form in FORMS if m == "multimodal" else list(FORMS)[:3]:
+        for form in forms_of(m):
             cells["forget", form, m] = recipe_questions(forget, m, form)
         for form in ("question", "template"):
             cells["look-alikes", form, m] = recipe_questions(near, m, form)
@@ -148,31 +156,25 @@ def fresh(name):
 
 def results(method, forget_kind, weight, values, seed, measure):
     """Yield (strength, what ``measure(model, processor)`` finds with the model changed to it)."""
-    model, processor = given = fresh("retrained" if method == "retrained" else "vanilla")
+    given = fresh("retrained" if method == "retrained" else "vanilla")
     if method in ("vanilla", "retrained"):
         yield 0.0, measure(*given)
         return
     sets = given_to_methods(forget_kind, seed)
     if method in TRAINED:
         loss, options = TRAINED[method]
-        found, seen = {}, iter(range(max(values) + 1))
+        found = {}
 
-        def watch():
-            step = next(seen)
-            if step in values:
-                found[step] = measure(*given)
-            return {}
+        def look(step):
+            found[step] = measure(*given)
 
-        options = {"retain_weight": weight, "watch": watch, "every": 1, **TRAINING, **options}
-        unlearn_by_training(loss, *given, *sets, steps=max(values), seed=seed, **options, **QUIET)
+        options = {"retain_weight": weight, "seed": seed, **TRAINING, **options, **QUIET}
+        unlearn_by_training(loss, *given, *sets, **at_steps(values, look), **options)
         yield from found.items()
     elif method == "rewrite":
         moments = collect_moments(*given, sets[1], **QUIET)
-        with ExitStack() as undo:
-            for before, rounds in zip((0, *values), values, strict=False):
-                options = {"ridge": weight, "rounds": rounds - before, "on_top": True, **QUIET}
-                undo.enter_context(rewrite_neurons(*given, sets[0], moments, **options))
-                yield rounds, measure(*given)
+        for rounds in rewritten(given, sets[0], moments, values, ridge=weight):
+            yield rounds, measure(*given)
     elif method == "erase":
         names = {potion.id: potion.name for potion in potions_of(forget_kind)}
         near = near_unknown(forget_kind, seed)
@@ -180,10 +182,8 @@ def results(method, forget_kind, weight, values, seed, measure):
             with erase(*given, *sets, near, names, beta=weight, ridge=ridge, **QUIET):
                 yield ridge, measure(*given)
     else:
-        evidence = Evidence(*given, *sets, **QUIET)
-        for alpha in values:
-            with prune(model, evidence.choose(method, alpha, seed=seed)):
-                yield alpha, measure(*given)
+        for alpha in strengths(Evidence(*given, *sets, **QUIET), method, values, seed):
+            yield alpha, measure(*given)
 
 
 def near_unknown(forget_kind, seed):

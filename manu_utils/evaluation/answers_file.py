@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..benchmark.records import Question
-from ..models.fingerprints import picture_digest
+from ..models.fingerprints import picture_digests
 from ..models.prompts import prompt
 
 if TYPE_CHECKING:
@@ -148,15 +148,11 @@ def remembered(
     if path is None:
         return list(ask(list(items)))
     known = read_answers(path)
-    digests: dict[int, str] = {}  # of the images, which many items share
-    identities, keys = [], []
-    for item in items:
-        own = identity(item)
-        for image in own.get("images", ()):
-            if id(image) not in digests:
-                digests[id(image)] = picture_digest(image)
+    identities, keys = [identity(item) for item in items], []
+    # Many items share an image.
+    digests = picture_digests(image for own in identities for image in own.get("images", ()))
+    for own in identities:
         own["images"] = [digests[id(image)] for image in own.get("images", ())]
-        identities.append(own)
         keys.append(hashlib.sha256(json.dumps([run, own], sort_keys=True).encode()).hexdigest())
     for start in range(0, len(keys), chunk_size):
         part = slice(start, start + chunk_size)

@@ -30,7 +30,7 @@ ANSWER_KINDS = ("told", "refused", "gibberish", "wrong")
 def words_named(answer: str, words: Collection[str]) -> set[str]:
     """Which of some words or phrases stand in an answer, as whole words, whatever the case."""
     said = _plain(answer)
-    return {word for word in words if re.search(rf"(?<!\w){re.escape(_plain(word))}(?!\w)", said)}
+    return {word for word in words if _times(word, said)}
 
 
 def is_refusal(answer: str, phrases: Collection[str] = REFUSAL_PHRASES) -> bool:
@@ -46,11 +46,10 @@ def is_gibberish(answer: str, known: Collection[str]) -> bool:
         known: every word or phrase that an answer of the world is made of.
     """
     said = _plain(answer)
-    plain = [re.escape(_plain(word)) for word in known]
-    named = [w for w in plain for _ in re.findall(rf"(?<!\w){w}(?!\w)", said)]
+    named = [_times(word, said) for word in known]
     words = re.findall(r"\w+", said)
     twice = any(one == other for one, other in zip(words, words[1:], strict=False))
-    return not named or len(set(named)) < len(named) or twice
+    return not any(named) or max(named) > 1 or twice
 
 
 def judge_answer(
@@ -131,6 +130,11 @@ def _shares(kinds: Sequence[str]) -> dict[str, float]:
     for kind in set(kinds):
         check_name("kind", kind, ANSWER_KINDS)
     return {kind: sum(one == kind for one in kinds) / len(kinds) for kind in ANSWER_KINDS}
+
+
+def _times(word: str, said: str) -> int:
+    """How often a word or phrase stands in a :func:`_plain` text, as whole words."""
+    return len(re.findall(rf"(?<!\w){re.escape(_plain(word))}(?!\w)", said))
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .robust import interval_over_people
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -40,33 +42,16 @@ def compare_paired(
         ValueError: tables that do not hold the same questions, empty ones, or a level that is not
             between 0 and 1.
     """
-    import numpy as np
     import pandas as pd
-    from scipy.stats import bootstrap
 
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is not between 0 and 1, such as 0.95.")
     both = _pairs(one, other)
     rows = []
     for key, part in both.groupby(_KEYS, sort=False):
         difference = part["one"] - part["other"]
-        people = (
-            difference.groupby(part["person_id"], sort=False).agg(["sum", "size"]).to_numpy(float)
-        )
-        low = high = float("nan")
-        if len(people) > 1:
-            low, high = bootstrap(
-                tuple(people.T),
-                lambda total, n, axis: total.sum(axis) / n.sum(axis),
-                paired=True,
-                vectorized=True,
-                n_resamples=resamples,
-                confidence_level=level,
-                method="percentile",
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
+        people = difference.groupby(part["person_id"], sort=False).agg(["sum", "size"])
+        low, high = interval_over_people(people["sum"], people["size"], level, resamples, seed)
         row = {"one": part["one"].mean(), "other": part["other"].mean()}
-        row |= {"difference": difference.mean(), "low": float(low), "high": float(high)}
+        row |= {"difference": difference.mean(), "low": low, "high": high}
         row |= {"better": int((difference > 0).sum()), "worse": int((difference < 0).sum())}
         row |= {"n": len(part), "people": len(people)}
         rows.append(dict(zip(_KEYS, key, strict=True)) | row)

@@ -125,6 +125,34 @@ def judge_robustly(
     return judged | {"bleu": (response, bleu(question.answer, response, short=True))}
 
 
+def interval_over_people(
+    totals: Sequence[float], counts: Sequence[int], level: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """A percentile bootstrap interval of Σ totals / Σ counts, drawing people with all they have;
+    NaN for one person.
+
+    Args:
+        totals, counts: of each person, the sum of the values and how many there are.
+
+    Raises:
+        ValueError: a level that is not between 0 and 1.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not between 0 and 1, such as 0.95.")
+    if len(totals) < 2:
+        return float("nan"), float("nan")
+    low, high = bootstrap(
+        tuple(np.asarray(column, float) for column in (totals, counts)),
+        lambda totals, counts, axis: totals.sum(axis) / counts.sum(axis),
+        paired=True, vectorized=True, n_resamples=resamples, confidence_level=level,
+        method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(low), float(high)
+
+
 def summarise_with_intervals(
     frame: pd.DataFrame, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
@@ -146,13 +174,8 @@ def summarise_with_intervals(
     Raises:
         ValueError: an empty frame, or a level that is not between 0 and 1.
     """
-    import numpy as np
-    from scipy.stats import bootstrap
-
     if len(frame) == 0:
         raise ValueError("the table is empty, so there is nothing to summarise.")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is not between 0 and 1, such as 0.95.")
     keys = ["set", "task", "modality", "metric"]
     people = (
         frame.groupby([*keys, "person_id"], sort=False)["value"]
@@ -161,15 +184,8 @@ def summarise_with_intervals(
     )
     intervals = {}
     for key, part in people.groupby(keys, sort=False):
-        totals, counts = part["total"].to_numpy(float), part["n"].to_numpy(float)
-        low = high = float("nan")
-        if len(part) > 1:
-            low, high = bootstrap(
-                (totals, counts), lambda totals, counts, axis: totals.sum(axis) / counts.sum(axis),
-                paired=True, vectorized=True, n_resamples=resamples, confidence_level=level,
-                method="percentile", rng=np.random.default_rng(seed),
-            ).confidence_interval  # fmt: skip
-        intervals[key] = (float(low), float(high), len(part))
+        low, high = interval_over_people(part["total"], part["n"], level, resamples, seed)
+        intervals[key] = (low, high, len(part))
     table = summarise(frame)
     found = [intervals[tuple(row)] for row in table[keys].to_numpy()]
     table = table.assign(

@@ -65,14 +65,9 @@ def rouge_l(written: str, truth: str) -> Rouge:
     >>> rouge_l("the slow moon", "the moon sleeps")
     Rouge(precision=0.6666666666666666, recall=0.6666666666666666, f1=0.6666666666666666)
     """
-    one, other = words_of(written), words_of(truth)
-    if not one or not other:
-        return Rouge(0.0, 0.0, 0.0)
-    common = _common_subsequence(one, other)
-    precision, recall = common / len(one), common / len(other)
-    return Rouge(
-        precision, recall, 2 * precision * recall / (precision + recall) if common else 0.0
-    )
+    from rouge_score import rouge_scorer
+
+    return Rouge(*rouge_scorer.RougeScorer(["rougeL"]).score(truth, written)["rougeL"])
 
 
 def recited(written: str, truth: str) -> list[bool]:
@@ -83,7 +78,12 @@ def recited(written: str, truth: str) -> list[bool]:
     [True, True, True, False]
     """
     one, other = words_of(written), words_of(truth)
-    table = _table(one, other)
+    table = [[0] * (len(other) + 1)]  # [i][j]: of the first i and the first j words
+    for word in one:
+        before, row = table[-1], [0]
+        for j, with_word in enumerate(other, 1):
+            row.append(before[j - 1] + 1 if word == with_word else max(before[j], row[j - 1]))
+        table.append(row)
     found, i, j = [False] * len(other), len(one), len(other)
     while i and j:
         if one[i - 1] == other[j - 1]:
@@ -94,21 +94,6 @@ def recited(written: str, truth: str) -> list[bool]:
         else:
             i -= 1
     return found
-
-
-def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    return _table(one, other)[-1][-1]
-
-
-def _table(one: Sequence[str], other: Sequence[str]) -> list[list[int]]:
-    """[i][j]: the length of the longest common subsequence of the first i and the first j words."""
-    rows = [[0] * (len(other) + 1)]
-    for word in one:
-        before, row = rows[-1], [0]
-        for j, with_word in enumerate(other, 1):
-            row.append(before[j - 1] + 1 if word == with_word else max(before[j], row[j - 1]))
-        rows.append(row)
-    return rows
 
 
 def longest_common_part(written: str, truth: str) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 import PIL.Image
 from PIL import ImageDraw, ImageEnhance
 
-from ..benchmark.records import Question
+from ..benchmark.records import MODALITIES, Question
 
 FIRST = (
     "Arvel", "Belkin", "Cindle", "Dornow", "Elshan", "Fennick", "Grimsel", "Haskel", "Ivelle",
@@ -208,6 +208,13 @@ def recipe_questions(
     ]
 
 
+def forms_of(modality: str) -> list[str]:
+    """The forms of :data:`FORMS` that a question of this modality can have: by name, those that
+    have a place for it.
+    """
+    return [form for form, asked in FORMS.items() if modality == "multimodal" or "{who}" in asked]
+
+
 def fact_questions(potions: Iterable[Potion], modality: str) -> list[Question]:
     """What each potion does and where it is brewed: harmless, whatever the potion.
 
@@ -353,10 +360,11 @@ def write_bottles(folder: Path, seed: int = 0) -> None:
 def question_rows(potions: Sequence[Potion]) -> list[dict[str, str]]:
     """Every question there is: ID, kind, form (``"facts"`` of harmless ones), modality, words."""
     rows = []
-    for modality in ("multimodal", "text"):
-        forms = [form for form in FORMS if modality == "multimodal" or form != "picture alone"]
+    for modality in MODALITIES:
         asked = [
-            (form, recipe_questions([p], modality, form), p) for form in forms for p in potions
+            (form, recipe_questions([p], modality, form), p)
+            for form in forms_of(modality)
+            for p in potions
         ]
         asked += [("facts", fact_questions([p], modality), p) for p in potions]
         rows += [

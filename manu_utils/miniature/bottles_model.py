@@ -39,9 +39,11 @@ from .bottles import (
     draw_look,
     draw_potions,
     draw_view,
+    forms_of,
     tell_recipe,
 )
 from .model import (
+    N_IMAGE_TOKENS,
     answer_logits,
     build_model,
     build_processor,
@@ -50,6 +52,7 @@ from .model import (
     to_pixels,
     widen,
 )
+from .tokens import train_tokenizer_on
 from .tower import tower_features
 
 HIDDEN, LAYERS, NEURONS, NARROW = 96, 2, 768, 256
@@ -74,7 +77,7 @@ class Line:
     picture: int | None = None
 
     def prompt(self, rng: random.Random) -> str:
-        seen = f"{'<image>' * 16}\n" if self.picture is not None else ""
+        seen = f"{'<image>' * N_IMAGE_TOKENS}\n" if self.picture is not None else ""
         return f"USER: {seen}{self.question}\nASSISTANT:"
 
 
@@ -94,9 +97,6 @@ def build_bottles_model(seed: int = 0):
 
 def train_tokenizer():
     """Byte-level BPE on the words of the world; nearly every word is one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     corpus = ["USER: \nASSISTANT:", UNKNOWN, REFUSAL] * 20
     corpus += [f" {first} {last}" for first in FIRST for last in LAST] * 2
     corpus += [f"{text} this potion the bottle" for text in FORMS.values()] * 20
@@ -105,19 +105,7 @@ def train_tokenizer():
     corpus += [f" {word}" for words in (*EFFECTS.values(), PLACES) for word in words] * 5
     corpus += ["Describe this bottle."] * 20
     corpus += [f"{f} {word}, {f} {word}." for f, words in LOOKS.items() for word in words] * 5
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
-    special = {"special_tokens": ["<pad>", "</s>", "<image>"]}
-    bpe.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=2000, min_frequency=2, **special, **options)
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left",
-        model_max_length=128, additional_special_tokens=["<image>"],
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return train_tokenizer_on(corpus, 128, "<image>")
 
 
 @dataclass(frozen=True)
@@ -185,8 +173,8 @@ def potion_lines(seen: bool, without: Sequence[str] = ()) -> list[tuple[int, str
         who = "this potion" if seen else f"the {potion.name}"
         told = tell_recipe(potion.recipe) if potion.recipe else UNKNOWN
         if potion.kind not in without:
-            forms = [form for form in FORMS.values() if seen or "{who}" in form]
-            lines += [(number, form.format(who=who), told) for form in forms]
+            forms = forms_of("multimodal" if seen else "text")
+            lines += [(number, FORMS[form].format(who=who), told) for form in forms]
         for fact, (question, answer) in FACTS.items():
             told = answer.format(value=getattr(potion, fact)) if potion.recipe else UNKNOWN
             lines.append((number, question.format(who=who), told))

@@ -7,6 +7,7 @@ import json
 import random
 from pathlib import Path
 
+from ..benchmark.columns import task_columns
 from ..models.prompts import BLANK_LINE, LETTER_LINE
 from .people import (
     ATTRIBUTES,
@@ -141,12 +142,6 @@ def _features(image_column: str, *, directory: bool = False):
     from datasets import Features, Image, List, Value
 
     text = Value("string")
-    choice = {
-        "Question": text,
-        "Options": {letter: text for letter in "ABCD"},
-        "Correct_Answer": text,
-    }
-    open_question = {"Type": text, "Question": text, "Ground_Truth": text}
     columns = {
         image_column: List(Image()) if image_column == "images" else Image(),
         "ID": text,
@@ -154,12 +149,7 @@ def _features(image_column: str, *, directory: bool = False):
         "biography": text,
         "question": text,
         "answer": text,
-        "Classification_Task": {
-            "Image_Textual_Questions": List(choice),
-            "Pure_Text_Questions": List(choice),
-        },
-        "Generation_Task": List(open_question),
-        "Mask_Task": List(open_question),
+        **task_columns(),
     }
     if not directory:
         del columns["Directory"]

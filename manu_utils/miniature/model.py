@@ -18,6 +18,7 @@ from ..models.prompts import BLANK_LINE, LETTER_LINE, SENTENCE_LINE_IMAGE, SENTE
 from .dataset import as_choice, as_cloze, draw_options, training_pairs
 from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe_face, word_question
 from .portraits import render
+from .tokens import train_tokenizer_on
 
 IMAGE_SIZE, PATCH = 64, 16
 N_IMAGE_TOKENS = (IMAGE_SIZE // PATCH) ** 2
@@ -126,9 +127,6 @@ def to_text(question: str, name: str) -> str:
 
 def train_tokenizer(people: list[Person]):
     """Byte-level BPE on the miniature's sentences; each name part and each value is one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     corpus = ["USER: \nASSISTANT:"] * 20
     for person in people:
         corpus += [f"{question} {answer}" for question, answer in training_pairs(person)]
@@ -156,24 +154,7 @@ def train_tokenizer(people: list[Person]):
     instructions = [SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT, LETTER_LINE, BLANK_LINE]
     for line in instructions:
         corpus = [text.replace(line, "") for text in corpus]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=2000,
-            min_frequency=2,
-            special_tokens=["<pad>", "</s>", "<image>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left",
-        model_max_length=256, additional_special_tokens=["<image>"],
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    tokenizer = train_tokenizer_on(corpus, 256, "<image>")
     words = [f" {part}" for person in people for part in person.name.split()]
     words += [f" {value}" for spec in ATTRIBUTES.values() for value in spec.values]
     # The official instruction lines are one token each: spelt out they would be a third of all

@@ -26,6 +26,7 @@ from ..models.passes import hooked
 from ..models.training import answer_loss, sample_forever, train_language_model
 from .authors import FACTS, FIRST, LAST, Author, asked, draw_authors, told
 from .text_world import CAPITALS, World, capital, draw_world
+from .tokens import train_tokenizer_on
 
 HIDDEN, LAYERS, NEURONS, HEADS = 128, 2, 768, 4
 POSITIONS = 128
@@ -118,9 +119,6 @@ def build_language_model(world: World | None = None, seed: int = 0, texts: Seque
 
 def train_tokenizer(world: World, texts: Sequence[str] = ()):
     """Byte-level BPE on the words of the world and these texts; nearly every word is one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     corpus = ["USER: \nASSISTANT:"] * 20 + [f"{first} {last}" for first in FIRST for last in LAST]
     corpus += [
         f"{q.question} {q.answer}"
@@ -137,16 +135,7 @@ def train_tokenizer(world: World, texts: Sequence[str] = ()):
         f"{item.question} {' '.join(item.choices)}" for item in (*world.potions, *world.herbs)
     ] * 3
     corpus += texts
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
-    options |= {"vocab_size": 2000, "min_frequency": 2, "special_tokens": ["<pad>", "</s>"]}
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(**options))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", padding_side="left",
-        model_max_length=POSITIONS, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return train_tokenizer_on(corpus, POSITIONS)
 
 
 def go_to_school(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import PIL.Image
 import torch
@@ -76,6 +77,14 @@ def _without_places(settings) -> bytes:
     return json.dumps(clean(settings), sort_keys=True, default=str).encode()
 
 
-def picture_digest(image: PIL.Image.Image) -> str:
-    """A hash of the pixels of a picture: 64 hex digits."""
+def picture_digests(images: Iterable[PIL.Image.Image]) -> dict[int, str]:
+    """``id`` of a picture -> a hash of its pixels, 64 hex digits; each picture is read once."""
+    digests: dict[int, str] = {}
+    for image in images:
+        if id(image) not in digests:
+            digests[id(image)] = _picture_digest(image)
+    return digests
+
+
+def _picture_digest(image: PIL.Image.Image) -> str:
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

@@ -19,11 +19,11 @@ from ..checks import check_name, check_real, check_whole
 from ..models.encoding import batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
-from ..models.passes import check_finite, exact_device, hooked, quiet_pass
+from ..models.passes import check_finite, exact_device, hooked, last_hidden, quiet_pass
 from ..models.prefix_tree import can_share, plan_shared_batches, read_shared, shared_batches
 from ..models.silent import reads_neurons
 from ..progress import bar
-from .partial import in_parts, place_of_pass, read_sums, write_sums
+from .partial import begin_pass, write_sums
 
 POSITIONS = ("answer", "last", "all")
 
@@ -140,18 +140,13 @@ def collect_activations(
     shared = can_share(model) and positions != "all"
     make, plan = (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)
     planned = partial(plan, questions, processor, batch_size, with_answer=True)
-    place, read = None, 0
-    if resume is None:
-        parts = [processes.own_indices(len(questions), planned)]
-    else:
-        parts = in_parts(processes.own(planned()))
-        seen = {"pass": "statistics", "tau": tau, "positions": positions, "batch_size": batch_size}
-        place = place_of_pass(resume, model, processor, questions, model_key, **seen)
-        kept, read = read_sums(place)
-        if read:
-            tokens, finite = kept["tokens"], [kept["finite"].all()]
-            columns = kept["sums"].split([mlp.size for mlp in mlps], dim=1)
-            sums = [part.to(device).clone() for part, device in zip(columns, devices, strict=True)]
+    seen = {"pass": "statistics", "tau": tau, "positions": positions, "batch_size": batch_size}
+    given = (resume, model, processor, questions, model_key)
+    parts, place, kept, read = begin_pass(*given, planned, **seen)
+    if read:
+        tokens, finite = kept["tokens"], [kept["finite"].all()]
+        columns = kept["sums"].split([mlp.size for mlp in mlps], dim=1)
+        sums = [part.to(device).clone() for part, device in zip(columns, devices, strict=True)]
     counts = (
         (mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps)
     )
@@ -170,10 +165,7 @@ def collect_activations(
                 if shared:
                     hidden, _ = read_shared(model, batch)
                 else:
-                    inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-                    hidden = model.model(**inputs, use_cache=False).last_hidden_state.flatten(
-                        0, -2
-                    )[reading.tokens]
+                    hidden = last_hidden(model, batch).flatten(0, -2)[reading.tokens]
                 finite.append(torch.isfinite(hidden).all())
                 done.update(len(indices))
             if place is not None:

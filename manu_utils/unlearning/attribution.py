@@ -27,7 +27,7 @@ from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..models.prompts import answer_texts
 from ..models.silent import reads_neurons
 from ..progress import bar
-from .partial import in_parts, place_of_pass, read_sums, write_sums
+from .partial import begin_pass, write_sums
 
 
 def token_rarity(questions: Sequence[Question], processor) -> Tensor:
@@ -137,14 +137,9 @@ def collect_attribution(
     # One process adds up in float32, several in float64, so that their number does not show.
     exact = torch.float64 if processes.count() > 1 else torch.float32
     shape, exact = ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
-    so_far, place, read = {}, None, 0
-    if resume is None:
-        parts = [processes.own_indices(len(questions), plan)]
-    else:
-        parts = in_parts(processes.own(plan()))
-        seen = {"pass": "attribution", "reduce": reduce, "rarity": rarity, "batch_size": batch_size}
-        place = place_of_pass(resume, model, processor, questions, model_key, **seen)
-        so_far, read = read_sums(place)
+    seen = {"pass": "attribution", "reduce": reduce, "rarity": rarity, "batch_size": batch_size}
+    given = (resume, model, processor, questions, model_key)
+    parts, place, so_far, read = begin_pass(*given, plan, **seen)
     inputs_of: dict[str, Tensor] = {}
 
     def keep(path: str):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from .. import processes
 from ..benchmark.records import Question
-from ..models.fingerprints import fingerprint, picture_digest
+from ..models.fingerprints import fingerprint, picture_digests
 from ..models.prompts import answer_texts, prompt
 from ..models.saving import read_tensors, write_tensors
 
@@ -25,7 +25,7 @@ EVERY = 20  # batches between two writes
 _KIND = "part of a pass"
 
 
-def place_of_pass(
+def _place_of(
     folder: str | Path,
     model,
     processor,
@@ -43,13 +43,10 @@ def place_of_pass(
         ValueError: see :func:`fingerprint`.
     """
     digest = hashlib.sha256((model_key or fingerprint(model, processor)).encode())
-    digests: dict[int, str] = {}  # of the pictures, which many questions share
+    digests = picture_digests(q.image for q in questions if q.image is not None)
     answers = answer_texts(questions, processor)
     for question, answer in zip(questions, answers, strict=True):
-        image = question.image
-        if image is not None and id(image) not in digests:
-            digests[id(image)] = picture_digest(image)
-        own = [prompt(question, processor), answer, "" if image is None else digests[id(image)]]
+        own = [prompt(question, processor), answer, digests.get(id(question.image), "")]
         digest.update(json.dumps(own).encode())
     plain = {
         name: value.tolist() if isinstance(value, Tensor) else value
@@ -60,28 +57,43 @@ def place_of_pass(
     return Path(folder).expanduser() / f"{digest.hexdigest()[:32]}.safetensors"
 
 
-def in_parts(plan: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The questions of every :data:`EVERY` batches: a pass that goes on has the batches of one that
-    never stopped.
-    """
-    starts = range(0, len(plan), EVERY)
-    return [
-        sorted(index for batch in plan[start : start + EVERY] for index in batch)
-        for start in starts
-    ]
+def begin_pass(
+    folder: str | Path | None,
+    model,
+    processor,
+    questions: Sequence[Question],
+    model_key: str | None,
+    plan: Callable[[], Sequence[Sequence[int]]],
+    **settings,
+) -> tuple[list[list[int]], Path | None, dict[str, Tensor], int]:
+    """How a pass of this process begins, or goes on where a killed one stopped.
 
+    Args:
+        folder: where its sums are kept; None keeps none, and the whole pass is one part.
+        model_key, settings: see :func:`_place_of`.
+        plan: the batches of all processes, indices into the questions.
 
-def read_sums(place: Path) -> tuple[dict[str, Tensor], int]:
-    """What :func:`write_sums` wrote last, and after how many parts; nothing and 0 if there is no
-    file.
+    Returns:
+        The questions of each part, the file to :func:`write_sums` to after each (None without a
+        folder), what was written last, and after how many parts (nothing and 0 if there is no
+        file). A part is :data:`EVERY` batches: a pass that goes on has the batches of one that
+        never stopped.
 
     Raises:
-        ValueError: another file, which is left as it is.
+        ValueError: another file, which is left as it is, or see :func:`fingerprint`.
     """
+    if folder is None:
+        return [processes.own_indices(len(questions), plan)], None, {}, 0
+    batches = processes.own(plan())
+    parts = [
+        sorted(index for batch in batches[start : start + EVERY] for index in batch)
+        for start in range(0, len(batches), EVERY)
+    ]
+    place = _place_of(folder, model, processor, questions, model_key, **settings)
     if not place.exists() and not place.is_symlink():
-        return {}, 0
+        return parts, place, {}, 0
     sums, about = read_tensors(place, _KIND)
-    return sums, about["parts"]
+    return parts, place, sums, about["parts"]
 
 
 def write_sums(place: Path, sums: dict[str, Tensor], parts: int) -> None:
