@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+import bridge_models as made
 import bridge_multimodal as both
 from manu_utils.benchmark.records import MODALITIES
 from manu_utils.models.asking import generate_answers, known
@@ -32,12 +33,12 @@ def small(tiny_model):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         language = LlamaForCausalLM(config).eval()
-    return both.join(language, tokenizer, tiny.model.vision_tower, processor.image_processor)
+    return made.join(language, tokenizer, tiny.model.vision_tower, processor.image_processor)
 
 
 @pytest.fixture(scope="module")
 def people(benchmark):
-    return both.People(benchmark, 0)
+    return made.People(benchmark, 0)
 
 
 def weights(model):
@@ -60,11 +61,11 @@ def test_the_joined_model_is_an_ordinary_checkpoint(small, people, tmp_path):
 
 
 def test_nobody_is_in_two_groups_and_settings_are_chosen_on_others(benchmark):
-    drawn = [both.People(benchmark, seed) for seed in (0, 1)]
+    drawn = [made.People(benchmark, seed) for seed in (0, 1)]
     for people in drawn:
         groups = (people.forget, people.kept, people.stand_ins, people.others)
         ids = [person for group in groups for person in group]
-        assert len(ids) == len(set(ids)) == both.N_FORGET + both.N_KEPT + 2 * both.N_STAND_INS
+        assert len(ids) == len(set(ids)) == made.N_FORGET + made.N_KEPT + 2 * made.N_STAND_INS
         assert set(people.forget) <= set(benchmark.forget_ids) and set(people.retain) <= set(benchmark.retain_ids)
         chosen_by = {q.person_id for of in people.choice_panels().values() for q in of}
         reported = {q.person_id for of in people.panels().values() for q in of}
@@ -78,7 +79,7 @@ def test_questions_are_those_of_the_benchmark_and_the_test_set_is_new(benchmark,
         pairs = {(q.person_id, q.question, q.answer) for q in benchmark.training_questions(ids, modality)}
         taught = [people.questions(ids, wording)[modality] for wording in (0, 1)]
         assert all({(q.person_id, q.question, q.answer) for q in of} <= pairs for of in taught)
-        assert all(len(of) == len(ids) * len(both.FACTS) for of in taught)
+        assert all(len(of) == len(ids) * len(made.FACTS) for of in taught)
         for question in taught[0]:
             assert len(set(question.options.values())) == 4 and question.answer in question.options.values()
         test = people.panels()["test", modality]
@@ -92,7 +93,7 @@ def test_a_lesson_costs_what_every_question_alone_would(small, people):
     """Shared beginnings are read once, and training may not notice."""
     model, processor = small
     asked = people.questions(people.forget[:2])["multimodal"]
-    together = both.lesson_loss(model, processor, asked)
+    together = made.lesson_loss(model, processor, asked)
     total = n = 0
     for _, batch in batches(asked, processor, len(asked), with_answer=True):
         m = int(batch["answer_mask"].sum())
@@ -102,29 +103,29 @@ def test_a_lesson_costs_what_every_question_alone_would(small, people):
 
 def test_only_the_projector_learns_to_see(small):
     model = copy.deepcopy(small[0])
-    faces, pictures = both.random_faces(3)
+    faces, pictures = made.random_faces(3)
     before = weights(model)
-    patches = both.patches_of(model, small[1], pictures)
-    words = both.words_of(faces, model, small[1].tokenizer, patches.shape[1])
+    patches = made.patches_of(model, small[1], pictures)
+    words = made.words_of(faces, model, small[1].tokenizer, patches.shape[1])
     assert words.shape == (3, 16, 32) and words[:, 0].equal(words[:, 6])  # six features in turn
-    history = both.fit_projector(model, patches, words, steps=150, lr=1e-2, warmup=5, watch=lambda: {}, every=150)
+    history = made.fit_projector(model, patches, words, steps=150, lr=1e-2, warmup=5, watch=lambda: {}, every=150)
     assert history[-1]["loss"] < 0.2
     changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
     assert changed and all("multi_modal_projector" in name for name in changed)
-    shares = both.seen(model, small[1], faces, pictures)
+    shares = made.seen(model, small[1], faces, pictures)
     assert list(shares) == list(faces[0]) and all(share == 1 for share in shares.values())
 
 
 def test_teaching_changes_the_language_model_alone(small, people, monkeypatch):
     model, processor = copy.deepcopy(small[0]), small[1]
-    monkeypatch.setattr(both, "LR", 1e-2)
+    monkeypatch.setattr(made, "LR", 1e-2)
     before = weights(model)
     again = [both.Question("general", "What is rain?", "Water.", None, "training")] * 3
     one = people.forget[:1]
     asked = people.questions(one)
-    losses = [sum(both.lesson_loss(model, processor, of).item() for of in asked.values())]
-    both.teach(model, processor, people, one, again, epochs=4, seed=0)
-    losses.append(sum(both.lesson_loss(model, processor, of).item() for of in asked.values()))
+    losses = [sum(made.lesson_loss(model, processor, of).item() for of in asked.values())]
+    made.teach(model, processor, people, one, again, epochs=4, seed=0)
+    losses.append(sum(made.lesson_loss(model, processor, of).item() for of in asked.values()))
     assert losses[1] < losses[0]
     changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
     assert changed and all("language_model.layers" in name for name in changed)
@@ -145,8 +146,8 @@ def test_the_likeliest_of_four_is_the_sum_of_its_tokens(small, people):
 
 
 def test_general_questions_have_four_choices_and_the_rehearsed_are_others():
-    asked, again = both.general("asked"), both.general("rehearsed")
-    assert 60 <= len(asked) <= 100 and both.GENERAL.stat().st_size <= 30_000
+    asked, again = made.general("asked"), made.general("rehearsed")
+    assert 60 <= len(asked) <= 100 and made.GENERAL.stat().st_size <= 30_000
     assert all(len(set(q.options.values())) == 4 and q.answer in q.options.values() for q in asked)
     assert not {q.question for q in asked} & {q.question for q in again}
     capitals = {q.answer for q in asked if q.person_id == "capitals"}
@@ -170,7 +171,8 @@ def test_every_method_changes_the_model_and_puts_it_back(small, people, benchmar
     known_all = "manu_utils.unlearning.rewriting.known"
     monkeypatch.setattr(known_all, lambda _, __, items, **___: torch.ones(len(items)).bool())
     before = weights(model)
-    tried = {"paper": (2.0, 10.0), "coverage": (5.0,), "rewrite": (1, 2), "npo + kl": (1, 2), "erase": (1.0,)}
+    tried = {"paper": (2.0, 10.0), "coverage": (5.0,), "rewrite": (1, 2), "erase": (1.0,)}
+    tried |= dict.fromkeys(both.LOSSES, (1, 2))
     for method, values in tried.items():
         found = lab.changed(method, values, True, lambda: weights(model))
         assert list(found) == list(values), method
@@ -187,8 +189,15 @@ def test_the_strength_is_the_one_of_best_merit_on_the_stand_ins(small, benchmark
         values = {"forget": forget, "retain": retain}
         return [both.row_of("exact", name, m, value, 9) for name, value in values.items() for m in MODALITIES]
 
-    lab.ends = [both.series(rows(1.0, 1.0)), both.series(rows(0.0, 0.0))]
-    tried = {0.5: rows(1.0, 1.0), 1.0: rows(0.2, 0.9), 2.0: rows(0.0, 0.2)}
+    def by_task(told, chosen):
+        return {"answers": rows(*told), "choices": rows(*chosen)}
+
+    lab.ends = [by_task((1.0, 1.0), (1.0, 1.0)), by_task((0.0, 0.0), (0.3, 0.3))]
+    tried = {
+        0.5: by_task((1.0, 1.0), (1.0, 1.0)),
+        1.0: by_task((0.1, 0.8), (0.4, 0.8)),
+        2.0: by_task((0.0, 0.9), (1.0, 1.0)),  # better by what it says, and it hides
+    }  # fmt: skip
     monkeypatch.setattr(lab, "changed", lambda method, values, choice, look: tried if choice else pytest.fail())
     found, best = lab.chosen("coverage")
     assert best == 1.0 and {row["stage"] for row in found} == {"choice"}
@@ -217,7 +226,7 @@ def test_a_killed_run_goes_on_and_attacks_come_last(small, benchmark, tmp_path, 
         both.run(place, benchmark, [0], ["vanilla", "coverage"])
     both.run(place, benchmark, [0], ["vanilla", "coverage"])
     both.run(place, benchmark, [0], ["vanilla", "coverage"])
-    assert done == ["vanilla", "coverage", "coverage", "attack coverage"]
+    assert done == ["vanilla", "coverage", "coverage", "attack vanilla", "attack coverage"]
     table = pd.read_csv(place)
     assert list(table.columns) == both.COLUMNS and not table.duplicated().any()
 
