@@ -12,6 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from manu_utils.benchmark.records import Question
 from manu_utils.models import prefix_tree
+from manu_utils.models.asking import generate_answers, known
 from manu_utils.models.encoding import batches, encode, fitting, plan_batches
 from manu_utils.models.prefix_tree import can_share, plan_shared_batches, shared_batches
 from manu_utils.models.prompts import prompt
@@ -375,3 +376,14 @@ def test_the_answer_begins_where_the_tokens_part_even_if_the_border_is_inside_on
         batch = encode(questions, processor, with_answer=True)
         answers = [tokenizer.decode(ids[mask]) for ids, mask in zip(batch["input_ids"], batch["answer_mask"], strict=True)]
     assert answers == [": Anna</s>", ": Rome or so</s>"]
+
+
+def test_a_tower_in_half_precision_beside_a_language_model_in_float32(tiny_model):
+    """So it is in training on a GPU, where the language model is raised to float32."""
+    model, processor = copy.deepcopy(tiny_model[0]), tiny_model[1]
+    model.model.vision_tower.bfloat16()
+    model.model.multi_modal_projector.bfloat16()
+    asked = [ask(image=IMAGE), ask()]
+    options = {"max_new_tokens": 4, "progress": False}
+    assert len(generate_answers(model, processor, asked, **options)) == 2
+    assert len(known(model, processor, asked, progress=False)) == 2

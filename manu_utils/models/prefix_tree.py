@@ -263,7 +263,7 @@ def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tup
 
     output = model.model(
         **inputs,
-        attention_mask=additive_mask(batch["attention_mask"], model.dtype),
+        attention_mask=additive_mask(batch["attention_mask"], model),
         use_cache=use_cache,
     )
     return output.last_hidden_state[row, position], output.past_key_values
@@ -298,8 +298,11 @@ def _begin(model, batch: dict[str, Tensor]) -> dict[str, object]:
     return inputs
 
 
-def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to add to the attention scores: 0 where allowed, else the lowest number."""
+def additive_mask(allowed: Tensor, model) -> Tensor:
+    """A mask to add to the attention scores: 0 where allowed, else the lowest number. It is of the
+    language model's dtype: in training that is float32, whatever the vision tower is in.
+    """
+    dtype = model.get_input_embeddings().weight.dtype
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, torch.finfo(dtype).min
     )
@@ -350,7 +353,7 @@ def continue_shared(model, batch: dict[str, Tensor], greedy) -> Tensor:
             )
         itself = torch.eye(q, dtype=torch.bool, device=seen.device).expand(len(rows), q, q)
         seen, positions = torch.cat([seen, itself], dim=-1), positions + 1
-        mask = additive_mask(seen[:, None], model.dtype)
+        mask = additive_mask(seen[:, None], model)
         output = model.model(
             input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache
         )

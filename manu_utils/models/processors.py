@@ -13,34 +13,31 @@ from .encoding import encode
 
 
 def load_processor(home: Path | str, config):
-    """The processor without its video part, which needs torchvision and has no PIL backend."""
+    """The processor without its video part, which needs torchvision and has no PIL backend.
+
+    Raises:
+        ImportError: it needs a package that is not installed.
+    """
     from transformers import AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.video_processing_utils import BaseVideoProcessor
 
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    with_video = kind is not None and "video_processor" in kind.get_attributes()
+    maker = without_video(kind) if with_video else AutoProcessor
     try:
-        return AutoProcessor.from_pretrained(home, backend="pil", trust_remote_code=False)
-    except ImportError as missing:
-        error = missing
-        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-        from transformers.video_processing_utils import BaseVideoProcessor
-
-        kind = PROCESSOR_MAPPING.get(type(config), None)
-        try:
-            if kind is not None and "video_processor" in kind.get_attributes():
-                processor = without_video(kind).from_pretrained(
-                    home, backend="pil", trust_remote_code=False
-                )
-                # Its settings only: saved with the processor, they make it whole again where
-                # torchvision is.
-                with suppress(OSError):  # there are none
-                    processor.video_processor = BaseVideoProcessor.get_video_processor_dict(home)[0]
-                return processor
-        except ImportError as other:
-            error = other
+        processor = maker.from_pretrained(home, backend="pil", trust_remote_code=False)
+    except ImportError as error:
         raise ImportError(
             f"the processor of {home} needs a package that is not installed (num2words for "
             f"SmolVLM; torchvision for some); pip install torchvision num2words, in the version "
             f"that fits the installed torch: {error}"
         ) from error
+    if with_video:
+        # Its settings only: saved with the processor, they make it whole again where it is built.
+        with suppress(OSError):  # there are none
+            processor.video_processor = BaseVideoProcessor.get_video_processor_dict(home)[0]
+    return processor
 
 
 def without_video(kind: type) -> type:
