@@ -557,6 +557,7 @@ def test_images_of_another_size_are_refused_on_loading(family):
 
 def test_a_missing_padding_token_is_the_end_of_sequence(copy):
     drop(copy / "tokenizer_config.json", "pad_token")
+    edit(copy / "tokenizer.json", padding=None)  # a tokenizer that has padded saves how
     model, processor = load_model(copy, device="cpu")
     assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
     asked = [Question("001", "Who?", "Anna.", None, "training"), Question("002", "Who is this?", "Ben.", None, "training")]
