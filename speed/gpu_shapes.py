@@ -1,8 +1,8 @@
 """What every method costs at the true shapes of the paper's models: seconds and memory, on a GPU.
 
-    python speed/gpu_shapes.py --out build/gpu.csv                  # LLaVA-1.5-7B, 5 minutes
-    python speed/gpu_shapes.py --out build/gpu.csv --card 24 --batch 4 --backward-batch 1 --steps rewrite
-    python speed/gpu_shapes.py --out build/cpu.csv --model small    # a few layers, seconds on a CPU
+    python speed/gpu_shapes.py --out build/gpu.csv                # LLaVA-1.5-7B, 5 minutes
+    python speed/gpu_shapes.py --out build/gpu.csv --card 24 --batch 4 --backward-batch 1
+    python speed/gpu_shapes.py --out build/cpu.csv --model small  # narrow, seconds on a CPU
 
 The models have the sizes of the published ones and random weights, so nothing is downloaded, and
 what they answer means nothing. Time and memory do not depend on it: the questions are those of the
@@ -73,12 +73,12 @@ IDEFICS_CHAT = (
 IDEFICS_TOKENS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
 
 
-# ---------------------------------------------------------------------------------------- the models
+# -------------------------------------------------------------------------------------- the models
 
 
 def llava(tokenizer, *, vision: dict | None = None, text: dict | None = None):
-    """Config and processor of LLaVA-1.5-7B, as ``llava-hf/llava-1.5-7b-hf`` has them: Vicuna-7B v1.5
-    and CLIP ViT-L/14 for 336 pixels."""
+    """Config and processor of ``llava-hf/llava-1.5-7b-hf``, by its published config.json: Vicuna-7B
+    v1.5, and CLIP ViT-L/14 for 336 pixels, 576 tokens a picture."""
     vision = transformers.CLIPVisionConfig(**{
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
         "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
@@ -89,7 +89,8 @@ def llava(tokenizer, *, vision: dict | None = None, text: dict | None = None):
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
     } | (text or {}))  # fmt: skip
     config = transformers.LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_config=vision, text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-2, vision_feature_select_strategy="default",
     )  # fmt: skip
@@ -105,8 +106,8 @@ def llava(tokenizer, *, vision: dict | None = None, text: dict | None = None):
 
 
 def idefics2(tokenizer):
-    """Those of ``HuggingFaceM4/idefics2-8b``: Mistral-7B v0.1 and SigLIP-SO400M at up to 980 pixels,
-    64 tokens a picture."""
+    """Those of ``HuggingFaceM4/idefics2-8b``: Mistral-7B v0.1, and SigLIP-SO400M for up to 980
+    pixels, 64 tokens a picture."""
     tokenizer.add_tokens(["<image>", *IDEFICS_TOKENS], special_tokens=True)
     text = _of(tokenizer) | {
         "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
@@ -136,8 +137,8 @@ def idefics2(tokenizer):
 
 
 def smolvlm(tokenizer):
-    """Those of ``HuggingFaceTB/SmolVLM-Instruct``: SmolLM2-1.7B and SigLIP-SO400M for 384 pixels, 81
-    tokens a picture that is not split."""
+    """Those of ``HuggingFaceTB/SmolVLM-Instruct``: SmolLM2-1.7B, and SigLIP-SO400M for 384 pixels,
+    81 tokens a picture that is not split."""
     tokenizer.add_tokens(["<image>", *IDEFICS_TOKENS], special_tokens=True)
     text = _of(tokenizer) | {
         "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
@@ -199,7 +200,7 @@ def random_model(config, dtype: torch.dtype, device: torch.device | str):
     return model.eval()
 
 
-# ------------------------------------------------------------------------------------- the questions
+# ----------------------------------------------------------------------------------- the questions
 
 
 def questions_of(people: list[str] | None, n: int, side: int, folder: str = "mllmu_mini"):
@@ -236,7 +237,7 @@ def names_of() -> dict[str, str]:
     return {row["ID"]: person_name(training_records(row)) for row in rows}
 
 
-# ------------------------------------------------------------------------------------------ the steps
+# --------------------------------------------------------------------------------------- the steps
 
 
 @dataclass
@@ -374,12 +375,14 @@ def moments(world: World):
     return _n({"retain": world.few["retain"]}), f"{len(layers)} of {len(mlps)} layers"
 
 
-def rewrite_a_round(world: World):
-    options = {"batch_size": world.options.backward_batch, "progress": False, "rounds": 1}
-    with mock.patch.object(rewriting, "known", all_known):
-        edit = rewrite(*world.given, **world.few, **options)
-    edit.undo()
-    return _n(world.few), "second moments, factors, one round, undo"
+def rewrite_a_round(memory: float) -> Callable[[World], tuple[int, str]]:
+    def step(world: World):
+        options = {"batch_size": world.options.backward_batch, "progress": False, "rounds": 1}
+        with mock.patch.object(rewriting, "known", all_known):
+            rewrite(*world.given, **world.few, memory=memory, **options).undo()
+        return _n(world.few), f"moments, factors, one round, undo; {memory / 1e9:g} GB for these"
+
+    return step
 
 
 def erase_people(world: World):
@@ -440,7 +443,8 @@ STEPS: dict[str, tuple[Callable[[World], tuple[int, str]], float]] = {
     "answers, text alone": (generation("text"), 10),
     "known": (whether_known, 6),
     "second moments of a few layers": (moments, 6),
-    "rewrite, one round": (rewrite_a_round, 90),
+    "rewrite, one round": (rewrite_a_round(rewriting.MEMORY), 90),
+    "rewrite, all layers at once": (rewrite_a_round(36e9), 40),
     "erase": (erase_people, 60),
     "gd, 3 steps with adapters": (train("gd"), 25),
     "npo, 3 steps with adapters": (train("npo"), 25),
@@ -448,7 +452,7 @@ STEPS: dict[str, tuple[Callable[[World], tuple[int, str]], float]] = {
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------ measuring them
+# ---------------------------------------------------------------------------------- measuring them
 
 
 def measured(step: Callable[[], tuple[int, str]], device: torch.device) -> dict:
@@ -500,10 +504,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, else float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--card", type=float, help="no more memory than a card of so many GB has")
-    parser.add_argument("--minutes", type=float, default=6, help="no step begins that would not fit")
+    parser.add_argument("--minutes", type=float, default=6, help="what would end later is left out")
     parser.add_argument("--steps", nargs="+", help="only those that contain one of these words")
     parser.add_argument("--questions", type=int, default=64, help="of each set and modality")
-    parser.add_argument("--few", type=int, default=16, help="the same, for edits, training, backward")
+    parser.add_argument("--few", type=int, default=16, help="the same, to edit and to train")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--backward-batch", type=int, default=4, help="attribution and rewriting")
     parser.add_argument("--train-batch", type=int, default=2)

@@ -193,6 +193,24 @@ def test_lessons_keep_no_graph_and_leave_the_mode(model, double_model, sets, giv
 # ------------------------------------------------------------------------------------ the miniature
 
 
+def test_what_waits_for_its_layer_waits_in_the_machines_memory(
+    model, double_model, sets, given, names, monkeypatch
+):
+    """Of 7B and a thousand questions it would fill a card: pictures, and 16 kB a token and layer."""
+    moved, cpu = [], torch.Tensor.cpu
+
+    def seen(tensor):
+        moved.append(cpu(tensor))
+        return moved[-1]
+
+    monkeypatch.setattr(torch.Tensor, "cpu", seen)
+    passes = {"batch_size": 4, "progress": False}
+    asked = sets["forget"]["multimodal"]
+    lessons = stranger_lessons(model, double_model[1], asked, given, names, [0, 1], **passes)
+    held = [t for one in lessons for t in (*one.inputs.values(), *one.targets)]
+    assert {id(tensor) for tensor in held} <= {id(tensor) for tensor in moved}
+
+
 def test_layers_that_nobody_looks_at_are_not_computed(model, double_model, sets, given, names):
     ran = []
     for layer, mlp in enumerate(language(model)):
