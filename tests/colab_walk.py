@@ -3,7 +3,7 @@
     python tests/colab_walk.py 00 12                       # a few layers of the true width
     python tests/colab_walk.py 12 --layers 12 30           # the true shape: 256 M parameters
     python tests/colab_walk.py 12 --width 32               # seconds, as in the tests
-    python tests/colab_walk.py 12 00 01 03 --layers 12 30 --gigabytes 15 --minutes 8   # on any GPU, with no more memory than a T4
+    python tests/colab_walk.py 12 00 01 03 --layers 12 30 --gigabytes 15    # on a GPU, with the memory of a T4
 
 After each cell come its marks, its seconds and, on a GPU, the most memory that it took. Jupyter is not needed.
 

@@ -1,7 +1,7 @@
 """A GPU that is not there: tensors that claim to be on it, and refuse to be mixed with those of the CPU.
 
-What a Python call can get wrong about devices, it gets wrong here too: an operand made on the CPU, ``numpy()`` without ``cpu()``,
-an index into the CPU made on the GPU. The numbers are those of the CPU.
+What a Python call can get wrong about devices, it gets wrong here too: an operand made on the CPU, ``numpy()`` without
+``cpu()``, an index of the GPU into a tensor of the CPU. The numbers are those of the CPU.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _moved(function, args, kwargs):
         found = inner.to(*rest, **kwargs) if rest or kwargs else inner
         if not crossed and found is inner:
             return tensor
-        if crossed and found.data_ptr() == inner.data_ptr():
+        if crossed and found is inner:
             found = found.clone()
         return found.as_subclass(OnGpu) if gpu else found
 
@@ -130,7 +130,7 @@ class _Places(TorchFunctionMode):
 
 
 def move(model):
-    """Put a model on the pretended GPU, in place."""
+    """Put a model, or a layer, on the pretended GPU, in place."""
     for module in model.modules():
         for name, one in list(module._parameters.items()):
             if one is not None:
@@ -138,7 +138,8 @@ def move(model):
         for name, one in list(module._buffers.items()):
             if one is not None:
                 module._buffers[name] = _on_gpu(one)
-    model.tie_weights()
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
     return model
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, without_num2words
 
 from manu_utils import auditing
 from manu_utils.benchmark import Question, load_multiple_choice
@@ -99,7 +99,10 @@ def gpu(request):
         else:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             stack.callback(torch.cuda.empty_cache)
-        yield functools.partial(_loaded, request.param)
+        place = functools.partial(_loaded, request.param)
+        # What is trained: where the GPU is pretended, something small, since it is only asked where tensors are.
+        place.trained = FAMILIES["LLaVA-1.5 (CLIP)"] if request.param == "pretended" else "tiny"
+        yield place
 
 
 @functools.cache
@@ -174,6 +177,21 @@ def on(device, cpu, gpu, *given):
 
 def everything(questions):
     return [q for m in MODALITIES for q in questions[m]]
+
+
+def test_the_pretended_gpu_refuses_what_a_real_one_does(gpu):
+    there, here = torch.ones(3, device="cuda"), torch.ones(3)
+    for mixed in (
+        lambda: there + here, lambda: torch.cat([there, here]), lambda: here[torch.zeros(1, dtype=torch.int64, device="cuda")],
+        lambda: torch.nn.functional.embedding(torch.zeros(1, dtype=torch.int64), there[:, None]),
+        lambda: there.index_add_(0, torch.zeros(3, dtype=torch.int64), there), lambda: there.numpy(),
+    ):  # fmt: skip
+        with pytest.raises((RuntimeError, TypeError)):
+            mixed()
+    assert there.device.type == "cuda" and there.cpu().device.type == here.to(there).cpu().device.type == "cpu"
+    assert (there[torch.zeros(1, dtype=torch.int64)] + torch.tensor(1.0)).is_cuda  # an index and a number may be of the CPU
+    there[1:] = here[1:]
+    assert torch.zeros_like(there).is_cuda and torch.arange(2, device="cuda").is_cuda and here.to("cuda").is_cuda
 
 
 # --- loading, asking ---------------------------------------------------------------------------------
@@ -424,7 +442,7 @@ def rival(name, model, processor, forget, retain):
 
 @pytest.mark.parametrize("name", ["dampen", "weaken", "privacy", "vector", "mip", "open"])
 def test_rivals_without_training(name, gpu, sets):
-    model, processor = gpu()
+    model, processor = gpu(gpu.trained)
     model = copy.deepcopy(model)
     before = weights_of(model)
     edit = rival(name, model, processor, sets["forget"], sets["retain"])
@@ -444,7 +462,7 @@ def test_training_in_float32(method, cpu, gpu, sets, monkeypatch):
     monkeypatch.setattr(precision, "pick_dtype", lambda device: torch.float32)
     histories = []
     for device in ("cpu", "cuda"):
-        model, processor = on(device, cpu, gpu)
+        model, processor = on(device, cpu, gpu, gpu.trained)
         options = TRAINING | {"watch": lambda: {}, "every": 1}
         histories.append(unlearn_by_training(method, model, processor, sets["forget"], sets["retain"], **options))
     one, other = (pd.DataFrame(history)["loss"].to_numpy()[1:] for history in histories)
@@ -485,7 +503,7 @@ def test_training_under_autocast(method, dtype, computed, sets, monkeypatch):
 def test_retain_terms_and_adapters(term, lora_rank, gpu, sets):
     if lora_rank is not None:
         pytest.importorskip("peft")
-    model, processor = copy.deepcopy(gpu())
+    model, processor = copy.deepcopy(gpu(gpu.trained))
     before = weights_of(model)
     options = TRAINING | {"steps": 1, "retain_term": term, "lora_rank": lora_rank}
     unlearn_by_training("npo", model, processor, sets["forget"], sets["retain"], **options)
@@ -493,7 +511,7 @@ def test_retain_terms_and_adapters(term, lora_rank, gpu, sets):
 
 
 def test_masks_and_refusals(gpu, sets):
-    model, processor = copy.deepcopy(gpu())
+    model, processor = copy.deepcopy(gpu(gpu.trained))
     before = weights_of(model)
     mask = saliency_mask(model, processor, sets["forget"], sets["retain"], **QUIET)
     for given in (mask, {name: free.to("cuda") for name, free in mask.items()}):
@@ -508,7 +526,7 @@ def test_masks_and_refusals(gpu, sets):
 def test_an_interrupt_leaves_the_model_as_it_was(lora_rank, gpu, sets):
     if lora_rank is not None:
         pytest.importorskip("peft")
-    model, processor = gpu()
+    model, processor = gpu(gpu.trained)
     before, visits = weights_of(model), []
 
     def watch():
@@ -657,8 +675,9 @@ def test_bottles(gpu):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_other_architectures(family, cpu, gpu, benchmark):
+def test_other_architectures(family, cpu, gpu, benchmark, monkeypatch):
     """Random ones: what is read of them, and what is generated."""
+    without_num2words(monkeypatch)
     build = FAMILIES[family]
     given = [place(build) for place in (cpu, gpu)]
     asked = {m: benchmark.training_questions(benchmark.forget_ids[:1], m)[:2] for m in MODALITIES}
