@@ -678,6 +678,8 @@ def test_bottles(gpu):
 def test_other_architectures(family, cpu, gpu, benchmark, monkeypatch):
     """Random ones: what is read of them, and what is generated."""
     without_num2words(monkeypatch)
+    if family == "Gemma 3" and gpu.trained != "tiny":
+        pytest.skip("its mask is made under torch.vmap, which drops what a tensor pretends")
     build = FAMILIES[family]
     given = [place(build) for place in (cpu, gpu)]
     asked = {m: benchmark.training_questions(benchmark.forget_ids[:1], m)[:2] for m in MODALITIES}
