@@ -3,6 +3,9 @@
     python tests/colab_walk.py 00 12                       # a few layers of the true width
     python tests/colab_walk.py 12 --layers 12 30           # the true shape: 256 M parameters
     python tests/colab_walk.py 12 --width 32               # seconds, as in the tests
+    python tests/colab_walk.py 12 00 01 03 --layers 12 30 --gigabytes 15    # on a GPU, with the memory of a T4
+
+After each cell come its marks, its seconds and, on a GPU, the most memory that it took. Jupyter is not needed.
 
 What is asked of a random model is known of no person, so a check of the notebook may say so: that is written down, and the
 walk goes on. Any other error is one that a reader would meet.
@@ -11,8 +14,11 @@ walk goes on. Any other error is one that a reader would meet.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -169,10 +175,89 @@ def stub(
 
 def cells_of(number: str) -> list[tuple[str, str]]:
     """(id, source) of the code cells of a notebook."""
-    import nbformat
-
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-    return [(cell.id, cell.source) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(cell["id"], "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+
+
+class OutOfTime(BaseException):
+    """The minutes are over; no ``except Exception`` of a notebook stops it."""
+
+
+@contextlib.contextmanager
+def minutes(number: float | None):
+    """Inside, :class:`OutOfTime` is raised when so many minutes are over."""
+
+    def stop(*_):
+        raise OutOfTime
+
+    if number is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * number)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def gpu_of(gigabytes: float | None):
+    """Inside, the GPU has no more memory than that, and says so."""
+    import torch
+
+    if gigabytes is None:
+        yield
+        return
+    total = torch.cuda.mem_get_info()[1]
+    room = min(int(1e9 * gigabytes), total)
+
+    def mem_get_info(device=None):
+        return room - torch.cuda.memory_reserved(device), room
+
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        with mock.patch.object(torch.cuda, "mem_get_info", mem_get_info):
+            yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+class Meter:
+    """Seconds, by the clock on a GPU and else of this process, and gigabytes of the GPU."""
+
+    def __init__(self):
+        import torch
+
+        self.gpu = torch.cuda if torch.cuda.is_available() else None
+        self.clock = time.perf_counter if self.gpu else time.process_time
+        if self.gpu:
+            self.gpu.reset_peak_memory_stats()
+        self.started = self.clock()
+
+    def __str__(self):
+        if not self.gpu:
+            return f"{self.clock() - self.started:6.1f} s"
+        self.gpu.synchronize()
+        peak = self.gpu.max_memory_allocated(), self.gpu.max_memory_reserved()
+        return f"{self.clock() - self.started:6.1f} s {peak[0] / 1e9:6.2f} GB, held {peak[1] / 1e9:6.2f} GB"
+
+
+def run_cell(source: str, name: str, space: dict) -> None:
+    """What Jupyter does: run the statements, and write the value of the last one down."""
+    tree = ast.parse(source, name)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, name, "exec"), space)
+    if last is not None:
+        display(eval(compile(ast.Expression(last.value), name, "eval"), space))
+
+
+def display(*values) -> None:
+    for value in values:
+        if value is not None:
+            (getattr(value, "_repr_html_", None) or value.__repr__)()
 
 
 def walk(number: str, scale: str = "colab", say=print) -> list[tuple[str, str, str]]:
@@ -188,7 +273,7 @@ def walk(number: str, scale: str = "colab", say=print) -> list[tuple[str, str, s
     from manu_utils.teaching import checks
 
     matplotlib.use("agg")
-    space: dict = {"__name__": "__main__"}
+    space: dict = {"__name__": "__main__", "display": display}
     failed: list[tuple[str, str, str]] = []
 
     def noted(holds, claim, hint=""):
@@ -198,19 +283,20 @@ def walk(number: str, scale: str = "colab", say=print) -> list[tuple[str, str, s
     for cell, source in cells_of(number):
         if source.startswith("SCALE ="):
             source = source.replace('SCALE = "tiny"', f"SCALE = {scale!r}", 1)
-        started = time.process_time()
-        before = len(failed)
+        meter, before = Meter(), len(failed)
         try:
             with mock.patch.object(checks, "check", noted), mock.patch("manu_utils.teaching.check", noted):
-                exec(compile(source, f"{number}:{cell}", "exec"), space)
+                run_cell(source, f"{number}:{cell}", space)
         except AssertionError as error:
             failed.append((cell, "check", str(error)))
-        except Exception as error:
+        except (Exception, OutOfTime) as error:
             failed.append((cell, "error", f"{type(error).__name__}: {error}"))
             say("".join(traceback.format_exc().splitlines(keepends=True)[-12:]))
         plt.close("all")
         marks = "".join({"check": "✗", "error": "E"}[kind] for _, kind, _ in failed[before:]) or "."
-        say(f"{number} {cell:<28} {marks} {time.process_time() - started:6.1f} s")
+        say(f"{number} {cell:<28} {marks} {meter}")
+        if failed and "OutOfTime" in failed[-1][2]:
+            break
     return failed
 
 
@@ -221,13 +307,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="of everything, in place of the true sizes")
     parser.add_argument("--people", type=int, default=3, help="to keep, and to forget at each ratio")
     parser.add_argument("--new-tokens", type=int, default=50, help="of an answer")
+    parser.add_argument("--epochs", type=int, default=0, help="of training in notebook 12, in place of the scale's")
+    parser.add_argument("--gigabytes", type=float, help="that the GPU shall have: 15 as a T4")
+    parser.add_argument("--minutes", type=float, help="stop after so many, and say in which cell")
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     failed = {}
-    with tempfile.TemporaryDirectory() as folder:
+    limits = minutes(arguments.minutes), gpu_of(arguments.gigabytes)
+    with limits[0], limits[1], tempfile.TemporaryDirectory() as folder:
         os.environ["MANU_BUILD"] = f"{folder}/build"
         home = Path(folder)
         options = {"layers": tuple(arguments.layers), "width": arguments.width, "people": arguments.people}
-        options["new_tokens"] = arguments.new_tokens
+        options |= {"new_tokens": arguments.new_tokens, "epochs": arguments.epochs}
         with stub(home, **options) as scale:
             if arguments.notebooks[0] != "12":  # the vanilla model that notebook 12 would have made
                 from manu_utils.models import load_model, save_model
@@ -235,6 +326,8 @@ def main() -> None:
                 save_model(*load_model(scale.base), scale.vanilla)
             for number in arguments.notebooks:
                 failed[number] = walk(number)
+                if any("OutOfTime" in message for *_, message in failed[number]):
+                    break
     for number, found in failed.items():
         for cell, kind, message in found:
             print(f"{number} {cell}: {kind}: {message}")
