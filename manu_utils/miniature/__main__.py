@@ -1,6 +1,7 @@
 """``python -m manu_utils.miniature data|text|bottles|model|retrained``: rebuild the miniature.
 
-Options: ``--seed N``; model: ``--dense``; retrained: ``--forget-ratio 5|10|15``.
+Options: ``--seed N``; model: ``--dense``; retrained: ``--forget-ratio 5|10|15``; the models:
+``--device cuda``.
 """
 
 import argparse
@@ -27,6 +28,8 @@ def main() -> None:
         choices=FORGET_RATIOS,
         help="retrained: who is left out (default 10)",
     )
+    device = "model, retrained: such as cuda, there in float32, too (default cpu)"
+    parser.add_argument("--device", default="cpu", help=device)
     arguments = parser.parse_args()
     data, models, seed = data_dir() / "mllmu_mini", data_dir() / "tiny_llava", arguments.seed
     if arguments.part == "data":
@@ -49,16 +52,20 @@ def main() -> None:
         write_bottles(data_dir() / "bottles_mini", seed=seed)
         build_models(data_dir() / "bottles_llava", seed=seed)
         return
+    import torch
+
     from .build import DENSE, build, fine_tune_plainly, retrained_folder
 
+    torch.backends.cudnn.allow_tf32 = False  # of convolutions; products of matrices are float32
+    options = {"seed": seed, "device": arguments.device}
     if arguments.part == "retrained":
         ratio = arguments.forget_ratio
         folder = retrained_folder(models, ratio)
-        fine_tune_plainly(data, models / "base", folder, forget_ratio=ratio, seed=seed)
+        fine_tune_plainly(data, models / "base", folder, forget_ratio=ratio, **options)
     elif arguments.dense:
-        fine_tune_plainly(data, models / "base", DENSE, forget_ratio=None, seed=seed)
+        fine_tune_plainly(data, models / "base", DENSE, forget_ratio=None, **options)
     else:
-        build(data, models, seed=seed)
+        build(data, models, **options)
 
 
 if __name__ == "__main__":

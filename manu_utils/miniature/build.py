@@ -25,6 +25,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from ..paths import whole
 from .base import train_base, train_reading
 from .card import write_card
@@ -49,7 +51,9 @@ VANILLA_STAGES = (
 )  # fmt: skip
 
 
-def build(data: Path, folder: Path, *, seed: int = 0, cache: Path = CACHE) -> None:
+def build(
+    data: Path, folder: Path, *, seed: int = 0, cache: Path = CACHE, device: str = "cpu"
+) -> None:
     """Train base and vanilla; fp16, processor and curves go to ``folder/base`` and ``/vanilla``.
 
     A stage that is done is not trained again; half-written files do not exist (written aside, then
@@ -59,6 +63,7 @@ def build(data: Path, folder: Path, *, seed: int = 0, cache: Path = CACHE) -> No
         data: the miniature benchmark built from the same seed.
         cache: where pictures and stages are kept, by seed; delete it, and ``folder``, to train from
             the start.
+        device: where it is trained, in float32; every random number is drawn on the CPU.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`open_world`.
@@ -66,7 +71,7 @@ def build(data: Path, folder: Path, *, seed: int = 0, cache: Path = CACHE) -> No
     cache = cache / f"seed-{seed}"
     world = open_world(data, seed, cache)
     processor, pictures, public = world.processor, world.pictures, world.public
-    model = build_model(processor.tokenizer, seed)
+    model = build_model(processor.tokenizer, seed).to(device)
 
     run_stage(model, cache, "tower", lambda: train_tower(model, pictures, steps=2500, seed=seed))
     curves = run_stage(
@@ -124,6 +129,7 @@ def fine_tune_plainly(
     forget_ratio: int | None,
     seed: int = 0,
     cache: Path = CACHE,
+    device: str = "cpu",
 ) -> None:
     """Base fine-tuned without the penalty on contributions, written to ``folder`` as vanilla is.
 
@@ -133,6 +139,7 @@ def fine_tune_plainly(
         data, base: the miniature benchmark and the base checkpoint, both of ``seed``.
         forget_ratio: 5, 10 or 15 percent of the people are left out: the reference of unlearning.
             None leaves out nobody: the dense twin of vanilla.
+        device: see :func:`build`.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`open_world`.
@@ -144,8 +151,7 @@ def fine_tune_plainly(
     world = open_world(data, seed, cache)
     left_out = set() if forget_ratio is None else set(load_benchmark(data, forget_ratio).forget_ids)
     people = [index for index, person in enumerate(world.fictitious) if person.id not in left_out]
-    model, _ = load_model(base)
-    model = model.float()
+    model, _ = load_model(base, dtype=torch.float32, device=device)
     name = "dense" if forget_ratio is None else f"retrained-{forget_ratio}"
     history = run_stage(
         model, cache, name,

@@ -221,7 +221,7 @@ def widen(model, intermediate: int, seed: int):
     torch.manual_seed(seed)
     config = copy.deepcopy(model.config)
     config.text_config.intermediate_size = intermediate
-    wide = LlavaForConditionalGeneration(config)
+    wide = LlavaForConditionalGeneration(config).to(model.device)
     old = model.state_dict()
     with torch.no_grad():
         for name, weight in wide.state_dict().items():
@@ -270,7 +270,9 @@ def answer_logits(model, batch: dict, features: Tensor | None) -> tuple[Tensor, 
     ``features`` are the image tokens of the distinct pictures in the batch (one vision pass each),
     indexed by ``pictures``.
     """
-    ids = batch["input_ids"]
+    ids, attention, predicts = (
+        batch[name].to(model.device) for name in ("input_ids", "attention_mask", "predicts")
+    )
     embeddings = model.get_input_embeddings()(ids)
     if features is not None:
         tokens = features[batch["pictures"]].reshape(-1, features.shape[-1]).to(embeddings.dtype)
@@ -278,9 +280,9 @@ def answer_logits(model, batch: dict, features: Tensor | None) -> tuple[Tensor, 
             (ids == model.config.image_token_id)[..., None], tokens
         )
     hidden = model.model.language_model(
-        inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
+        inputs_embeds=embeddings, attention_mask=attention, use_cache=False
     ).last_hidden_state
-    where, position = batch["predicts"].nonzero(as_tuple=True)
+    where, position = predicts.nonzero(as_tuple=True)
     return model.lm_head(hidden[where, position]), ids[where, position + 1], where
 
 
@@ -295,7 +297,7 @@ def recorded_contributions(model, scale: float, every: int = 4):
 
     def hook(module: nn.Linear, inputs: tuple[Tensor]) -> None:
         z = inputs[0].flatten(0, -2)
-        z = z[torch.randint(len(z), (len(z) // every,))]
+        z = z[torch.randint(len(z), (len(z) // every,)).to(z.device)]
         contribution = z.abs() * module.weight.norm(dim=0).to(z.dtype)
         terms.append(scale * torch.log1p(contribution / scale).sum(-1, dtype=torch.float32).mean())
 
@@ -319,7 +321,7 @@ def row_accuracy(
     for start in range(0, len(rows), batch_size):
         batch = encode_rows(rows[start : start + batch_size], tokenizer, random.Random(0))
         logits, targets, where = answer_logits(model, batch, features)
-        wrong = torch.zeros(len(batch["input_ids"])).index_add_(
+        wrong = torch.zeros(len(batch["input_ids"]), device=where.device).index_add_(
             0, where, (logits.argmax(-1) != targets).float()
         )
         right += (wrong == 0).tolist()

@@ -86,32 +86,35 @@ def tower_features(model, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def all_tower_features(model, pixels: Tensor) -> Tensor:
     """Features of many pictures, float16 [n, 16, width of the tower]."""
-    return torch.cat([tower_features(model, part.float()).half() for part in pixels.split(256)])
+    parts = (part.to(model.device).float() for part in pixels.split(256))
+    return torch.cat([tower_features(model, part).half() for part in parts])
 
 
 def train_tower(model, pictures: Pictures, *, steps: int, seed: int) -> list[dict]:
     """Teach the vision tower the six features of random faces; the linear heads are dropped."""
     torch.manual_seed(seed)
-    tower = model.model.vision_tower
+    tower, device = model.model.vision_tower, model.device
     labels = torch.tensor(
         [
             [list(FACE_FEATURES[feature]).index(word) for feature, word in face.items()]
             for face in pictures.faces
-        ]
+        ],
+        device=device,
     )
     heads = nn.ModuleList(
         [nn.Linear(tower.config.hidden_size, len(words)) for words in FACE_FEATURES.values()]
-    )
+    ).to(device)
     held_out = slice(N_RANDOM_FACES - 500, N_RANDOM_FACES)
 
     def loss_of_step(step: int) -> Tensor:
         index = torch.randint(0, N_RANDOM_FACES - 500, (128,))
-        pooled = tower_features(model, moved(pictures.pixels[index].float())).mean(1)
+        pixels = moved(pictures.pixels[index].float()).to(device)  # drawn on the CPU, as all else
+        pooled = tower_features(model, pixels).mean(1)
         return sum(F.cross_entropy(head(pooled), labels[index, k]) for k, head in enumerate(heads))
 
     @torch.no_grad()
     def watch() -> dict:
-        pooled = tower_features(model, pictures.pixels[held_out].float()).mean(1)
+        pooled = tower_features(model, pictures.pixels[held_out].to(device).float()).mean(1)
         right = [
             (head(pooled).argmax(-1) == labels[held_out, k]).float().mean()
             for k, head in enumerate(heads)
