@@ -265,7 +265,22 @@ def fit_layer(
         right.add_(missing, alpha=beta / n_tokens / len(lessons))
     kept.diagonal().add_(price)
     check_finite("the moments of the neurons are", kept, right)
-    weight.add_(torch.cholesky_solve(right.T, torch.linalg.cholesky(kept)).T.to(weight.dtype))
+    weight.add_(_solve(kept, right.T).T.to(weight))
+
+
+def _solve(moments: Tensor, right: Tensor) -> Tensor:
+    """moments⁻¹ right; in float64, on the CPU, where float32 is too coarse for the moments.
+
+    Raises:
+        ValueError: it is too coarse, too.
+    """
+    factor, failed = torch.linalg.cholesky_ex(moments)
+    if failed:
+        moments, right = moments.double().cpu(), right.double().cpu()
+        factor, failed = torch.linalg.cholesky_ex(moments)
+    if failed:
+        raise ValueError("the moments of the neurons cannot be inverted; raise ridge.")
+    return torch.cholesky_solve(right, factor)
 
 
 def _check(forget, retain, strangers, names) -> None:
