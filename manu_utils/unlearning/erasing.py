@@ -269,14 +269,17 @@ def fit_layer(
 
 
 def _solve(moments: Tensor, right: Tensor) -> Tensor:
-    """moments⁻¹ right; in float64, on the CPU, where float32 is too coarse for the moments.
+    """moments⁻¹ right. Where float32 is too coarse for the moments: in float64, on the CPU, with a
+    diagonal that outweighs what their sums in float32 were rounded by.
 
     Raises:
-        ValueError: it is too coarse, too.
+        ValueError: that is not enough.
     """
     factor, failed = torch.linalg.cholesky_ex(moments)
     if failed:
+        rounding = torch.finfo(moments.dtype).eps * moments.diagonal().sum().item()
         moments, right = moments.double().cpu(), right.double().cpu()
+        moments.diagonal().add_(rounding)
         factor, failed = torch.linalg.cholesky_ex(moments)
     if failed:
         raise ValueError("the moments of the neurons cannot be inverted; raise ridge.")
