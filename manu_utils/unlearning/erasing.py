@@ -265,10 +265,10 @@ def fit_layer(
         right.add_(missing, alpha=beta / n_tokens / len(lessons))
     kept.diagonal().add_(price)
     check_finite("the moments of the neurons are", kept, right)
-    weight.add_(_solve(kept, right.T).T.to(weight))
+    weight.add_(solve(kept, right.T).T.to(weight))
 
 
-def _solve(moments: Tensor, right: Tensor) -> Tensor:
+def solve(moments: Tensor, right: Tensor) -> Tensor:
     """moments⁻¹ right. Where float32 is too coarse for the moments: in float64, on the CPU, with a
     diagonal that outweighs what their sums in float32 were rounded by.
 
