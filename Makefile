@@ -1,5 +1,5 @@
 # make tutorial   run the notebooks on the bundled miniature, results in build/
-# make test       unit tests, notebook hygiene, then every notebook against its stored outputs
+# make test       unit tests, notebook hygiene and every notebook against its stored outputs
 # make test-portable  the same as on an older CPU (AVX2, no bfloat16), with one thread and with two
 # make lab        open JupyterLab in notebooks/
 # make student    the notebooks without solutions into build/student, with them in the cells into build/teacher (nbgrader's marks)
@@ -26,15 +26,15 @@ export URL
 
 READY := .venv/.installed
 PY := .venv/bin/python
-# The bundled miniature needs no network; progress bars would end up in stored outputs.
-RUN := env TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 \
+# The bundled miniature needs no network; progress bars would end up in stored outputs. Every notebook is a process of its
+# own: they read the package's bytecode, and do not compile it again, whatever the shell says.
+RUN := env PYTHONDONTWRITEBYTECODE= TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 \
        TRANSFORMERS_VERBOSITY=error
 NBVAL := -m pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
 # Two tests or notebooks at a time, one thread each: on two cores that beats one with two threads.
-# A file stays in one process, so that what its tests share is made once; conftest.py says which come first.
-BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
-UNITS := OMP_NUM_THREADS=1 $(PY) -m pytest -q $(BY_FILE) tests
-BOTH_CORES := OMP_NUM_THREADS=1 $(PY) $(NBVAL) $(BY_FILE)
+# A file stays in one process, so that what its tests share is made once; conftest.py says which come first. Tests and
+# notebooks are one queue: no core waits for the other but at the very end.
+BOTH_CORES := $(PY) $(NBVAL) -n 2 --dist loadfile --no-loadscope-reorder
 # What torch has for matrix products on a CPU without AVX-512, AMX and bfloat16.
 PORTABLE := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 # Training carries the last bits of a sum, which depend on the number of threads, through hundreds of steps.
@@ -51,18 +51,15 @@ tutorial: $(READY)
 	$(RUN) $(PY) notebooks/run_all.py
 
 test: $(READY)
-	$(RUN) $(UNITS)
-	$(RUN) $(BOTH_CORES) notebooks
+	$(RUN) OMP_NUM_THREADS=1 $(BOTH_CORES) tests notebooks
 
 # Unit tests and training with either number of threads; all notebooks with one, as in `make test` (TRAINING=notebooks: with two).
 test-portable: $(READY)
-	$(RUN) $(PORTABLE) $(UNITS)
-	$(RUN) $(PORTABLE) $(BOTH_CORES) notebooks
-	$(RUN) $(PORTABLE) $(TWO_THREADS) $(PY) -m pytest -q $(BY_FILE) tests
-	@$(MAKE) --no-print-directory test-training
+	$(RUN) $(PORTABLE) OMP_NUM_THREADS=1 $(BOTH_CORES) tests notebooks
+	$(RUN) $(PORTABLE) $(TWO_THREADS) $(BOTH_CORES) tests $(TRAINING)
 
 test-training: $(READY)
-	$(RUN) $(PORTABLE) $(TWO_THREADS) $(PY) $(NBVAL) $(BY_FILE) $(TRAINING)
+	$(RUN) $(PORTABLE) $(TWO_THREADS) $(BOTH_CORES) $(TRAINING)
 
 # First of all kernels named python3 the one of this environment, whatever else JUPYTER_PATH offers.
 lab: $(READY)
@@ -118,7 +115,8 @@ $(READY): pyproject.toml requirements.txt
 	done; \
 	[ -x $(PY) ] || { echo "No Python >= 3.11 with venv was found; name one: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "Installing the tested versions into .venv (once; torch is large)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[dev]"
+	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c requirements.txt -e ".[dev]"
+	@$(PY) -m compileall -qq -j 0 .venv/lib || true # as pip does, but on all cores; what is no Python 3 is left as it is
 	@touch $@
 
 clean:

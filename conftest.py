@@ -2,12 +2,12 @@
 
 # What takes longest, in this order: two processes that take a file at a time then end together.
 LONGEST = (
-    "08_raise_the_ceiling", "05_evaluation", "06_against_baselines", "02_a_model_that_knows",
-    "11_not_only_people", "09_forgotten_or_hidden", "10_text_alone", "04_pruning",
-    "12_the_real_thing", "07_what_makes_it_work", "test_exercises", "test_run_all",
-    "test_processes", "test_protocols", "test_miniature", "test_evaluation", "test_resume",
-    "test_pruning", "test_released", "test_erasing", "test_baselines", "test_choosing",
-    "test_editing",
+    "08_raise_the_ceiling", "05_evaluation", "06_against_baselines", "09_forgotten_or_hidden",
+    "02_a_model_that_knows", "10_text_alone", "04_pruning", "11_not_only_people",
+    "12_the_real_thing", "test_exercises", "07_what_makes_it_work", "03_which_neurons_matter",
+    "00_start_here", "test_run_all", "test_processes", "test_protocols", "test_miniature",
+    "test_evaluation", "test_resume", "test_pruning", "test_released", "test_erasing",
+    "test_baselines", "test_choosing", "test_editing",
 )  # fmt: skip
 
 
