@@ -1,18 +1,36 @@
 """Settings that pytest and nbval share."""
 
+from collections import Counter
+from pathlib import Path
+
 # What takes longest, in this order: two processes that take a file at a time then end together.
+# How long each took stands at the end of a run.
 LONGEST = (
     "08_raise_the_ceiling", "05_evaluation", "06_against_baselines", "09_forgotten_or_hidden",
     "02_a_model_that_knows", "10_text_alone", "04_pruning", "11_not_only_people",
-    "12_the_real_thing", "test_exercises", "07_what_makes_it_work", "03_which_neurons_matter",
-    "00_start_here", "test_run_all", "test_processes", "test_protocols", "test_miniature",
-    "test_evaluation", "test_resume", "test_pruning", "test_released", "test_erasing",
-    "test_baselines", "test_choosing", "test_editing",
+    "12_the_real_thing", "test_exercises", "test_take_with_you", "07_what_makes_it_work",
+    "03_which_neurons_matter", "test_run_all", "test_cuda", "00_start_here", "test_colab",
+    "test_processes", "test_protocols", "test_miniature", "test_evaluation", "test_resume",
+    "test_pruning", "test_released", "test_erasing", "test_baselines", "test_choosing",
+    "test_editing", "test_lens", "test_gpu_shapes", "test_course", "test_explorer_in_browser",
+    "test_environment",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """After many files, the seconds of those that took longest: the order of LONGEST."""
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):
+                seconds[Path(report.nodeid.split("::")[0]).stem] += report.duration
+    if len(seconds) > 10:
+        shown = ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.most_common(40))
+        terminalreporter.write_line(f"seconds: {shown}")
 
 
 def pytest_collectstart(collector):

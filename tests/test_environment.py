@@ -10,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -241,6 +242,28 @@ def test_setup_cell_draws_inline_whatever_the_shell_says(bare_clone):
 def test_what_is_begun_first_is_there():
     first = runpy.run_path(str(ROOT / "conftest.py"))["LONGEST"]
     assert set(first) <= {path.stem for folder in ("notebooks", "tests") for path in (ROOT / folder).iterdir()}
+    assert len(set(first)) == len(first)
+
+
+def test_a_long_run_says_which_files_took_long():
+    """Tests and cells of notebooks alike, setup included; whatever else pytest counts has no duration."""
+    lines = []
+    reports = [SimpleNamespace(nodeid=f"tests/test_{n}.py::test[a::b]", duration=float(n)) for n in range(12)]
+    again = SimpleNamespace(nodeid="notebooks/03_x.ipynb::Cell 0", duration=20.4)
+    stats = {"": [again, *reports], "passed": [again], "warnings": [SimpleNamespace(nodeid="tests/test_1.py")]}
+    summary = runpy.run_path(str(ROOT / "conftest.py"))["pytest_terminal_summary"]
+    summary(SimpleNamespace(stats=stats, write_line=lines.append))
+    assert len(lines) == 1 and lines[0].startswith("seconds: 03_x 41, test_11 11, test_10 10")
+    summary(SimpleNamespace(stats={"passed": reports[:3]}, write_line=lines.append))
+    assert len(lines) == 1  # of few files it is seen without
+
+
+def test_tests_and_notebooks_are_one_queue():
+    """With one leg after the other a core waits at the end of each."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipes = re.findall(r"^test(?:-portable)?: .*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert [recipe.count("BOTH_CORES") for recipe in recipes] == [1, 2]
+    assert all(recipe.splitlines()[0].endswith("$(BOTH_CORES) tests notebooks") for recipe in recipes)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of x86")
