@@ -28,7 +28,7 @@ READY := .venv/.installed
 PY := .venv/bin/python
 # The bundled miniature needs no network; progress bars would end up in stored outputs. Every notebook is a process of its
 # own: they read the package's bytecode, and do not compile it again, whatever the shell says. Large tensors in huge pages
-# (Linux, where the system lends them) are a tenth faster, with the same bits.
+# (Linux, where the system lends them) are up to a tenth faster, with the same bits.
 RUN := env PYTHONDONTWRITEBYTECODE= THP_MEM_ALLOC_ENABLE=1 TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 \
        TRANSFORMERS_VERBOSITY=error
 NBVAL := -m pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
