@@ -176,5 +176,5 @@ def label_points(
             label, point, xytext=shift, textcoords="offset points", va="center",
             ha="left" if right > 0 else "right" if right < 0 else "center", annotation_clip=False,
             arrowprops=lead if distance > 13 else None, in_layout=False, zorder=5,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            path_effects=[withStroke(linewidth=3.5, foreground="white")],
         )  # fmt: skip
