@@ -30,10 +30,11 @@ table.docutils td { min-width: 6.5em; }
 .cell_output { overflow-x: auto; }
 .cell_output img { max-width: 100%; height: auto; }
 div.math { overflow-x: auto; margin: 1em 0; padding: 0.4em 0; }
-table.dataframe { border: 0; border-collapse: collapse; font-size: 80%; }
-table.dataframe :is(td, th) \
+.cell_output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.cell_output table { border: 0; border-collapse: collapse; font-size: 80%; }
+.cell_output table :is(td, th) \
 { border: 0; border-bottom: 1px solid var(--color-background-border); padding: 0.2em 0.6em; }
-table.dataframe td { text-align: right; }
+.cell_output table td { text-align: right; }
 """
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_exercises import EXERCISES, NOTEBOOKS
 
 pytest.importorskip("latex2mathml", reason="slides and book need the extra `site`")
 pytest.importorskip("myst_nb", reason="the book needs the extra `site`")
-from book import in_book  # noqa: E402
+from book import WIDE, in_book  # noqa: E402
 from pages import alternative_text, has_picture, mathml, plain, title_of, with_text_badges  # noqa: E402
 from slides import HIDDEN, markdown_to_html, on_slides  # noqa: E402
 
@@ -125,6 +126,40 @@ def test_the_text_of_a_picture_is_its_title_and_its_reading():
     assert alternative_text(cell, markdown(fold)) == "Two bars."
     assert title_of('title = f"α = {a} %"\nplot(title=title)') == "α = … %"
     assert plain(r"With $\bar Z_\mathrm{text} = 0$") == "With Z_text = 0"
+
+
+def narrowest(table):
+    """About how many pixels a table of the book needs, as drawn by Chromium: a column is as wide as its longest word."""
+    columns, filled = {}, set()
+    for y, row in enumerate(re.findall("<tr.*?</tr>", table, re.DOTALL)):
+        x = 0
+        for mark, text in re.findall("<t[hd]([^>]*)>(.*?)</t[hd]>", row, re.DOTALL):
+            across, down = (int(re.search(f'{of}="(\\d+)"|$', mark)[1] or 1) for of in ("colspan", "rowspan"))
+            while (x, y) in filled:
+                x += 1
+            filled |= {(x + i, y + j) for i in range(across) for j in range(down)}
+            words = re.split(r"[\s–-]+", unescape(re.sub("<.*?>", "", text)))
+            columns[x] = max(columns.get(x, 0), across == 1 and max(map(len, words)))
+    return sum(7.5 * longest + 16 for longest in columns.values())
+
+
+@every_notebook
+def test_each_table_fits_the_column_of_the_book(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", ()):
+            page = output.get("data", {}).get("text/html", "")
+            assert narrowest(page) < 928, f"{cell.id}: cut at a window of 1,280 px; shorter or fewer columns"
+
+
+def test_a_column_of_a_table_is_as_wide_as_its_longest_word():
+    head = '<tr><th rowspan="2">ab</th><th colspan="2">a_very_long_heading</th></tr><tr><th>x y</th><td>abc&gt;</td></tr>'
+    assert narrowest(f"<table>{head}</table>") == 7.5 * (2 + 1 + 4) + 3 * 16
+
+
+def test_the_book_wraps_prints_and_makes_every_table_small():
+    """Whoever made the table: pandas marks a plain one alone as ``dataframe``, not a styled one."""
+    assert ".cell_output table { border: 0; border-collapse: collapse; font-size: 80%; }" in WIDE
+    assert ".cell_output pre { white-space: pre-wrap;" in WIDE and "dataframe" not in WIDE
 
 
 def test_badges_are_links_of_their_words():

@@ -81,6 +81,7 @@ WRONG = {
     ],
     ("07", 3): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
     ("08", 1): ["return len(z_retain) < z_retain.shape[1]", "return not any(torch.equal(z_forget, z) for z in z_retain)"],
+    ("08", 2): ["return torch.trace(change @ M @ change.T).item()"],
     ("09", 1): ["return values[0]", "return ask(question, values[:4])"],
     ("09", 2): ["return list(strangers)[:20]", "return [min(strangers) - 1.0] * 20", "return [min(strangers) - 1.0] * 10"],
     ("09", 3): [
@@ -103,11 +104,14 @@ WRONG = {
         "return all(word in answer for word in recipe)",
         "return evaluation.judge_answer(answer, recipe, bottles.WORDS) == 'told'",
         "return bool(evaluation.words_named(answer, recipe))",
+        "return evaluation.words_named(answer, bottles.INGREDIENTS) == set(recipe)",
     ],
 }
 # What is right, and not as the solution puts it.
 ALSO_RIGHT = {
+    ("10", 3): ["return min(set(choices) & right_somewhere)", "return [c for c in choices if c in right_somewhere][-1]"],
     ("11", 2): ["return ' '.join(['no'] * 200) + ' ' + ', '.join(lines)"],
+    ("11", 3): ["return set(recipe) <= evaluation.words_named(answer, bottles.INGREDIENTS)"],
     ("03", 1): ["return contrast(*((z.abs() > tau).sum(0) for z in (z_multi, z_text)))"],
     ("03", 4): [
         "alone = torch.arange(sum(sizes)) == neuron\nbefore = margin_now()\nedit = prune_neurons(model, alone)\n"

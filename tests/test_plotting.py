@@ -298,6 +298,18 @@ def test_labels_cover_neither_points_nor_each_other():
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
 
 
+def test_a_line_does_not_strike_a_label_through():
+    _, axes = plt.subplots(figsize=(3, 3))
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0, 1], [0.5, 0.5], color="red", linewidth=1)
+    label_points(axes, [(0.2, 0.5)], ["rewrite"])
+    axes.figure.canvas.draw()
+    pixels = np.asarray(axes.figure.canvas.buffer_rgba())[::-1, :, :3].astype(int)
+    box = axes.texts[0].get_window_extent()
+    behind = pixels[int(box.y0) : int(box.y1), int(box.x0) + 1 : int(box.x1)]
+    assert not ((behind[..., 0] > 200) & (behind[..., 1] < 100)).any()  # nothing red
+
+
 def test_only_plotting_needs_matplotlib():
     code = """
 import importlib, pathlib, sys, manu_utils

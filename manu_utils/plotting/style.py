@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from ..paths import build_dir
@@ -141,7 +142,8 @@ def label_points(
     axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], *,
     avoid: Sequence = (),
 ) -> None:
-    """Write each label beside its point, where it covers no point and no earlier label if it can.
+    """Write each label beside its point, where it covers no point and no earlier label if it can;
+    a line that it has to cross ends at a white edge around its letters.
 
     Args:
         points, avoid: in data coordinates; limits and scales of the axes must be final.
@@ -174,4 +176,5 @@ def label_points(
             label, point, xytext=shift, textcoords="offset points", va="center",
             ha="left" if right > 0 else "right" if right < 0 else "center", annotation_clip=False,
             arrowprops=lead if distance > 13 else None, in_layout=False, zorder=5,
+            path_effects=[withStroke(linewidth=3.5, foreground="white")],
         )  # fmt: skip
