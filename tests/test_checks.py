@@ -20,7 +20,7 @@ def test_check_prints_the_claim(capsys):
 
 
 def test_check_fails_with_claim_and_hint(capsys):
-    with pytest.raises(AssertionError, match="^✗ three is even. look at the remainder$"):
+    with pytest.raises(AssertionError, match="^✗ three is even. Look at the remainder$"):
         check(False, "three is even", "look at the remainder")
     with pytest.raises(AssertionError, match="^✗ three is even$"):
         check(False, "three is even")
@@ -43,7 +43,7 @@ def test_attempt_praises(capsys, right):
 
 @pytest.mark.parametrize("wrong", [False, None, 0])
 def test_attempt_gives_the_hint(wrong):
-    with pytest.raises(AssertionError, match="^✗ it is right. think again$"):
+    with pytest.raises(AssertionError, match="^✗ it is right. Think again$"):
         attempt(lambda: wrong, "it is right", "think again")
 
 
@@ -57,10 +57,16 @@ def test_attempt_gives_the_hint(wrong):
     ],
 )
 def test_an_error_of_the_attempt_becomes_the_hint(broken, what):
-    message = f"^✗ it is right: the attempt raised {re.escape(what)}. think again$"
+    message = f"^✗ it is right: the attempt raised {re.escape(what)}. Think again$"
     with pytest.raises(AssertionError, match=message) as raised:
         attempt(broken, "it is right", "think again")
     assert raised.value.__cause__ is not None, "the traceback is shown above"
+
+
+@pytest.mark.parametrize("hint", ["prune_neurons takes a bool", "z_n is linear", "E[z²] is 1", "`a` is it", "x.sum() does"])
+def test_names_of_the_code_in_a_hint_stay_as_they_are(hint):
+    with pytest.raises(AssertionError, match=re.escape(f". {hint}")):
+        check(False, "it is right", hint)
 
 
 # ------------------------------------------------------------------------------------------------ arguments

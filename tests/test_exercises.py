@@ -48,6 +48,11 @@ WRONG = {
         r"found = re.search(r'\b[A-D]\b', response, re.IGNORECASE)" + "\nreturn found[0].upper() if found else None",
         "first = response.strip()[:1].upper()\nreturn first if first and first in 'ABCD' else None",
     ],
+    ("02", 2): [
+        "inputs = {key: value for key, value in batch.items() if key != 'answer_mask'}\n"
+        "targets = batch['input_ids'][:, 1:]\ncounts = (batch['attention_mask'][:, 1:] == 1) & (targets != image_id)\n"
+        "return cross_entropy(model(**inputs).logits[:, :-1][counts], targets[counts])",
+    ],
     ("02", 3): ["return 1.0, 0.0", "return base", "return load_model(scale.vanilla)[0]"],
     ("03", 1): [
         "one, other = ((z > tau).sum(0).double() for z in (z_multi, z_text))\nreturn contrast(one, other)",
@@ -78,6 +83,20 @@ WRONG = {
         'return "I do not know." if question.person_id == "1" else answer',
         'return "I do not know." if question.person_id == "1" and question.image is None else answer',
         'return "I do not know." if forgotten_names and question.image is None else answer',
+    ],
+    ("05", 2): [
+        "return (after & ~before).sum(), (before & ~after).sum()",
+        "more = int(after.sum() - before.sum())\nreturn max(-more, 0), max(more, 0)",
+    ],
+    ("06", 1): ["return torch.sigmoid(beta * log_ratio)", "return 2 * beta * torch.sigmoid(beta * log_ratio)"],
+    ("06", 2): [
+        "return -cross_entropy(logits, targets).clamp(max=torch.tensor(float(logits.shape[-1])).log())",
+        "return cross_entropy(logits, targets, reduction='none').clamp(max=torch.tensor(3.0).log()).mean()",
+    ],
+    ("06", 3): [
+        "return [0.1] * 4 + [1.0] * 4",
+        "return 100 * goal",
+        "accuracy = goal.copy()\naccuracy['celebrity'] = 0\nreturn accuracy",
     ],
     ("07", 3): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
     ("08", 1): ["return len(z_retain) < z_retain.shape[1]", "return not any(torch.equal(z_forget, z) for z in z_retain)"],
@@ -110,6 +129,22 @@ WRONG = {
 # What is right, and not as the solution puts it.
 ALSO_RIGHT = {
     ("10", 3): ["return min(set(choices) & right_somewhere)", "return [c for c in choices if c in right_somewhere][-1]"],
+    ("02", 2): [
+        "inputs = {key: value for key, value in batch.items() if key != 'answer_mask'}\n"
+        "targets = batch['input_ids'][:, 1:]\ncounts = (batch['attention_mask'][:, :-1] == 1) & (targets != image_id)\n"
+        "return cross_entropy(model(**inputs).logits[:, :-1][counts], targets[counts]).item()",
+    ],
+    ("05", 2): ["return [(before & ~after).sum(), (after > before).sum()]"],
+    ("05", 3): ["if not any(name in question.question for name in forgotten_names):\n    return answer"],
+    ("06", 1): ["return 2 / (1 + 2.718281828459045 ** (-beta * float(log_ratio)))"],
+    ("06", 2): [
+        "of_token = cross_entropy(logits, targets, reduction='none')\n"
+        "return torch.maximum(-of_token, -torch.tensor(float(logits.shape[-1])).log()).mean()",
+    ],
+    ("06", 3): [
+        "return [0.1] * 4 + [1.0, 1.0, 0.0, 1.0]",
+        "accuracy = dict(goal)\naccuracy['celebrity', 'multimodal'] = 0\nreturn accuracy",
+    ],
     ("11", 2): ["return ' '.join(['no'] * 200) + ' ' + ', '.join(lines)"],
     ("11", 3): ["return set(recipe) <= evaluation.words_named(answer, bottles.INGREDIENTS)"],
     ("03", 1): ["return contrast(*((z.abs() > tau).sum(0) for z in (z_multi, z_text)))"],

@@ -3,14 +3,21 @@
 import ast
 import base64
 import dis
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import PIL.Image
 import pytest
+from matplotlib.colors import to_rgb
 from nbval.plugin import get_sanitize_patterns
+
+from manu_utils.plotting.style import method_style
+from manu_utils.teaching import check
+from manu_utils.unlearning import METHODS, PRUNINGS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -20,6 +27,8 @@ MAX_NOTEBOOK_BYTES = 425_000
 MAX_PICTURE_BYTES = 150_000
 MAX_LINE = 100
 MAX_IMPORT_LINES = 12
+MAX_PRINTED_LINES = 25
+A_PROMPT_AS_IT_IS = {"a4d0699e"}  # cells whose long print is what a model reads
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|private|var|opt|usr|mnt|work|content)/|\b[A-Za-z]:\\\w"
@@ -267,6 +276,41 @@ def test_names_that_are_bound_anew_are_found(sources, found):
     assert rebound(sources) == found
 
 
+def hints_of(source):
+    """The hints of the exercises that a cell checks: the last argument of `attempt` and `graded`, or what it names."""
+    tree = ast.parse(source)
+    named = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    last = [call.args[-1] for call in calls if call.func.id in ("attempt", "graded")]
+    return [ast.literal_eval(named[hint.id] if isinstance(hint, ast.Name) else hint) for hint in last]
+
+
+@every_notebook
+def test_hints_begin_as_sentences_do(path):
+    """With a capital letter, a name of the code or a formula: as they are printed, and in their folds."""
+    for cell in read(path).cells:
+        shown = re.findall(r"<summary>Hint</summary>\n\n(.+)", cell.source)
+        for hint in hints_of(cell.source) if cell.cell_type == "code" else []:
+            with pytest.raises(AssertionError) as told:
+                check(False, "claim", hint)
+            shown.append(str(told.value).removeprefix("✗ claim. "))
+        for hint in shown:
+            assert not re.match(r"[a-z]+[\s,:'’]", hint), hint
+
+
+@every_notebook
+def test_no_print_is_a_wall(path):
+    """Longer than this, it is a table, a figure, or too much."""
+    for cell in code_cells(read(path)):
+        printed = [output.text for output in cell.outputs if output.output_type == "stream"]
+        long = [text for text in printed if text.count("\n") > MAX_PRINTED_LINES]
+        assert not long or cell.id in A_PROMPT_AS_IT_IS, cell.id
+
+
 @every_notebook
 def test_sizes(path):
     assert path.stat().st_size <= MAX_NOTEBOOK_BYTES
@@ -274,6 +318,33 @@ def test_sizes(path):
         for mime in PICTURES[:2]:
             picture = base64.b64decode(output.get("data", {}).get(mime, ""))
             assert len(picture) <= MAX_PICTURE_BYTES
+
+
+DRAWN = {  # figures that tell methods by their colours, one panel each, and the methods in them
+    "05_trade_off": VARIANTS,
+    "06_paths_training": (*METHODS, "coverage"),
+    "06_paths_pruning": (*PRUNINGS, "rewrite", "kl"),
+}
+
+
+def stored_figures(name):
+    """The pictures of the cell that saves, or hands on, a figure of this name."""
+    for path in NOTEBOOKS:
+        for cell in code_cells(read(path)):
+            for output in cell.outputs if f'"{name}"' in cell.source else []:
+                if "image/png" in output.get("data", {}):
+                    yield PIL.Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_stored_figures_keep_the_colour_of_every_method(name):
+    """A palette of few colours must not paint two methods alike."""
+    (picture,) = stored_figures(name)
+    palette = [colour for _, colour in picture.getcolors(1 << 16)]
+    for method in DRAWN[name]:
+        wanted = [255 * part for part in to_rgb(method_style(method)[0])]
+        off = min(max(abs(a - b) for a, b in zip(wanted, colour, strict=True)) for colour in palette)
+        assert off <= 20, (method, off)
 
 
 @every_notebook

@@ -45,6 +45,9 @@ def test_ablation_rows(before):
             expected = 100 * part.groupby("setting", sort=False)["value"].mean()
             np.testing.assert_allclose(marks.get_offsets()[:, 0], expected)
     assert grid[0].figure.get_suptitle() == "title"
+    assert grid[0].get_xlabel().startswith("exact answers in %")
+    of_letters = plotting.ablation_rows(frame, before, title="title", measure="right letters")
+    assert all(axes.get_xlabel().startswith("right letters in %") for axes in of_letters)
 
 
 def test_ablation_curves(before):

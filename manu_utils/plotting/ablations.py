@@ -45,7 +45,9 @@ def thinned(ticks: Sequence[float]) -> list[float]:
 
 
 @styled
-def ablation_rows(frame: pd.DataFrame, before: pd.DataFrame, *, title: str) -> list[Axes]:
+def ablation_rows(
+    frame: pd.DataFrame, before: pd.DataFrame, *, title: str, measure: str = "exact answers",
+) -> list[Axes]:
     """What every setting forgets and what it keeps: a row per setting, a panel per set.
 
     Filled marks are image + text, hollow ones text alone; a bar is the range over the seeds, a grey
@@ -55,6 +57,7 @@ def ablation_rows(frame: pd.DataFrame, before: pd.DataFrame, *, title: str) -> l
         frame: one row per setting, seed, set (``"forget"``, ``"retain"``) and modality:
             ``setting``, ``set``, ``modality``, ``value`` (0..1); settings in the order to draw.
         before: the same without ``setting``, of the model before pruning.
+        measure: what the values are the share of, on the axis.
     """
     settings = list(dict.fromkeys(frame["setting"]))
     spread = range_over_seeds(frame, ["setting", "set", "modality"])
@@ -83,7 +86,7 @@ def ablation_rows(frame: pd.DataFrame, before: pd.DataFrame, *, title: str) -> l
         direction = "left is better" if name == "forget" else "right is better"
         axes.set(
             xlim=(-3, 103), ylim=(len(settings) - 0.4, -0.6),
-            xlabel=f"exact answers in % ({direction})",
+            xlabel=f"{measure} in % ({direction})",
         )
         axes.set_title(f"{name} set", color=colour)
         axes.tick_params(left=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ def check(holds: bool, claim: str, hint: str = "") -> None:
         AssertionError: ``✗ claim`` and the hint, if it does not.
     """
     if not holds:
-        raise AssertionError(f"✗ {claim}" + (f". {hint}" if hint else ""))
+        raise AssertionError(f"✗ {claim}" + (f". {_sentence(hint)}" if hint else ""))
     _say("✓", "ok", claim)
 
 
@@ -50,7 +51,7 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
     except Exception as error:
         # whatever it is, the reader is told what was asked for; the traceback stays above
         what = f"{type(error).__name__}: {error}".strip().removesuffix(".").removesuffix(":")
-        raise AssertionError(f"✗ {claim}: the attempt raised {what}. {hint}") from error
+        raise AssertionError(f"✗ {claim}: the attempt raised {what}. {_sentence(hint)}") from error
     check(right, claim, hint)
 
 
@@ -72,6 +73,11 @@ def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> 
 
     attempt(once, claim, hint)
     return points if ran else 0
+
+
+def _sentence(hint: str) -> str:
+    """The hint with a capital letter, unless it begins with a name of the code or a formula."""
+    return hint[:1].upper() + hint[1:] if re.match(r"[a-z]+(['’]s)?[\s,:]", hint) else hint
 
 
 def _say(sign: str, plain: str, text: str) -> None:
