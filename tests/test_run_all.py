@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -15,10 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import PIL.Image
 import pytest
+from nbval.plugin import get_sanitize_patterns
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "notebooks"
+TESTS = Path(__file__).resolve().parent
+SCRIPTS = TESTS.parent / "notebooks"
 FIGURE = "import matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()"
 NOTEBOOKS = {
     "00_good": [
@@ -210,6 +214,21 @@ def test_a_stored_figure_has_its_text_alternative_and_its_rare_colours():
     assert notebook.cells[2].outputs[0].metadata == {}
     stored = PIL.Image.open(io.BytesIO(base64.b64decode(notebook.cells[0].outputs[0].data["image/png"]))).convert("RGB")
     assert max(abs(one - other) for one, other in zip(stored.getpixel((50, 100)), (123, 63, 0), strict=True)) < 20
+
+
+def test_a_stored_table_is_short_and_compares_as_what_pandas_makes():
+    """Tables are most of what a notebook weighs beside its figures; strict nbval must take the short form for the long."""
+    numbers = pd.DataFrame({("forget", "a b"): [1.0, 2.0], ("retain", "c"): [3.0, 4.0]}, index=["x", "y"]).rename_axis("name")
+    long = numbers._repr_html_()
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("execute_result", {"text/html": long})])
+    runpy.run_path(str(SCRIPTS / "run_all.py"))["clean"](nbformat.v4.new_notebook(cells=[cell]))
+    short = cell.outputs[0].data["text/html"]
+    assert len(short) < len(long) / 2
+    assert [line[:3] for line in short.splitlines()] == ["<di", *5 * ["<tr"]]
+    assert re.findall(r">([^<\n]+)<", short) == re.findall(r">([^<\n]+)<", long)  # every header and number
+    for pattern, replacement in get_sanitize_patterns((TESTS / "nbval_sanitize.cfg").read_text(encoding="utf-8")):
+        short, long = (re.sub(pattern, replacement, html) for html in (short, long))
+    assert short == long
 
 
 def test_a_widget_is_not_stored_but_the_picture_in_its_place_is():
