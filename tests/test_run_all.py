@@ -198,6 +198,7 @@ def test_good_notebook_is_stored_without_volatile_metadata(run):
 def test_a_stored_figure_has_its_text_alternative_and_its_rare_colours():
     picture = PIL.Image.effect_noise((200, 200), 60).convert("RGB")
     picture.paste((123, 63, 0), (0, 100, 200, 101))  # a thin line
+    picture.paste((176, 176, 176), (0, 150, 200, 200))  # an area
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
@@ -214,6 +215,7 @@ def test_a_stored_figure_has_its_text_alternative_and_its_rare_colours():
     assert notebook.cells[2].outputs[0].metadata == {}
     stored = PIL.Image.open(io.BytesIO(base64.b64decode(notebook.cells[0].outputs[0].data["image/png"]))).convert("RGB")
     assert max(abs(one - other) for one, other in zip(stored.getpixel((50, 100)), (123, 63, 0), strict=True)) < 20
+    assert stored.getpixel((50, 180)) == (176, 176, 176)
 
 
 def test_a_stored_table_is_short_and_compares_as_what_pandas_makes():
