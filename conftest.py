@@ -8,8 +8,9 @@ from pathlib import Path
 LONGEST = (
     "08_raise_the_ceiling", "05_evaluation", "06_against_baselines", "09_forgotten_or_hidden",
     "02_a_model_that_knows", "10_text_alone", "04_pruning", "11_not_only_people",
-    "12_the_real_thing", "test_exercises", "test_take_with_you", "07_what_makes_it_work",
-    "03_which_neurons_matter", "test_run_all", "test_cuda", "00_start_here", "test_colab",
+    "12_the_real_thing", "test_exercises", "test_take_with_you", "07b_whose_neurons",
+    "07_paper_and_code", "03_which_neurons_matter", "test_run_all", "test_cuda",
+    "00_start_here", "test_colab",
     "test_processes", "test_protocols", "test_miniature", "test_evaluation", "test_resume",
     "test_pruning", "test_released", "test_erasing", "test_baselines", "test_choosing",
     "test_editing", "test_lens", "test_gpu_shapes", "test_course", "test_explorer_in_browser",

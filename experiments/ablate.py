@@ -1,4 +1,4 @@
-"""Every ablation of notebook 07, as one tidy CSV: one thing is changed, and all else stays.
+"""Every ablation of notebooks 07 and 07b, as one tidy CSV: one thing is changed, all else stays.
 
     python experiments/ablate.py                  # the bundled model
     python experiments/ablate.py --model build/dense --name dense

@@ -1,4 +1,4 @@
-"""The planted twin of notebook 07: its neurons per person are known, so a choice has precision and
+"""The planted twin of notebook 07b: its neurons per person are known, so a choice has precision and
 recall.
 """
 

@@ -1,4 +1,4 @@
-"""The sweep of notebook 07: its units are distinct, ways agree where they should, a killed run goes
+"""The sweep of notebooks 07 and 07b: its units are distinct, ways agree where they should, a killed run goes
 on, and precision and recall are what they say.
 """
 

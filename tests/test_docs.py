@@ -15,15 +15,16 @@ from manu_utils import unlearning
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOTEBOOKS = {p.name[:2]: nbformat.read(p, as_version=4) for p in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+FILES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+NOTEBOOKS = {path.stem.split("_")[0]: nbformat.read(path, as_version=4) for path in FILES}  # "07", "07b"
 SOURCE = {number: "\n".join(cell.source for cell in notebook.cells) for number, notebook in NOTEBOOKS.items()}
 PROSE = {
     number: "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for number, notebook in NOTEBOOKS.items()
 }
 TITLES = {number: re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE) for number, text in PROSE.items()}
-PIECES = re.split(r"^### (?=\d\d · )|^## ", GUIDES["instructor"], flags=re.MULTILINE)
-PARTS = {piece[:2]: piece for piece in PIECES if piece[:2].isdigit()}  # of each notebook, its title first
+PIECES = re.split(r"^### (?=\d\d[a-z]? · )|^## ", GUIDES["instructor"], flags=re.MULTILINE)
+PARTS = {piece.split(" · ")[0]: piece for piece in PIECES if piece[:2].isdigit()}  # of each notebook, its title first
 every_part = pytest.mark.parametrize("number", NOTEBOOKS)
 
 
@@ -53,9 +54,10 @@ def test_sections_named_by_number_exist():
     """`03 §1, §5` and the like: the section is one of the notebook that was named last in the line."""
     found, part = 0, ""
     for line in GUIDES["instructor"].splitlines():
-        part = line[4:6] if re.match(r"### \d\d · ", line) else "" if line.startswith("## ") else part
+        title = re.match(r"### (\d\d[a-z]?) · ", line)
+        part = title[1] if title else "" if line.startswith("## ") else part
         number = part
-        for notebook, section in re.findall(r"(?<![\d:])(0\d|1[0-2])(?!:\d|\d|%)|§(\d+)", line):
+        for notebook, section in re.findall(r"(?<![\d:])((?:0\d|1[0-2])b?)(?!:\d|\d|%)|§(\d+)", line):
             number = notebook or number
             if section:
                 found += 1
@@ -65,19 +67,19 @@ def test_sections_named_by_number_exist():
 
 def test_figures_cells_and_commands_exist():
     text = GUIDES["instructor"]
-    for figure in re.findall(r"`(\d\d_[a-z_]+)`", text):
-        assert f'"{figure}"' in SOURCE[figure[:2]], figure
+    for figure in re.findall(r"`(\d\d[a-z]?_[a-z_]+)`", text):
+        assert f'"{figure}"' in SOURCE[figure.split("_")[0]], figure
     ids = {number: {cell.id for cell in notebook.cells} for number, notebook in NOTEBOOKS.items()}
     for item in re.findall(r"^\d\. \*\*.*?(?=^\d\. \*\*|^## )", text, re.MULTILINE | re.DOTALL):
-        mentioned = set(re.findall(r"\b(0\d)\b", item))
-        cells = re.findall(r"\(?(?:cell|0\d, cell)\s+`([\w-]+)`", item)
+        mentioned = set(re.findall(r"\b(0\d[a-z]?)\b", item))
+        cells = re.findall(r"\(?(?:cell|0\d[a-z]?, cell)\s+`([\w-]+)`", item)
         assert cells and all(any(cell in ids[number] for number in mentioned) for cell in cells), cells
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z-]+)", "".join(GUIDES.values()))) <= set(targets)
 
 
 def test_minutes_are_those_of_readme_and_notebooks():
-    rows = [cells_of(line) for line in GUIDES["instructor"].splitlines() if re.match(r"\| \d\d \| \d", line)]
+    rows = [cells_of(line) for line in GUIDES["instructor"].splitlines() if re.match(r"\| \d\d[a-z]? \| \d", line)]
     assert [row[0] for row in rows] == list(NOTEBOOKS)
     for number, seconds, reading, exercises in rows:
         assert re.search(rf"^\| \[{number} [^|]*\|[^|]*\| {seconds} \|", README, re.MULTILINE), number
@@ -94,7 +96,7 @@ def test_numbers_are_shown_by_the_notebook(number):
     values = {float(value.replace(",", "")) for value in re.findall(r"(?<![\w.])\d[\d,]*\.?\d*|\.\d+", shown)}
     values |= {100 * value for value in values if value <= 1}
     said = "\n".join(line for line in PARTS[number].splitlines()[1:] if not line.startswith("|"))
-    said = re.sub(r"`[^`]*`|\bnotebook \d\d\b", "", said)
+    said = re.sub(r"`[^`]*`|\bnotebook \d\d[a-z]?\b", "", said)
     for text in re.findall(r"(?<![\w.])\d[\d,]*\.?\d*(?![\w])|(?<![\w])\.\d+", said):
         value, digits = float(text.rstrip(".,").replace(",", "")), len(text.rstrip(".,").partition(".")[2])
         if value >= 10 or digits:

@@ -98,7 +98,10 @@ WRONG = {
         "return 100 * goal",
         "accuracy = goal.copy()\naccuracy['celebrity'] = 0\nreturn accuracy",
     ],
-    ("07", 3): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
+    ("07", 1): ["return k / n", "return k / (2 * n)"],
+    ("07", 2): ["return ([0.01, 0.01], [0.0, 0.0]), ([0.0, 0.0], [0.0, 0.0])"],
+    ("07b", 1): ["return statistics.total_abs / statistics.counts()", "return -statistics.total_squares"],
+    ("07b", 2): ["return 1.0, min(budget, 1.0)", "return 1 / budget, budget", "return min(1.0, 1 / budget), 1.0"],
     ("08", 1): ["return len(z_retain) < z_retain.shape[1]", "return not any(torch.equal(z_forget, z) for z in z_retain)"],
     ("08", 2): ["return torch.trace(change @ M @ change.T).item()"],
     ("09", 1): ["return values[0]", "return ask(question, values[:4])"],
@@ -232,7 +235,7 @@ def each_answer_of(table):
     """Parametrizes a test by notebook, setup cells, the stub with an answer of the table as its body, and the check."""
     found = []
     for path, number, setup, stub, check, _ in EXERCISES:
-        for body in table.get((path.stem[:2], number), []):
+        for body in table.get((path.stem.split("_")[0], number), []):
             indented = body.replace("\n", "\n    ")
             answer = STUB.sub(lambda _, text=indented: text, stub)
             found.append(pytest.param(path, setup, answer, check, id=f"{path.stem}-{number}"))

@@ -1,4 +1,4 @@
-"""The figures of notebook 07 draw the rows that they are given."""
+"""The figures of notebooks 07 and 07b draw the rows that they are given."""
 
 import itertools
 
@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from manu_utils import plotting  # noqa: E402
 from manu_utils.plotting.ablations import thinned  # noqa: E402
+from manu_utils.teaching import selectivity  # noqa: E402
 
 MODALITIES = ("multimodal", "text")
 
@@ -111,3 +112,25 @@ def test_found_planted():
     for budget, marks in zip([0.5, 1.0], axes.collections[1::2], strict=True):
         expected = 100 * frame[frame["budget"] == budget].groupby("setting", sort=False)["value"].mean()
         np.testing.assert_allclose(marks.get_offsets()[:, 0], expected)
+
+
+def test_selectivity_is_that_of_the_modality_that_lags():
+    """By hand: seeds averaged, points of forget minus points of retain, the smaller modality; other sets left out."""
+    start = {("forget", "multimodal"): 1.0, ("forget", "text"): 0.9, ("retain", "multimodal"): 0.8, ("retain", "text"): 1.0}
+    before = pd.DataFrame([(*key, value) for key, value in start.items()], columns=["set", "modality", "value"])
+    after = {
+        "z last": [(0.5, 0.2, 0.7, 0.9), (0.3, 0.0, 0.7, 0.7)],  # two seeds: 60 - 10 by image, 80 - 20 by name
+        "a first": [(1.0, 0.9, 0.3, 1.0), (1.0, 0.9, 0.3, 1.0)],  # 0 - 50 by image, 0 - 0 by name
+    }
+    table = [
+        (setting, seed, *key, value)
+        for setting, seeds in after.items()
+        for seed, values in enumerate(seeds)
+        for key, value in zip(start, values, strict=True)
+    ]
+    table.append(("z last", 0, "celebrity", "text", 0.0))
+    frame = pd.DataFrame(table, columns=["setting", "seed", "set", "modality", "value"])
+    found = selectivity(frame, before, ["setting"])
+    assert list(found.index) == ["z last", "a first"]
+    assert found.to_numpy() == pytest.approx([50, -50])
+    assert selectivity(frame.assign(alpha=5.0), before, ["setting", "alpha"])["z last", 5.0] == pytest.approx(50)

@@ -24,7 +24,7 @@ every_last_cell = pytest.mark.parametrize("path", FOUND, ids=lambda path: path.s
 
 
 def test_all_but_the_first_notebook_have_one():
-    assert [path.stem[:2] for path in NOTEBOOKS if path not in FOUND] == ["00"]
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS if path not in FOUND] == ["00"]
 
 
 @every_last_cell

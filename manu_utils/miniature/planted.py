@@ -2,7 +2,7 @@
 
 In the other models nobody knows which neurons hold a fact. Here we do, so a choice of neurons has a
 precision and a recall. It is no evidence about real models, where nobody planted anything. Used in
-notebook 07.
+notebook 07b.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each part of a method does (notebook 07): rows and curves over the seeds of a sweep."""
+"""What each part of a method does (notebooks 07, 07b): rows and curves over a sweep's seeds."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def flow_drawing(*, alpha: float, n_neurons: int, title: str) -> Axes:
     step((38.5, top, 27, height), "02   03", "read the neurons",
          "MANU: importance $I$,\nhow one-sided is a neuron?\nours: attribution $a$,\n"
          "what does it write?")  # fmt: skip
-    step((71, top, 28, height), "04   07", "one score a neuron",
+    step((71, top, 28, height), "04   07   07b", "one score a neuron",
          "forget over retain;\nMANU: $S = I_f\\,/\\,(I_r + ε)$\nours: coverage,\n"
          "fact by fact")  # fmt: skip
     arrow(axes, (32.8, top + height / 2), (38, top + height / 2))

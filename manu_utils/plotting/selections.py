@@ -1,5 +1,5 @@
-"""Which neurons are chosen, who uses them, and what pruning them takes (notebooks 04, 07 and
-08)."""
+"""Which neurons are chosen, who uses them, and what pruning them takes (notebooks 04, 07,
+07b and 08)."""
 
 from __future__ import annotations
 

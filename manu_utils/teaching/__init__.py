@@ -3,8 +3,9 @@
 from .checks import attempt, check, check_for, graded
 from .leaderboard import append_leaderboard
 from .scales import SCALES, Scale, check_room, needs, settings
+from .tables import selectivity
 
 __all__ = [
     "SCALES", "Scale", "append_leaderboard", "attempt", "check", "check_for", "check_room",
-    "graded", "needs", "settings",
+    "graded", "needs", "selectivity", "settings",
 ]  # fmt: skip

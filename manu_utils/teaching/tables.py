@@ -41,3 +41,23 @@ def answers_table(questions: Sequence[Question], answers: dict[str, Sequence[str
             row[name] = f"{'✓' if given[index] == question.answer else '✗'} {given[index]}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def selectivity(rows: pd.DataFrame, before: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Points taken from the forget set minus points taken from the retain set, of the modality
+    where that is less. Derived in notebook 07, section 1.
+
+    Args:
+        rows: exact answers after pruning: ``set`` (``"forget"`` and ``"retain"``), ``modality``,
+            ``value`` (0..1) and the keys; rows that agree in all of these (seeds) are averaged.
+        before: the same of the model before pruning, without the keys.
+        keys: the columns that tell one setting from another.
+
+    Returns:
+        A number per setting, -100..100, in the order of the rows.
+    """
+    left = rows.pivot_table("value", [*keys, "modality"], "set", sort=False)
+    start = before.pivot_table("value", "modality", "set")
+    start = start.loc[left.index.get_level_values("modality")].set_axis(left.index)
+    lost = 100 * (start - left)
+    return (lost["forget"] - lost["retain"]).groupby(keys, sort=False).min()
