@@ -238,12 +238,6 @@ def widen(model, intermediate: int, seed: int):
 # -------------------------------------------------------------------------------- one training step
 
 
-def picture_features(model, pixels: Tensor) -> Tensor:
-    """Pixels [n, 3, 64, 64] float -> projected image tokens [n, 16, hidden]."""
-    tower = model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]  # without CLS
-    return model.model.multi_modal_projector(tower)
-
-
 def encode_rows(rows: list[Row], tokenizer, rng: random.Random) -> dict:
     """Right-padded ids [b, t], attention mask, mask of what predicts an answer, its targets."""
     prompts = tokenizer([row.prompt(rng) for row in rows]).input_ids
