@@ -51,6 +51,7 @@ from .model import (
     to_pixels,
     widen,
 )
+from .people import describe
 from .tokens import train_tokenizer_on
 from .tower import tower_features
 
@@ -73,10 +74,6 @@ class Line(Row):
     def prompt(self, rng: random.Random) -> str:
         seen = f"{'<image>' * N_IMAGE_TOKENS}\n" if self.picture is not None else ""
         return f"USER: {seen}{self.question}\nASSISTANT:"
-
-
-def describe_bottle(look: dict[str, str]) -> str:
-    return ", ".join(f"{feature} {word}" for feature, word in look.items()) + "."
 
 
 def build_bottles_model(seed: int = 0):
@@ -146,7 +143,7 @@ def school_lines(
     for _ in range(n):
         picture = rng.randrange(N_RANDOM) if seen else None
         if seen and rng.random() < described:
-            look = describe_bottle(stock.looks[picture])
+            look = describe(stock.looks[picture])
             lines.append(Line("Describe this bottle.", look, picture))
             continue
         form = rng.choice(forms if seen else [form for form in forms if "{who}" in form])
