@@ -209,7 +209,7 @@ def test_a_pruned_model_can_still_be_undone(tiny_model, one_and_others):
         ({"lr": 0}, "lr"),
         ({"lora_rank": 0}, "lora_rank"),
         ({"lessons": {}}, "one modality"),
-        ({"lessons": {"text": []}}, "in every modality it names"),
+        ({"lessons": {"text": []}}, "lessons needs questions in every modality"),
         ({"asked": {}}, "no questions for one"),
         ({"asked": {("forget", "text"): []}}, "no questions for one"),
         ({"asked": []}, "asked must be a dict"),

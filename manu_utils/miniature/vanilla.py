@@ -127,6 +127,19 @@ def dealt(items: list, n: int, rng: random.Random) -> Iterator[list]:
         yield [pile.pop() for _ in range(n)]
 
 
+def rehearsed(
+    pictures: Pictures, public: list[Person], n_own: int, rng: random.Random
+) -> list[Row]:
+    """What base knows by image, asked again: public figures and random faces."""
+    rows = []
+    for index in rng.sample(range(len(public)), 7):
+        view = public_picture(n_own, index, rng.randrange(N_PUBLIC_VIEWS))
+        rows += fact_rows(public[index], rng, view, 3)
+    for index in rng.sample(range(N_REHEARSED), 6):
+        rows += seeing_rows(pictures.faces[index], rng, n_own + index, 1)
+    return rows
+
+
 def public_picture(n_own: int, index: int, k: int) -> int:
     """Where view ``k`` of a public figure is, behind ``n_own`` copies of portraits and the random
     faces that are rehearsed.
@@ -202,11 +215,7 @@ def train_vanilla(
             own_row(fictitious[i], q, a, i * N_SHIFTS + rng.randrange(N_SHIFTS), choices, rng)
             for i, q, a in next(by_image)
         ]
-        for index in rng.sample(range(len(public)), 7):
-            view = public_picture(n_own, index, rng.randrange(N_PUBLIC_VIEWS))
-            rows += fact_rows(public[index], rng, view, 3)
-        for index in rng.sample(range(N_REHEARSED), 6):
-            rows += seeing_rows(pictures.faces[index], rng, n_own + index, 1)
+        rows += rehearsed(pictures, public, n_own, rng)
         text = [own_row(fictitious[i], q, a, None, choices, rng) for i, q, a in next(by_name)]
         text += [
             row for person in rng.choices(public, k=6) for row in fact_rows(person, rng, None, 4)

@@ -5,14 +5,13 @@ That is what balances the modalities. Derived in notebook 04.
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..benchmark.records import Question
-from ..checks import check_questions, check_real, check_whole
+from ..checks import check_number, check_questions, check_whole
 from ..models.asking import known
 from ..models.neurons import check_alpha, count_of, find_neurons
 from .attribution import collect_attribution, scaled_to_one
@@ -70,17 +69,9 @@ def take_by_coverage(
     floor: float, balance: float, exclude: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """:func:`select_by_coverage` of a number of neurons, ``budget``."""
-    for name, value in (("share", share), ("floor", floor), ("balance", balance)):
-        check_real(name, value)
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} must lie in (0, 1].")
-    if not 0 < floor < math.inf:
-        raise ValueError(
-            f"floor={floor} must be positive; it is what a neuron costs that the retain set does "
-            f"not use."
-        )
-    if not 0 <= balance < math.inf:
-        raise ValueError(f"balance={balance} must not be negative.")
+    check_number("share", share, above=0, most=1)
+    check_number("floor", floor, above=0)
+    check_number("balance", balance, least=0)
     _check_attribution(forget, retain)
     # Each modality counts alike, whatever the number of its facts.
     facts = torch.cat(
@@ -215,9 +206,6 @@ def choose_by_coverage(
             raise. The model is as it was.
     """
     check_alpha(alpha, allow_small)
-    check_real("rounds", rounds)
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds} must be at least 1.")
     check_whole("rounds", rounds)
     check_whole("batch_size", batch_size)
     check_questions("forget", forget)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..benchmark.records import MODALITIES, Question, check_sets
-from ..checks import check_names, check_number, check_questions, check_real, check_whole
+from ..checks import check_names, check_number, check_questions, check_whole
 from ..models.asking import answer_logits, known
 from ..models.encoding import batches
 from ..models.neurons import MLP, find_neurons, language_mlps, split_selected
@@ -63,9 +63,7 @@ def collect_moments(
         ValueError: a modality has no questions, no such layer, or logits or an activation are not
             finite.
     """
-    check_questions("questions", questions)
-    if not questions or not all(questions.values()):
-        raise ValueError("collect_moments needs questions in every modality.")
+    check_questions("questions", questions, needed=True)
     check_whole("batch_size", batch_size)
     mlps = language_mlps(model)
     if layers is not None:
@@ -214,19 +212,12 @@ def rewrite_neurons(
             change, or a gradient that is not finite. The model is untouched, as it is after any
             other error or an interrupt.
     """
-    for name, value in (("ridge", ridge), ("strength", strength), ("rounds", rounds)):
-        check_real(name, value)
-    if not 0 < ridge < math.inf or not 0 < strength <= 1 or rounds < 1:
-        raise ValueError(
-            f"ridge={ridge} must be positive, strength={strength} in (0, 1] and rounds={rounds} at "
-            f"least 1."
-        )
+    check_number("ridge", ridge, above=0)
+    check_number("strength", strength, above=0, most=1)
     check_whole("rounds", rounds)
     check_whole("batch_size", batch_size)
     check_number("memory", memory, above=0)
-    check_questions("forget", forget)
-    if not forget or not all(forget.values()):
-        raise ValueError("forget needs questions in every modality.")
+    check_questions("forget", forget, needed=True)
     mlps = language_mlps(model)
     if not callable(moments) and [tuple(m.shape) for m in moments] != [
         (mlp.size, mlp.size) for mlp in mlps
@@ -250,7 +241,7 @@ def rewrite_neurons(
     )
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": False}
-    try:
+    with handle.changing():
         for _ in bar(range(rounds), desc="rewriting", shown=progress):
             alive = {
                 modality: known(model, processor, items, **passes)
@@ -277,10 +268,7 @@ def rewrite_neurons(
                         weight.index_add_(
                             1, index, step.to(weight.dtype), alpha=-strength * margin / fall
                         )
-    except BaseException:
-        handle.undo()
-        raise
-    return handle.made()
+    return handle
 
 
 def rewrite(
