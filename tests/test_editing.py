@@ -402,9 +402,9 @@ def test_bad_sets_are_named(double_model, questions, moments):
         rewrite(model, processor, questions["forget"], questions["forget"], progress=False)
     with pytest.raises(ValueError, match="retain has no text questions"):
         rewrite(model, processor, questions["forget"], {"multimodal": questions["retain"]["multimodal"]}, progress=False)
-    with pytest.raises(ValueError, match="needs questions in every modality"):
+    with pytest.raises(ValueError, match="must hold questions in every modality"):
         collect_moments(model, processor, {"text": []}, progress=False)
-    with pytest.raises(ValueError, match="forget needs questions in every modality"):
+    with pytest.raises(ValueError, match="forget must hold questions in every modality"):
         rewrite_neurons(model, processor, {"text": []}, moments, progress=False)
     with pytest.raises(ValueError, match="moments are of another model"):
         rewrite_neurons(model, processor, questions["forget"], moments[:1], progress=False)

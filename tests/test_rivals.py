@@ -428,7 +428,7 @@ def test_bad_input_leaves_the_model_alone(model, processor, questions, fishers, 
 
 
 def test_importances_that_cannot_be_used(tiny_model):
-    with pytest.raises(ValueError, match="questions has none"):
+    with pytest.raises(ValueError, match="questions must hold questions in every modality"):
         diagonal_fisher(*tiny_model, {"text": []}, **QUIET)
     other = {"lm_head.weight": torch.ones(1)}
     with pytest.raises(ValueError, match="importances are of another model"):
