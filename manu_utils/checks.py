@@ -113,7 +113,7 @@ def check_questions(name: str, sets, *, needed: bool = False) -> None:
             )
         check_answers(items)
     if needed and not (sets and all(sets.values())):
-        raise ValueError(f"{name} must hold questions in every modality, such as {{'text': [...]}}.")
+        raise ValueError(f"{name} must hold questions in every modality, as in {{'text': [...]}}.")
 
 
 def check_answers(questions: Sequence) -> None:
