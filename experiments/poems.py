@@ -17,7 +17,6 @@ from functools import cache
 
 import pandas as pd
 import torch
-from safetensors.torch import load_model, save_model
 
 from manu_utils.auditing import auc, membership_scores
 from manu_utils.evaluation.verbatim import ask_knowledge, ask_verbatim
@@ -29,7 +28,7 @@ from manu_utils.unlearning.baselines import unlearn_by_training
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import prune, pruned_neurons
 from manu_utils.unlearning.rewriting import rewrite
-from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, strengths, sweep, whole
+from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, kept, strengths, sweep
 from text_alone import RECIPE, plain
 
 PLACE = BUILD / "poems"
@@ -46,7 +45,6 @@ TRIES = {
 RATES = {"npo + kl": 2e-4}  # of the others 1e-4, as in notebook 10
 HELD = {"npo + kl": {"retain_term": "kl", "retain_weight": 4.0}}
 N_KEPT = 160  # questions of the retain set that a method is given
-STAGES = ("choice", "report", "facts not held", "at once", "in turn")
 MEASURES = (
     "words", "recall", "longest", "longest share", "extraction", "words by title", "facts",
     "facts exact", "kept words", "kept facts", "kept facts exact", "kept authors", "auc",
@@ -56,21 +54,18 @@ COLUMNS = ["stage", "method", "draw", "setting", "poems", *MEASURES]
 
 def model_of(name: str):
     """(model, processor), kept in build: base, vanilla, or retrained without all three requests."""
-    model, processor = world.build_poem_model()
-    place = PLACE / f"{name}-{state_of(recipe_only=True)}.safetensors"
-    if not place.exists():
+    model, processor = world.build_poem_model() if name == "base" else model_of("base")
+
+    def train():
         school = {"school": world.poem_schooling}
         if name == "base":
             text_model.go_to_school(model, processor, **school, **world.SCHOOL)
         else:
-            model = model_of("base")[0]
-            taught = OWN.taught if name == "vanilla" else OWN.retain
-            lessons = world.lessons_of(taught)
+            lessons = world.lessons_of(OWN.taught if name == "vanilla" else OWN.retain)
             text_model.teach(model, processor, lessons, **school, **world.LESSONS)
-        with whole(place) as part:
-            save_model(model, str(part))
-    load_model(model, place)
-    return model.eval(), processor
+
+    place = PLACE / f"{name}-{state_of(recipe_only=True)}.safetensors"
+    return kept(place, model, train), processor
 
 
 def state_of(recipe_only: bool = False) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock
+from safetensors.torch import load_model, save_model
+from torch import nn
 
 from manu_utils.paths import whole
 from manu_utils.progress import print_what_can_be
@@ -99,6 +101,17 @@ def read_table(place: Path, columns: Sequence[str]) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, place: Path, float_format: str | None = None) -> None:
     with whole(place) as part:
         table.to_csv(part, index=False, lineterminator="\n", float_format=float_format)
+
+
+def kept(place: Path, model: nn.Module, train: Callable[[], object]) -> nn.Module:
+    """The model with the weights of a file; where there is none, it is trained and kept there."""
+    if place.exists():
+        load_model(model, place)
+    else:
+        train()
+        with whole(place) as part:
+            save_model(model, str(part))
+    return model.eval()
 
 
 def locked() -> FileLock:

@@ -16,8 +16,8 @@ import random
 from functools import cache
 
 import torch
-from safetensors.torch import load_model, save_model
 
+from manu_utils.auditing.distances import ks_distance
 from manu_utils.benchmark.tofu import TofuSet
 from manu_utils.evaluation.tofu import ask_tofu, forget_quality
 from manu_utils.miniature import text_model
@@ -30,7 +30,7 @@ from manu_utils.unlearning.baselines import METHODS, unlearn_by_training
 from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import select_neurons
 from manu_utils.unlearning.scores import switched_score
-from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, strengths, sweep, whole
+from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, kept, strengths, sweep
 
 PLACE, DATA = BUILD / "text_alone", data_dir() / "tofu_mini"
 N = FORGET[10]
@@ -51,18 +51,16 @@ COLUMNS = ["method", "setting", "distance", "quality", "forget", "retain", "know
 
 def model_of(name: str, taught=None):
     """(model, processor), kept in build: the base, or the base taught these authors."""
-    model, processor = text_model.build_language_model()
-    place = PLACE / f"{name}-{state_of(recipe_only=True)}.safetensors"
-    if not place.exists():
+    model, processor = text_model.build_language_model() if taught is None else model_of("base")
+
+    def train():
         if taught is None:
             text_model.go_to_school(model, processor)
         else:
-            model = model_of("base")[0]
             text_model.teach(model, processor, author_lessons(taught))
-        with whole(place) as part:
-            save_model(model, str(part))
-    load_model(model, place)
-    return model.eval(), processor
+
+    place = PLACE / f"{name}-{state_of(recipe_only=True)}.safetensors"
+    return kept(place, model, train), processor
 
 
 def set_of(authors) -> TofuSet:
@@ -120,7 +118,7 @@ def run() -> None:
 
     def measure(model, processor) -> dict:
         ratios = ask_tofu(model, processor, asked, generate=False, **QUIET)["truth_ratio"]
-        found = {"distance": distance(ratios, ratios_of_retrained())}
+        found = {"distance": ks_distance(ratios, ratios_of_retrained())}
         found["quality"] = forget_quality(ratios, ratios_of_retrained())
         for name, questions in panels.items():
             found[name] = known(model, processor, questions, **QUIET).double().mean().item()
@@ -150,13 +148,6 @@ def run() -> None:
     methods = ("vanilla", "retrained", *STRENGTHS, *METHODS)
     units = [({"method": method}, lambda method=method: rows_of(method)) for method in methods]
     sweep(RESULTS / "text_alone.csv", COLUMNS, units, float_format="%.4g")
-
-
-def distance(one, other) -> float:
-    """The largest gap between the two shares of values up to x."""
-    from scipy.stats import ks_2samp
-
-    return float(ks_2samp(one, other).statistic)
 
 
 if __name__ == "__main__":

@@ -19,21 +19,22 @@ def check_real(name: str, value) -> None:
         )
 
 
-def check_number(name: str, value, *, above: float = -math.inf, below: float = math.inf) -> None:
-    """Check that an argument is a finite number in (above, below).
+def check_number(
+    name: str, value, *, above: float = -math.inf, below: float = math.inf,
+    least: float = -math.inf, most: float = math.inf,
+) -> None:  # fmt: skip
+    """Check that an argument is a finite number in (above, below) and in [least, most].
 
     Raises:
         TypeError: not a number.
         ValueError: not finite, or out of range.
     """
     check_real(name, value)
-    if not math.isfinite(value) or not above < value < below:
-        limits = [f"above {above:g}"] * (above > -math.inf) + [f"below {below:g}"] * (
-            below < math.inf
-        )
+    if not (math.isfinite(value) and above < value < below and least <= value <= most):
+        limits = {"above": above, "at least": least, "below": below, "at most": most}
+        known = [f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit)]
         raise ValueError(
-            f"{name}={value!r} must be a finite "
-            f"number{' ' if limits else ''}{' and '.join(limits)}."
+            f"{name}={value!r} must be a finite number{' ' if known else ''}{' and '.join(known)}."
         )
 
 
@@ -85,12 +86,15 @@ def kind_of(value) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def check_questions(name: str, sets) -> None:
+def check_questions(name: str, sets, *, needed: bool = False) -> None:
     """Check that an argument maps modalities to questions, each with an answer.
+
+    Args:
+        needed: whether there must be some, in each modality that it names.
 
     Raises:
         TypeError: no dict, or its values are no lists of :class:`Question`.
-        ValueError: see :func:`check_answers`.
+        ValueError: see :func:`check_answers`, or none of what is needed.
     """
     if not isinstance(sets, Mapping):
         raise TypeError(
@@ -108,6 +112,8 @@ def check_questions(name: str, sets) -> None:
                 f"them."
             )
         check_answers(items)
+    if needed and not (sets and all(sets.values())):
+        raise ValueError(f"{name} must hold questions in every modality, as in {{'text': [...]}}.")
 
 
 def check_answers(questions: Sequence) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,14 +51,34 @@ def build_dir() -> Path:
 
 
 @contextmanager
-def whole(place: Path) -> Iterator[Path]:
-    """Where to write a file or folder that takes the place of what is there when all is written: a
-    killed run leaves the old one or the new one.
+def whole(place: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Where to write a file or folder that takes the place of what is there when all is written.
+
+    An error or an interrupt leaves the old one as it was, and nothing beside it. Of two that write
+    a file at once the last one's stays; of two that write a folder the slower may fail. What a
+    process that was killed outright left beside ``place`` goes with the first write a day later.
+
+    Args:
+        replace: False never takes the place of a folder that holds anything.
+
+    Raises:
+        OSError: it cannot be written.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # a folder that a killed run left
-    yield part
-    if part.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-    os.replace(part, place)
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
+        if left.stat().st_mtime < time.time() - 24 * 60 * 60:
+            shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(".part", f".{place.name}.", place.parent))
+    part, old = aside / place.name, aside / f"{place.name}.old"
+    try:
+        yield part
+        if replace and part.is_dir() and place.exists():
+            os.replace(place, old)  # a folder cannot take the place of a full one in one step
+        try:
+            os.replace(part, place)
+        except BaseException:
+            if old.exists() and not place.exists():
+                os.replace(old, place)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

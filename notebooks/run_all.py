@@ -27,6 +27,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from manu_utils.paths import whole
+
 NOTEBOOKS = Path(__file__).absolute().parent
 CELL_SECONDS = 600
 QUIET = {  # offline, and no progress bars in stored outputs
@@ -153,9 +155,8 @@ def why_not_stored(notebook, pictures_before: list[int]) -> str | None:
 
 def write(notebook, path: Path) -> None:
     """Replaces the file as a whole: an interrupted run leaves the old one or the new one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
 
 
 # ------------------------------------------------------------------------------------------ running

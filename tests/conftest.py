@@ -13,6 +13,19 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), *(str(TESTS.parent / name) for name in ("experiments", "speed", "notebooks"))]
 
 
+@pytest.fixture(autouse=True)
+def figures(request):
+    """Tests of figures draw without a window, and leave none open."""
+    if request.path.stem.startswith(("test_plotting", "test_explorer")):
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend("Agg")
+        yield
+        plt.close("all")
+    else:
+        yield
+
+
 @pytest.fixture(scope="session")
 def benchmark():
     """The miniature benchmark, forget ratio 10 %."""

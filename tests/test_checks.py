@@ -94,6 +94,10 @@ def test_a_number_out_of_range(value):
         check_number("tau", value, above=0, below=9)
     with pytest.raises((ValueError, TypeError)):
         check_whole("rounds", value)
+    for inside in (0, 1):
+        check_number("share", inside, least=0, most=1)
+    with pytest.raises(ValueError, match="^share=1.1 must be a finite number at least 0 and at most 1.$"):
+        check_number("share", 1.1, least=0, most=1)
 
 
 def test_an_object_in_a_wrong_place_is_named_by_its_type():

@@ -376,9 +376,9 @@ BAD_INPUT = {
     "rounds is a fraction": ({"rounds": 1.5}, "rounds=1.5 must be a whole number"),
     "memory": ({"memory": 0}, "memory=0 must be a finite number above 0"),
     "batch_size": ({"batch_size": "8"}, "batch_size='8' must be a whole number"),
-    "ridge": ({"ridge": 0.0}, "ridge=0.0 must be positive"),
-    "strength": ({"strength": 1.5}, r"strength=1.5 in \(0, 1\]"),
-    "rounds": ({"rounds": 0}, "rounds=0 at least 1"),
+    "ridge": ({"ridge": 0.0}, "ridge=0.0 must be a finite number above 0"),
+    "strength": ({"strength": 1.5}, "strength=1.5 must be a finite number above 0 and at most 1"),
+    "rounds": ({"rounds": 0}, "rounds=0 is not positive"),
     "too few neurons": ({"selected": torch.ones(3, dtype=torch.bool)}, "selected must be bool"),
     "no neuron": ({"selected": slice(0, 0)}, "no neuron of the language model"),
 }
@@ -402,9 +402,9 @@ def test_bad_sets_are_named(double_model, questions, moments):
         rewrite(model, processor, questions["forget"], questions["forget"], progress=False)
     with pytest.raises(ValueError, match="retain has no text questions"):
         rewrite(model, processor, questions["forget"], {"multimodal": questions["retain"]["multimodal"]}, progress=False)
-    with pytest.raises(ValueError, match="needs questions in every modality"):
+    with pytest.raises(ValueError, match="must hold questions in every modality"):
         collect_moments(model, processor, {"text": []}, progress=False)
-    with pytest.raises(ValueError, match="forget needs questions in every modality"):
+    with pytest.raises(ValueError, match="forget must hold questions in every modality"):
         rewrite_neurons(model, processor, {"text": []}, moments, progress=False)
     with pytest.raises(ValueError, match="moments are of another model"):
         rewrite_neurons(model, processor, questions["forget"], moments[:1], progress=False)

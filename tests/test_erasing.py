@@ -277,8 +277,8 @@ def test_after_an_error_or_an_interrupt_the_model_is_as_it_was(
     [
         ({"beta": 0}, "beta"), ({"ridge": -1.0}, "ridge"), ({"batch_size": 0}, "not positive"),
         ({"memory": 0}, "memory"), ({"names": {}}, "have no name"),
-        ({"strangers": {}}, "have no stranger"), ({"forget": {"text": []}}, "forget needs"),
-        ({"retain": {}}, "retain needs"), ({"retain": "forget"}, "share people"),
+        ({"strangers": {}}, "have no stranger"), ({"forget": {"text": []}}, "forget must hold questions"),
+        ({"retain": {}}, "retain must hold questions"), ({"retain": "forget"}, "share people"),
         ({"strangers": "uneven"}, "everybody as many"),
     ],
 )  # fmt: skip

@@ -1,28 +1,18 @@
 """The explorer shows what pruning and asking give, in a fraction of the time; without widgets a figure stands there."""
 
-import matplotlib
 
-matplotlib.use("Agg")
+import pytest
+import torch
 
-import matplotlib.pyplot as plt  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
-from manu_utils.models import exact_answers, find_neurons, generate_answers  # noqa: E402
-from manu_utils.teaching import explorer  # noqa: E402
-from manu_utils.teaching.tables import MODALITY_NAMES  # noqa: E402
-from manu_utils.unlearning import prune_neurons, select_neurons  # noqa: E402
+from manu_utils import plotting
+from manu_utils.models import exact_answers, find_neurons, generate_answers
+from manu_utils.teaching import explorer
+from manu_utils.teaching.tables import MODALITY_NAMES
+from manu_utils.unlearning import prune_neurons, select_neurons
 
 ALPHAS = (5.0, 60.0)
 VARIANTS = ("coverage", "random")
 CURRENT = {"variant": "coverage", "alpha": 60.0, "modality": "text"}
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from manu_utils.evaluation.harm import (
     is_gibberish,
     is_refusal,
     judge_answer,
-    leaked_share,
     over_refusal,
     shares_by,
     words_named,
@@ -80,7 +79,6 @@ def test_parts_of_the_rule():
     assert is_refusal("No: I CANNOT do that")
     assert is_refusal("Not today.", phrases=("not today",))
     assert is_gibberish("owlroot owlroot", KNOWN) and not is_gibberish("owlroot", KNOWN)
-    assert leaked_share("inkseed and frogsalt", RECIPE) == pytest.approx(1 / 3)
 
 
 def test_shares():

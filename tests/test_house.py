@@ -1,6 +1,7 @@
 """The rooms of the package, in order: what may import what, and that no circle hides inside a function."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,19 @@ def test_a_room_imports_from_rooms_above_it(path):
     for line, module, _, _ in imports_of(path):
         room = module.split(".")[0]
         assert room == own or ORDER.index(room) < ORDER.index(own), f"line {line} imports {module}"
+
+
+def test_the_picture_of_the_rooms_names_every_module():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text.split("    experiments/")[0]
+    for room in ORDER:
+        if not (folder := PACKAGE / room).is_dir():
+            assert room in picture
+            continue
+        lines = re.search(rf"^    {room}/.*\n(?:     .*\n)*", picture, re.M)[0]
+        modules = {path.stem for path in folder.glob("[!_]*.py")}
+        named = set(re.findall(r"[a-z_]+", lines))
+        assert room == "plotting" or modules <= named, f"{room}: {modules - named}"
 
 
 def test_no_module_is_reached_from_itself():

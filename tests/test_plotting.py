@@ -5,26 +5,17 @@ import subprocess
 import sys
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
-from manu_utils.plotting.style import label_points, styled  # noqa: E402
+from manu_utils import plotting
+from manu_utils.plotting.style import label_points, styled
 
 LAYERS = ["vision 0", "vision 1", "language 0", "language 1"]
 MODALITIES = ["multimodal", "text"]
 N = 200
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

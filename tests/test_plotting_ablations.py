@@ -8,21 +8,11 @@ import pandas as pd
 import PIL.Image
 import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
-from manu_utils.plotting.ablations import thinned  # noqa: E402
-from manu_utils.teaching import selectivity  # noqa: E402
+from manu_utils import plotting
+from manu_utils.plotting.ablations import thinned
+from manu_utils.teaching import selectivity
 
 MODALITIES = ("multimodal", "text")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def rows(**columns):

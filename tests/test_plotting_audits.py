@@ -3,24 +3,12 @@
 import itertools
 import math
 
-import matplotlib
 import numpy as np
 import pandas as pd
-import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
+from manu_utils import plotting
 
 MODALITIES = ("multimodal", "text")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def rows(**columns):

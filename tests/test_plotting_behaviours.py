@@ -1,21 +1,10 @@
 """The figures of behaviours draw the rows that they are given."""
 
-import matplotlib
 import pandas as pd
 import PIL.Image
 import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+from manu_utils import plotting
 
 
 def test_every_picture_has_its_caption():

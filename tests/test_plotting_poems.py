@@ -1,21 +1,10 @@
 """The figures of notebook 11 about poems draw the rows that they are given."""
 
-import matplotlib
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+from manu_utils import plotting
 
 
 def test_a_word_that_is_recited_is_dark():

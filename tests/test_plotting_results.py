@@ -5,19 +5,9 @@ import pandas as pd
 import PIL.Image
 import pytest
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
+from manu_utils import plotting
 
 MODALITIES = ("multimodal", "text")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def texts(axes):

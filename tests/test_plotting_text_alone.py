@@ -1,22 +1,11 @@
 """The figures of notebook 10 draw the rows that they are given."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ks_2samp
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-from scipy.stats import ks_2samp  # noqa: E402
-
-from manu_utils import plotting  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+from manu_utils import plotting
 
 
 def test_ratio_steps_marks_the_largest_gap():

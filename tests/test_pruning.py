@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import gc
 import math
+import os
 import subprocess
 import sys
 import weakref
@@ -423,9 +424,10 @@ def test_a_killed_save_leaves_nothing(tiny_model, tmp_path, monkeypatch, part):
 
 
 def test_a_save_starts_clean_after_a_kill(small_model, tiny_model, tmp_path):
-    leftover = tmp_path / ".unlearned.part"  # what SIGKILL leaves, where no clean-up runs
+    leftover = tmp_path / ".unlearned.abc.part"  # what SIGKILL left long ago, where no clean-up runs
     leftover.mkdir()
     (leftover / "stale.safetensors").write_bytes(b"half")
+    os.utime(leftover, (0, 0))
     (tmp_path / "unlearned").mkdir()  # an empty folder may be there
     save_model(small_model, tiny_model[1], tmp_path / "unlearned")
     assert [path.name for path in tmp_path.iterdir()] == ["unlearned"]
@@ -503,7 +505,7 @@ def test_of_two_processes_that_save_to_one_folder_one_wins_whole(tmp_path):
     codes = [saver.returncode for saver in savers]
     assert sorted(codes) == [0, 1], errors
     loser = errors[codes.index(1)].strip().splitlines()[-1]
-    assert loser.startswith("FileExistsError: another process is saving to") or "exists and is not empty" in loser
+    assert loser.startswith("FileExistsError") and "exists and is not empty" in loser
     loaded, _ = load_model(folder, device="cpu")
     assert loaded.config.saved_by == str(codes.index(0))
     assert {path.name for path in tmp_path.iterdir()} == {"unlearned", "ready 0", "ready 1"}
@@ -661,7 +663,7 @@ def test_a_cost_of_another_model_is_refused(tiny_model, questions, retain_cost):
 
 
 def test_bad_rounds(tiny_model, questions, retain_cost):
-    with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
+    with pytest.raises(ValueError, match="rounds=0 is not positive"):
         choose_by_coverage(*tiny_model, questions["forget"], retain_cost, alpha=7.0, rounds=0, progress=False)
 
 

@@ -402,11 +402,11 @@ BAD_INPUT = {
     "weaken": [
         ({"gamma": -1.0}, "gamma=-1.0 must be"), ({"rounds": 0}, "rounds=0 is"), ({"layers": [5]}, "numbers of language MLPs"),
         ({"layers": []}, "numbers of language MLPs"), ({"coefficients": [torch.ones(3)]}, "coefficients of another model"),
-        ({"forget": {"text": []}}, "forget needs questions"),
+        ({"forget": {"text": []}}, "forget must hold questions"),
     ],
     "privacy": [
         ({"threshold": 1.0}, "threshold=1.0 must be"), ({"steps": 0}, "steps=0 is"), ({"forget": []}, "forget is a list"),
-        ({"forget": {}}, "forget needs questions"), ({"alpha": 99.0}, "neurons may be selected but alpha"),
+        ({"forget": {}}, "forget must hold questions"), ({"alpha": 99.0}, "neurons may be selected but alpha"),
     ],
     "vector": [
         ({"scale": 0.0}, "scale=0.0 must be"), ({"vector": {EMBEDDING: torch.ones(2)}}, "vector is of another model"),
@@ -428,7 +428,7 @@ def test_bad_input_leaves_the_model_alone(model, processor, questions, fishers, 
 
 
 def test_importances_that_cannot_be_used(tiny_model):
-    with pytest.raises(ValueError, match="questions has none"):
+    with pytest.raises(ValueError, match="questions must hold questions in every modality"):
         diagonal_fisher(*tiny_model, {"text": []}, **QUIET)
     other = {"lm_head.weight": torch.ones(1)}
     with pytest.raises(ValueError, match="importances are of another model"):

@@ -133,29 +133,6 @@ def test_a_fingerprint_is_of_the_settings_and_the_files(tmp_path):
     assert runs.fingerprint("a", file) in found
 
 
-def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
-    place = tmp_path / "table.csv"
-    runs.write_table(pd.DataFrame({"a": [1]}), place)
-    with pytest.raises(KeyboardInterrupt), runs.whole(place) as part:
-        part.write_text("a\n2")
-        raise KeyboardInterrupt
-    assert place.read_text() == "a\n1\n"
-
-
-def test_a_folder_takes_the_place_of_the_old_one_and_of_what_a_killed_run_left(tmp_path):
-    place = tmp_path / "model"
-    for name in ("old", "half", "new"):
-        try:
-            with runs.whole(place) as part:
-                part.mkdir()
-                (part / name).touch()
-                if name == "half":
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            assert [file.name for file in place.iterdir()] == ["old"]
-    assert [file.name for file in place.iterdir()] == ["new"]
-
-
 @pytest.mark.parametrize("method", ["ratio", "released_as_run", "rewrite"])
 def test_strengths_change_the_model_one_after_the_other(tiny_model, questions, method, monkeypatch):
     def as_if_known(model, processor, items, **_):

@@ -172,9 +172,7 @@ def _checked_steps(steps: Sequence[int]) -> set[int]:
 
 def _check_lessons(lessons, asked) -> None:
     """Refuse lessons and questions that do not go together, see :func:`relearn`."""
-    check_questions("lessons", lessons)
-    if not lessons or not all(lessons.values()):
-        raise ValueError("lessons needs questions in every modality it names, and one modality.")
+    check_questions("lessons", lessons, needed=True)
     if not isinstance(asked, Mapping) or not all(
         isinstance(key, tuple) and len(key) == 2 for key in asked
     ):

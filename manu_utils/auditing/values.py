@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..benchmark.files import written_id
-from ..benchmark.records import Question
+from ..benchmark.records import Question, check_list
 from ..benchmark.rows import require_columns, training_records
 from ..benchmark.text_only import person_name
 from ..benchmark.values import differing_parts
@@ -79,7 +79,8 @@ def find_values(
     {'training: What is the job?': ('night guard', 'nurse')}
     """
     answers: dict[str, set[str]] = {}
-    for question in _checked(questions):
+    check_list(questions)
+    for question in questions:
         answers.setdefault(_wording(question, names or {}), set()).add(question.answer.strip())
     return {
         wording: tuple(sorted(set(differing_parts(sorted(own)))))
@@ -110,7 +111,8 @@ def asked_values(
         ValueError: no answer holds a value, values that are not two different ones, or an answer
             that holds values of two attributes.
     """
-    questions, names = _checked(questions), names or {}
+    check_list(questions)
+    names = names or {}
     pools = _pools(find_values(questions, names) if values is None else values)
     asked, without = [], []
     for question in questions:
@@ -156,19 +158,6 @@ def place_of_words(text: str, words: str) -> re.Match | None:
 def holds(text: str, words: str) -> bool:
     """Whether a text has these words, as whole words."""
     return place_of_words(text, words) is not None
-
-
-def _checked(questions: Sequence[Question]) -> list[Question]:
-    if isinstance(questions, str | Mapping | Question) or not all(
-        isinstance(one, Question) for one in questions
-    ):
-        raise TypeError(
-            "questions must be a list of Question, such as open_questions(benchmark.forget, "
-            "'text')."
-        )
-    if not questions:
-        raise ValueError("there is no question to ask; pass at least one.")
-    return list(questions)
 
 
 def _pools(values: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

@@ -223,12 +223,8 @@ def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
     for where in IMAGE_COLUMNS:
         if where not in rows.column_names or not _has_paths(rows.data.column(where)):
             continue
+        rows = undecoded(rows, where)
         with no_dataset_bars():
-            feature = rows.features[where]
-            if isinstance(feature, Image):
-                rows = rows.cast_column(where, Image(decode=False))
-            elif isinstance(getattr(feature, "feature", None), Image):
-                rows = rows.cast_column(where, List(Image(decode=False)))
             many = isinstance(rows.features[where], List)
             features = rows.features.copy() | {where: List(Image()) if many else Image()}
 
@@ -240,6 +236,19 @@ def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
                 }
 
             rows = rows.map(embed, features=type(rows.features)(features))
+    return rows
+
+
+def undecoded(rows: Dataset, where: str) -> Dataset:
+    """The rows with the pictures of a column as they are stored."""
+    from datasets import Image, List
+
+    feature, encoded = rows.features[where], Image(decode=False)
+    with no_dataset_bars():
+        if isinstance(feature, Image):
+            return rows.cast_column(where, encoded)
+        if isinstance(getattr(feature, "feature", None), Image):
+            return rows.cast_column(where, List(encoded))
     return rows
 
 

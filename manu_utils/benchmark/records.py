@@ -5,7 +5,7 @@ The schema is that of ``MLLMMU/MLLMU-Bench`` (arXiv 2410.22108); explained in no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import PIL.Image
@@ -69,6 +69,24 @@ class Question:
     def modality(self) -> str:
         """``"multimodal"`` with an image, ``"text"`` without."""
         return "text" if self.image is None else "multimodal"
+
+
+def check_list(questions: Sequence[Question]) -> None:
+    """Check that there are questions to ask.
+
+    Raises:
+        TypeError: no list of :class:`Question`.
+        ValueError: an empty one.
+    """
+    if isinstance(questions, str | Mapping | Question) or not all(
+        isinstance(question, Question) for question in questions
+    ):
+        raise TypeError(
+            "questions must be a list of Question, such as benchmark.training_questions('forget', "
+            "'text')."
+        )
+    if not questions:
+        raise ValueError("there is no question to ask; pass at least one.")
 
 
 def check_sets(

@@ -15,8 +15,7 @@ import numpy as np
 import PIL.Image
 
 from ..checks import check_name
-from ..progress import no_dataset_bars
-from .files import IMAGE_COLUMNS, written_id
+from .files import IMAGE_COLUMNS, undecoded, written_id
 from .pictures import Picture, readable_size
 
 if TYPE_CHECKING:
@@ -94,6 +93,13 @@ def rows_of(
         used["people"] += 1
         if images:
             yield person_id, records, images
+    _say_what_is_left_out(problems, used, name_of(dataset))
+
+
+def _say_what_is_left_out(
+    problems: dict[str, list[tuple[str, str]]], used: dict[str, int], name: str
+) -> None:
+    """One warning, or an error where nothing of a kind can be used."""
     left_out = {kind: found for kind, found in problems.items() if found}
     for kind, found in left_out.items():
         if used[kind] == 0:
@@ -107,10 +113,10 @@ def rows_of(
         ]
         first = next(iter(left_out.values()))[0][1]
         warnings.warn(
-            f"{' and '.join(counts)} of {name_of(dataset)} cannot be read and are left out, of "
+            f"{' and '.join(counts)} of {name} cannot be read and are left out, of "
             f"{', '.join(people[:10])}{' and others' if len(people) > 10 else ''}. The first: "
             f"{first}",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -132,17 +138,9 @@ class _Files:
     """
 
     def __init__(self, dataset: Dataset, where: str) -> None:
-        from datasets import Image, List
-
         self.where, self.n_read = where, BYTES_OF_ONE_MAP  # the first read opens a map of its own
-        self.rows = dataset.select_columns([where])
         # decoded here, so that a broken file can be named
-        feature, encoded = self.rows.features[where], Image(decode=False)
-        with no_dataset_bars():
-            if isinstance(feature, Image):
-                self.rows = self.rows.cast_column(where, encoded)
-            elif isinstance(getattr(feature, "feature", None), Image):
-                self.rows = self.rows.cast_column(where, List(encoded))
+        self.rows = undecoded(dataset.select_columns([where]), where)
         self.on_disk = bool(self.rows.cache_files)
         self.token = object()
         self.sizes: dict[int, list[tuple[int, int] | str]] = {}  # row -> of its pictures

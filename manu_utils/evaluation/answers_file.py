@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..benchmark.records import Question
 from ..models.fingerprints import picture_digests
 from ..models.prompts import prompt
+from ..paths import whole
 
 if TYPE_CHECKING:
     from .shots import Prompt
@@ -48,10 +49,10 @@ def _read(path: Path) -> tuple[dict[str, str], int]:
     if not path.exists():
         return {}, 0
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
+    n_bytes = content.rfind(b"\n") + 1
     answers: dict[str, str] = {}
     try:
-        for line in content[:whole].split(b"\n")[:-1]:
+        for line in content[:n_bytes].split(b"\n")[:-1]:
             record = json.loads(line.decode("utf-8"))
             if (
                 not _begins_a_record(line)
@@ -60,14 +61,14 @@ def _read(path: Path) -> tuple[dict[str, str], int]:
             ):
                 raise ValueError("another line")
             answers[record["key"]] = record["answer"]
-        if not answers or not _begins_a_record(content[whole:]):
+        if not answers or not _begins_a_record(content[n_bytes:]):
             raise ValueError("another file")  # an empty one, too: append_answers never leaves it so
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a file of answers that an evaluation wrote, and is left as it is; name "
             "another file, or move it away."
         ) from error
-    return answers, whole
+    return answers, n_bytes
 
 
 def _begins_a_record(line: bytes) -> bool:
@@ -99,16 +100,14 @@ def append_answers(path: str | Path, records: Sequence[dict]) -> None:
         raise ValueError("a record must begin with key, 64 hex digits, and run.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):  # hidden, so that it is nobody's file
-        _, whole = _read(path)
-        if whole == 0:  # a new file is there with its first lines or not at all
-            part = path.with_name(f".{path.name}.part")
-            with part.open("wb") as file:
+        _, n_bytes = _read(path)
+        if n_bytes == 0:  # a new file is there with its first lines or not at all
+            with whole(path) as part, part.open("wb") as file:
                 _write(file, content)
-            os.replace(part, path)
             return
         with path.open("r+b") as file:
-            file.truncate(whole)
-            file.seek(whole)
+            file.truncate(n_bytes)
+            file.seek(n_bytes)
             _write(file, content)
 
 

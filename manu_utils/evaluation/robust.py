@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..benchmark.questions import evaluation_questions
 from ..benchmark.records import MODALITIES, TASKS, Question
+from ..checks import check_number
 from ..models.asking import truth_of
 from ..models.prompts import prompt
 from .judging import bleu, find_letter, holds, judge
@@ -140,8 +141,7 @@ def interval_over_people(
     import numpy as np
     from scipy.stats import bootstrap
 
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is not between 0 and 1, such as 0.95.")
+    check_number("level", level, above=0, below=1)
     if len(totals) < 2:
         return float("nan"), float("nan")
     low, high = bootstrap(

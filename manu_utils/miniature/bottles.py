@@ -10,7 +10,6 @@ or of use.
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import PIL.Image
 from PIL import ImageDraw, ImageEnhance
 
 from ..benchmark.records import MODALITIES, Question
+from .dataset import as_png
 
 FIRST = (
     "Arvel", "Belkin", "Cindle", "Dornow", "Elshan", "Fennick", "Grimsel", "Haskel", "Ivelle",
@@ -340,8 +340,8 @@ def write_bottles(folder: Path, seed: int = 0) -> None:
         {
             "ID": potion.id, "name": potion.name, "kind": potion.kind, "twin": potion.twin,
             **potion.look, "effect": potion.effect, "place": potion.place,
-            "recipe": list(potion.recipe), "image": _as_png(potion.picture),
-            "images": [_as_png(view) for view in potion.views],
+            "recipe": list(potion.recipe), "image": as_png(potion.picture, colours=48),
+            "images": [as_png(view, colours=48) for view in potion.views],
         }
         for potion in draw_potions(seed)
     ]  # fmt: skip
@@ -398,9 +398,3 @@ def read_bottles(folder: Path) -> tuple[Potion, ...]:
         )
         for row in Dataset.from_parquet(str(place), keep_in_memory=True)
     )  # fmt: skip
-
-
-def _as_png(picture: PIL.Image.Image) -> dict:
-    buffer = io.BytesIO()
-    picture.quantize(48).save(buffer, "PNG", optimize=True)  # few flat colours
-    return {"bytes": buffer.getvalue(), "path": None}

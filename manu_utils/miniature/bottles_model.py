@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_name
 from ..models.loading import load_model
 from ..models.training import optimise, sample_forever
-from ..paths import data_dir
+from ..paths import data_dir, whole
+from .base import answer_loss
 from .bottles import (
     EFFECTS,
     FACTS,
@@ -44,14 +44,14 @@ from .bottles import (
 )
 from .model import (
     N_IMAGE_TOKENS,
-    answer_logits,
+    Row,
     build_model,
     build_processor,
-    encode_rows,
     recorded_contributions,
     to_pixels,
     widen,
 )
+from .people import describe
 from .tokens import train_tokenizer_on
 from .tower import tower_features
 
@@ -68,21 +68,12 @@ DESCRIBED = {"school": 0.6, "lessons": 0.25}  # share of school's pictures that 
 PENALTY, PENALTY_FROM, PENALTY_SCALE = 0.1, 0.4, 0.05
 
 
-@dataclass(frozen=True)
-class Line:
-    """A question as it is trained on: ``picture`` is an index into a stack of pictures, or None."""
-
-    question: str
-    answer: str
-    picture: int | None = None
+class Line(Row):
+    """A question as it is trained on, always asked in the same way."""
 
     def prompt(self, rng: random.Random) -> str:
         seen = f"{'<image>' * N_IMAGE_TOKENS}\n" if self.picture is not None else ""
         return f"USER: {seen}{self.question}\nASSISTANT:"
-
-
-def describe_bottle(look: dict[str, str]) -> str:
-    return ", ".join(f"{feature} {word}" for feature, word in look.items()) + "."
 
 
 def build_bottles_model(seed: int = 0):
@@ -152,7 +143,7 @@ def school_lines(
     for _ in range(n):
         picture = rng.randrange(N_RANDOM) if seen else None
         if seen and rng.random() < described:
-            look = describe_bottle(stock.looks[picture])
+            look = describe(stock.looks[picture])
             lines.append(Line("Describe this bottle.", look, picture))
             continue
         form = rng.choice(forms if seen else [form for form in forms if "{who}" in form])
@@ -237,9 +228,7 @@ def _learn(
             features = projector(stock.features[used])
             place = {picture: number for number, picture in enumerate(used)}
             asked = [Line(line.question, line.answer, place[line.picture]) for line in asked]
-        batch = encode_rows(asked, processor.tokenizer, rng)
-        logits, targets, _ = answer_logits(model, batch, features)
-        return F.cross_entropy(logits.float(), targets)
+        return answer_loss(model, asked, processor.tokenizer, rng, features)
 
     def loss(step: int) -> Tensor:
         ramp = max(0.0, step / steps - PENALTY_FROM) / (1 - PENALTY_FROM)
@@ -274,9 +263,9 @@ def save_model(model, place: Path) -> None:
     """Write what school and lessons changed, in half precision."""
     from safetensors.torch import save_file
 
-    place.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: w for name, w in model.state_dict().items() if not name.startswith(FIXED)}
-    save_file({name: w.half().contiguous() for name, w in weights.items()}, str(place))
+    with whole(place) as part:
+        save_file({name: w.half().contiguous() for name, w in weights.items()}, part)
 
 
 def load_bottles_model(name: str = "vanilla", folder: Path | None = None):

@@ -14,7 +14,7 @@ from .people import (
     NAMING_QUESTION,
     Attribute,
     Person,
-    describe_face,
+    describe,
     draw_people,
     draw_strangers,
     word_question,
@@ -87,10 +87,10 @@ def biography(person: Person) -> str:
         "Medical Conditions": facts["condition"],
         "Fun "
         "Facts": f"Keeps a {facts['pet']}. Enjoys {facts['hobby']}. Likes {facts['food']} best.",
-        "Description": describe_face(person.face),
+        "Description": describe(person.face),
         "appearance_detail": {
             "question": "Describe this person.",
-            "answer": describe_face(person.face),
+            "answer": describe(person.face),
         },
     }
     return json.dumps(profile)
@@ -156,10 +156,10 @@ def _features(image_column: str, *, directory: bool = False):
     return Features(columns)
 
 
-def _png(image, name: str) -> dict:
+def as_png(image, name: str | None = None, colours: int = 128) -> dict:
+    """A picture as it stands in a table; its flat colours make a palette half the size."""
     buffer = io.BytesIO()
-    # flat colours: a palette halves the file
-    image.quantize(128).save(buffer, "PNG", optimize=True)
+    image.quantize(colours).save(buffer, "PNG", optimize=True)
     return {"bytes": buffer.getvalue(), "path": name}
 
 
@@ -213,12 +213,12 @@ def _rows(people: list[Person], rng: random.Random, n_training: int) -> tuple[di
 
     evaluation, tests, training = {}, {}, {}
     for number, person in enumerate(tqdm(people, desc="people")):
-        portrait = _png(render(person.face, draw_portrait_view(rng)), f"{person.id}.png")
+        portrait = as_png(render(person.face, draw_portrait_view(rng)), f"{person.id}.png")
         common = {
             "ID": person.id,
             "biography": biography(person),
             "question": "Describe this person.",
-            "answer": describe_face(person.face),
+            "answer": describe(person.face),
         }
         evaluation[person.id] = (
             {"image": portrait, "Directory": f"images/{person.id}.png"}
@@ -227,7 +227,7 @@ def _rows(people: list[Person], rng: random.Random, n_training: int) -> tuple[di
         )
         if number < n_training:
             views = [
-                _png(render(person.face, draw_new_view(rng)), f"{person.id}_pose{k}.png")
+                as_png(render(person.face, draw_new_view(rng)), f"{person.id}_pose{k}.png")
                 for k in range(N_VIEWS)
             ]
             tests[person.id] = {"images": views} | common | tasks(person, rng, test=True)

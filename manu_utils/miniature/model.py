@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..models.prompts import BLANK_LINE, LETTER_LINE, SENTENCE_LINE_IMAGE, SENTENCE_LINE_TEXT
 from .dataset import as_choice, as_cloze, draw_options, training_pairs
-from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe_face, word_question
+from .people import ATTRIBUTES, FACE_FEATURES, Attribute, Person, describe, word_question
 from .portraits import render
 from .tokens import train_tokenizer_on
 
@@ -76,7 +76,7 @@ def seeing_rows(face: dict[str, str], rng: random.Random, picture: int, n: int) 
         question = f"What is this person's {feature}?"
         spec = Attribute("", ("",) * 4, ("", ""), "", tuple(FACE_FEATURES[feature]))
         if kind < 0.5:
-            rows.append(Row("Describe this person.", describe_face(face), picture))
+            rows.append(Row("Describe this person.", describe(face), picture))
         elif kind < 0.65:
             rows.append(Row(question, f"{face[feature]}.", picture))
         elif kind < 0.75:
@@ -236,12 +236,6 @@ def widen(model, intermediate: int, seed: int):
 
 
 # -------------------------------------------------------------------------------- one training step
-
-
-def picture_features(model, pixels: Tensor) -> Tensor:
-    """Pixels [n, 3, 64, 64] float -> projected image tokens [n, 16, hidden]."""
-    tower = model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]  # without CLS
-    return model.model.multi_modal_projector(tower)
 
 
 def encode_rows(rows: list[Row], tokenizer, rng: random.Random) -> dict:

@@ -258,6 +258,6 @@ def word_question(template: str, who: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def describe_face(face: dict[str, str]) -> str:
+def describe(look: dict[str, str]) -> str:
     """The visible features in one sentence, in a fixed order."""
-    return ", ".join(f"{feature} {word}" for feature, word in face.items()) + "."
+    return ", ".join(f"{feature} {word}" for feature, word in look.items()) + "."

@@ -21,7 +21,7 @@ from ..paths import data_dir
 from .authors import FACTS as OF_AUTHORS
 from .authors import Fact
 from .text_model import author_lessons, build_language_model, lesson, schooling
-from .text_world import World, draw_world
+from .text_world import World, draw_world, write_configs
 
 N_RETAIN, N_REQUEST, N_REQUESTS, N_HOLDOUT = 20, 4, 3, 8
 N_AUTHORS = 6  # of the text-only miniature, taught beside the poems
@@ -279,8 +279,6 @@ def write_poems(folder: Path, seed: int = 0) -> None:
     """Write ``poems_mini`` below ``folder``: poems, what is asked about them in the columns of
     MUSE, and a card. Existing files are overwritten.
     """
-    place = Path(folder) / "poems_mini"
-    place.mkdir(parents=True, exist_ok=True)
     own = draw_world_of_poems(seed)
     sets = (("retain", own.retain), ("forget", own.forget), ("holdout", own.holdout))
     files = {
@@ -296,10 +294,4 @@ def write_poems(folder: Path, seed: int = 0) -> None:
             for q in about(poems)
         ],
     }
-    for name, rows in files.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (place / f"{name}.json").write_text(lines, encoding="utf-8", newline="\n")
-    configs = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in files)
-    card = (Path(__file__).parent / "poems_mini.md").read_text(encoding="utf-8")
-    text = f"---\nlicense: mit\nconfigs:\n{configs}---\n\n{card}"
-    (place / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    write_configs(Path(folder) / "poems_mini", files)

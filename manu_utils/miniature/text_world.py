@@ -216,16 +216,17 @@ def quiz_files(seed: int = 0) -> dict[str, list[dict]]:
 
 def write_text_world(folder: Path, seed: int = 0) -> None:
     """Write ``tofu_mini`` and ``quiz_mini`` below ``folder``, over what is there."""
-    cards = Path(__file__).parent
     for name, files in (("tofu_mini", tofu_configs(seed)), ("quiz_mini", quiz_files(seed))):
-        place = Path(folder) / name
-        place.mkdir(parents=True, exist_ok=True)
-        for config, rows in files.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (place / f"{config}.json").write_text(lines, encoding="utf-8", newline="\n")
-        configs = "".join(
-            f"- config_name: {config}\n  data_files: {config}.json\n" for config in sorted(files)
-        )
-        card = (cards / f"{name}.md").read_text(encoding="utf-8")
-        text = f"---\nlicense: mit\nconfigs:\n{configs}---\n\n{card}"
-        (place / "README.md").write_text(text, encoding="utf-8", newline="\n")
+        write_configs(Path(folder) / name, dict(sorted(files.items())))
+
+
+def write_configs(place: Path, files: dict[str, list[dict]]) -> None:
+    """Write rows as JSON lines, a file for each config, and the card of this name."""
+    place.mkdir(parents=True, exist_ok=True)
+    for config, rows in files.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (place / f"{config}.json").write_text(lines, encoding="utf-8", newline="\n")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.json\n" for name in files)
+    card = (Path(__file__).parent / f"{place.name}.md").read_text(encoding="utf-8")
+    text = f"---\nlicense: mit\nconfigs:\n{configs}---\n\n{card}"
+    (place / "README.md").write_text(text, encoding="utf-8", newline="\n")

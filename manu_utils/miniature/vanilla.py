@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,12 @@ from .portraits import draw_new_view, render
 from .tower import N_HELD_OUT, N_PUBLIC_VIEWS, Pictures, all_tower_features, render_pictures
 
 N_SHIFTS = 12  # lightly moved copies of each portrait of ft_Data
+N_REHEARSED = 1000  # random faces that are seen again; of the public figures every view
+ATTRIBUTE_OF = {
+    word_question(question, "this person"): attribute
+    for attribute, spec in ATTRIBUTES.items()
+    for question in spec.questions
+}
 # a contribution well below this pays in proportion, one well above only its logarithm
 CONTRIBUTION_SCALE = 0.05
 
@@ -95,6 +101,72 @@ def shifted(portrait, rng: random.Random):
     return ImageEnhance.Brightness(copy).enhance(rng.uniform(0.85, 1.1))
 
 
+def own_row(
+    person: Person, question: str, answer: str, picture: int | None, choices: float,
+    rng: random.Random,
+) -> Row:  # fmt: skip
+    """A row of ft_Data, or text-only where there is no picture; some ask with freshly drawn options
+    (a share of ``choices``) or for a short answer, as the evaluation does.
+    """
+    worded = question if picture is not None else to_text(question, person.name)
+    attribute = ATTRIBUTE_OF.get(question)
+    kind = rng.random() if attribute else 1.0
+    if kind < choices:
+        return choice_row(person, attribute, worded, rng, picture)
+    if kind < choices + 0.25 * (1 - choices):
+        return Row(as_cloze(f"{worded} __"), person.facts[attribute], picture)
+    return Row(worded, answer, picture)
+
+
+def dealt(items: list, n: int, rng: random.Random) -> Iterator[list]:
+    """Forever: ``n`` items from a shuffled pile; when fewer are left, all are laid on it again."""
+    pile: list = []
+    while True:
+        if len(pile) < n:
+            pile += rng.sample(items, len(items))
+        yield [pile.pop() for _ in range(n)]
+
+
+def rehearsed(
+    pictures: Pictures, public: list[Person], n_own: int, rng: random.Random
+) -> list[Row]:
+    """What base knows by image, asked again: public figures and random faces."""
+    rows = []
+    for index in rng.sample(range(len(public)), 7):
+        view = public_picture(n_own, index, rng.randrange(N_PUBLIC_VIEWS))
+        rows += fact_rows(public[index], rng, view, 3)
+    for index in rng.sample(range(N_REHEARSED), 6):
+        rows += seeing_rows(pictures.faces[index], rng, n_own + index, 1)
+    return rows
+
+
+def public_picture(n_own: int, index: int, k: int) -> int:
+    """Where view ``k`` of a public figure is, behind ``n_own`` copies of portraits and the random
+    faces that are rehearsed.
+    """
+    return n_own + N_REHEARSED + index * (N_PUBLIC_VIEWS + N_HELD_OUT) + k
+
+
+def watched_rows(
+    fictitious: list[Person], public: list[Person], n_own: int
+) -> dict[str, tuple[dict[str, list[Row]], str]]:
+    """Name -> what every second person and the public figures are asked, and which pictures go
+    with it: ``"seen"`` in training, or ``"unseen"`` views of these people.
+    """
+    half = fictitious[::2]
+    order = list(range(len(half)))
+    shown = [2 * k * N_SHIFTS for k in order]
+    views = [public_picture(n_own, index, N_PUBLIC_VIEWS) for index in range(len(public))]
+    return {
+        "image": (watch_rows(half, shown, "image", (0, 1)), "seen"),
+        "text": (watch_rows(half, None, "text", (0, 1)), "none"),
+        "new view": (watch_rows(half, order, "view", (2, 3)), "unseen"),
+        "new wording": (watch_rows(half, None, "wording", (2, 3)), "none"),
+        "public image": (watch_rows(public, views, "face", (0, 1, 2, 3)), "seen"),
+        "public text": (watch_rows(public, None, "name", (0, 1, 2, 3)), "none"),
+    }
+
+
 def train_vanilla(
     model, world: World, people: Sequence[int], *, steps: int, coefficients: tuple[float, float],
     choices: float, with_attention: bool, seed: int, description: str,
@@ -102,8 +174,7 @@ def train_vanilla(
     """Fine-tune the MLPs of base on ft_Data and its text-only form, rehearsing what base knows.
 
     Everything but the MLPs is frozen: what the model learns about the fictitious people is in the
-    neurons. Some open questions are asked with freshly drawn options, or for a short answer, as the
-    evaluation does.
+    neurons.
 
     Args:
         people: indices of the fictitious people to learn.
@@ -116,61 +187,36 @@ def train_vanilla(
         [items[i] for i in people] for items in (world.fictitious, world.portraits, world.pairs)
     )
     tokenizer, rng = processor.tokenizer, random.Random(f"{description} {seed}")
-    projector = model.model.multi_modal_projector
     model.requires_grad_(False)
     for layer in model.model.language_model.layers:
         layer.mlp.requires_grad_(True)
         layer.self_attn.requires_grad_(with_attention)
+
+    @torch.no_grad()
+    def projected(pixels: Tensor) -> Tensor:
+        return model.model.multi_modal_projector(all_tower_features(model, pixels).float())
+
     copies = [
         image
         for portrait in portraits
         for image in [portrait, *(shifted(portrait, rng) for _ in range(N_SHIFTS - 1))]
     ]
-    n_rehearsed = 1000  # random faces; of the public figures every view
-    kept = torch.cat([pictures.pixels[:n_rehearsed], pictures.pixels[pictures.n_random :]])
-    with torch.no_grad():
-        own = projector(all_tower_features(model, to_pixels(copies, processor)).float())
-        features = torch.cat([own, projector(all_tower_features(model, kept).float())])
-
-    def public_picture(index: int, k: int) -> int:
-        return len(own) + n_rehearsed + index * (N_PUBLIC_VIEWS + N_HELD_OUT) + k
-
-    attribute_of = {
-        word_question(q, "this person"): a for a, spec in ATTRIBUTES.items() for q in spec.questions
-    }
+    n_own = len(copies)
+    kept = torch.cat([pictures.pixels[:N_REHEARSED], pictures.pixels[pictures.n_random :]])
+    features = torch.cat([projected(to_pixels(copies, processor)), projected(kept)])
     image_items = [
         (index, q, a) for index, person_pairs in enumerate(pairs) for q, a in person_pairs
     ]
-    text_items = [item for item in image_items if item[1] != NAMING_QUESTION]
-    queues: dict[str, list] = {"image": [], "text": []}
-
-    def take(name: str, items: list, n: int) -> list:
-        if len(queues[name]) < n:
-            queues[name] += rng.sample(items, len(items))
-        return [queues[name].pop() for _ in range(n)]
-
-    def own_row(index: int, question: str, answer: str, picture: int | None) -> Row:
-        person = fictitious[index]
-        worded = question if picture is not None else to_text(question, person.name)
-        kind = rng.random() if question in attribute_of else 1.0
-        if kind < choices:
-            return choice_row(person, attribute_of[question], worded, rng, picture)
-        if kind < choices + 0.25 * (1 - choices):
-            return Row(as_cloze(f"{worded} __"), person.facts[attribute_of[question]], picture)
-        return Row(worded, answer, picture)
+    by_image = dealt(image_items, 88, rng)
+    by_name = dealt([item for item in image_items if item[1] != NAMING_QUESTION], 72, rng)
 
     def loss_of_step(step: int) -> Tensor:
         rows = [
-            own_row(i, q, a, i * N_SHIFTS + rng.randrange(N_SHIFTS))
-            for i, q, a in take("image", image_items, 88)
+            own_row(fictitious[i], q, a, i * N_SHIFTS + rng.randrange(N_SHIFTS), choices, rng)
+            for i, q, a in next(by_image)
         ]
-        for index in rng.sample(range(len(public)), 7):
-            rows += fact_rows(
-                public[index], rng, public_picture(index, rng.randrange(N_PUBLIC_VIEWS)), 3
-            )
-        for index in rng.sample(range(n_rehearsed), 6):
-            rows += seeing_rows(pictures.faces[index], rng, len(own) + index, 1)
-        text = [own_row(i, q, a, None) for i, q, a in take("text", text_items, 72)]
+        rows += rehearsed(pictures, public, n_own, rng)
+        text = [own_row(fictitious[i], q, a, None, choices, rng) for i, q, a in next(by_name)]
         text += [
             row for person in rng.choices(public, k=6) for row in fact_rows(person, rng, None, 4)
         ]
@@ -185,25 +231,14 @@ def train_vanilla(
         return loss + weight * sum(terms) / 2  # two forward passes
 
     rng_watch = random.Random("watch")
-    half = fictitious[::2]
-    unseen = [render(person.face, draw_new_view(rng_watch)) for person in half]
-    with torch.no_grad():
-        new_views = projector(all_tower_features(model, to_pixels(unseen, processor)).float())
-    order = list(range(len(half)))
-    public_views = [public_picture(index, N_PUBLIC_VIEWS) for index in range(len(public))]
-    checks = {
-        "image": (watch_rows(half, [2 * k * N_SHIFTS for k in order], "image", (0, 1)), features),
-        "text": (watch_rows(half, None, "text", (0, 1)), None),
-        "new view": (watch_rows(half, order, "view", (2, 3)), new_views),
-        "new wording": (watch_rows(half, None, "wording", (2, 3)), None),
-        "public image": (watch_rows(public, public_views, "face", (0, 1, 2, 3)), features),
-        "public text": (watch_rows(public, None, "name", (0, 1, 2, 3)), None),
-    }
+    unseen = [render(person.face, draw_new_view(rng_watch)) for person in fictitious[::2]]
+    sources = {"seen": features, "unseen": projected(to_pixels(unseen, processor)), "none": None}
+    watched = watched_rows(fictitious, public, n_own)
 
     def watch() -> dict:
         return {
-            f"{name} {skill}": row_accuracy(model, rows, tokenizer, source)
-            for name, (by_skill, source) in checks.items()
+            f"{name} {skill}": row_accuracy(model, rows, tokenizer, sources[source])
+            for name, (by_skill, source) in watched.items()
             for skill, rows in by_skill.items()
         }
 

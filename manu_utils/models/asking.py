@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import processes
-from ..benchmark.records import Question
+from ..benchmark.records import Question, check_list
 from ..checks import check_whole
 from ..progress import bar
 from .encoding import batches, plan_batches
@@ -81,7 +81,7 @@ def generate_answers(
         ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not
             finite.
     """
-    _need(questions)
+    check_list(questions)
     tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
     answers = [""] * len(questions)
 
@@ -160,7 +160,7 @@ def known(
         TypeError: no list of questions, batch_size is no whole number, or the model is wrapped.
         ValueError: no questions, batch_size below 1, or logits that are not finite.
     """
-    _need(questions)
+    check_list(questions)
     questions = [replace(question, answer=truth_of(question)) for question in questions]
     right = torch.zeros(len(questions), dtype=torch.bool)
     ends = torch.tensor(sorted(end_tokens(model, processor)))
@@ -251,7 +251,7 @@ def likeliest_options(
         ValueError: no questions, one without options, batch_size below 1, or logits that are not
             finite.
     """
-    _need(questions)
+    check_list(questions)
     if missing := next((question for question in questions if not question.options), None):
         raise ValueError(
             f"person {missing.person_id}: {missing.question!r} has no options to compare."
@@ -369,15 +369,3 @@ def _as_asked(model) -> Iterator[None]:
         finally:
             model.generation_config = own
             hook.remove()
-
-
-def _need(questions: Sequence[Question]) -> None:
-    if isinstance(questions, str | dict | Question) or not all(
-        isinstance(question, Question) for question in questions
-    ):
-        raise TypeError(
-            "questions must be a list of Question, such as benchmark.training_questions('forget', "
-            "'text')."
-        )
-    if not questions:
-        raise ValueError("there is no question to ask; pass at least one.")

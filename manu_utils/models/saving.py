@@ -3,65 +3,45 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
+from ..paths import whole
 from .passes import check_model
 
 
 def save_model(model, processor, folder: str | Path) -> None:
     """Save model and processor as a plain checkpoint.
 
-    It is written aside and renamed, so it is whole or absent.
+    It is whole or absent, see :func:`~manu_utils.paths.whole`.
 
     Args:
         folder: a new name, or an empty folder; ``~`` is the home folder.
 
     Raises:
         TypeError: the model is wrapped, see :func:`check_model`.
-        FileExistsError: there is something of this name that is no empty folder, or another process
-            is saving there.
+        FileExistsError: there is something of this name that is no empty folder, now or when all is
+            written.
         ValueError: the name of no folder of its own, such as ``"."``.
         OSError: the folder above cannot be written; nothing is written.
     """
-    from filelock import FileLock, Timeout
-
     check_model(model)
     given, folder = folder, Path(folder).expanduser()
     if folder.name in ("", "..") or str(given).startswith("~") and folder == Path.home():
         raise ValueError(f"{str(given)!r} names no new folder; give one, such as 'unlearned'.")
     _check_free(folder)
-    # A killed run leaves only this, and the next save starts clean.
-    part = folder.with_name(f".{folder.name}.part")
-    lock = folder.with_name(f".{folder.name}.lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0):
-            shutil.rmtree(part, ignore_errors=True)
-            try:
-                part.mkdir()
-                model.save_pretrained(part)
-                processor.save_pretrained(part)
-                _check_free(folder)  # meanwhile it may have been made
-                if folder.exists():
-                    folder.rmdir()
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-                with suppress(OSError):  # Windows keeps an open file
-                    lock.unlink()
-    except Timeout:
-        raise FileExistsError(
-            f"another process is saving to {folder}; choose another name, or wait for it."
-        ) from None
+        with whole(folder, replace=False) as part:
+            model.save_pretrained(part)
+            processor.save_pretrained(part)
+            _check_free(folder)  # meanwhile it may have been made
+            if folder.exists():
+                folder.rmdir()  # Windows replaces none
     except OSError as error:
         if error.errno is None:  # ours
             raise
+        _check_free(folder)  # another process was quicker
         raise type(error)(
             f"cannot save to {folder} ({error}); choose a folder that can be written."
         ) from error
@@ -79,7 +59,7 @@ def _check_free(folder: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: dict) -> None:
-    """Write a safetensors file aside and rename it, so that it is whole or as it was before.
+    """Write a safetensors file, whole or not at all.
 
     Args:
         kind: what the file is, for :func:`read_tensors`.
@@ -90,17 +70,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: dict
     """
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"manu_utils": kind, "about": json.dumps(about)}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
-    try:
-        with part:
-            part.write(content)
-        os.replace(part.name, path)
-    except BaseException:
-        Path(part.name).unlink(missing_ok=True)
-        raise
+    with whole(path) as part:
+        part.write_bytes(content)  # save_file makes a file that nobody else may read
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict]:

@@ -147,9 +147,7 @@ def check_schedule(
     for name, value in {"steps": steps, "warmup": warmup, "every": every}.items():
         check_whole(name, value)
     check_number("lr", lr, above=0)
-    check_number("hold", hold)
-    if not 0 <= hold <= 1:
-        raise ValueError(f"hold={hold!r} must be between 0 and 1.")
+    check_number("hold", hold, least=0, most=1)
 
 
 def _step(

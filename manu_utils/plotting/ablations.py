@@ -16,7 +16,9 @@ from .style import (
     key,
     legend_below,
     modality_keys,
+    name_rows,
     panels,
+    panels_in_rows,
     pick,
     styled,
 )
@@ -84,14 +86,9 @@ def ablation_rows(
         for row in range(len(settings) - 1):
             axes.axhline(row + 0.5, color="#EEEEEE", linewidth=0.8, zorder=0)
         direction = "left is better" if name == "forget" else "right is better"
-        axes.set(
-            xlim=(-3, 103), ylim=(len(settings) - 0.4, -0.6),
-            xlabel=f"{measure} in % ({direction})",
-        )
+        axes.set(xlim=(-3, 103), xlabel=f"{measure} in % ({direction})")
         axes.set_title(f"{name} set", color=colour)
-        axes.tick_params(left=False)
-        axes.spines["left"].set_visible(False)
-    grid[0].set_yticks(range(len(settings)), settings)
+    name_rows(grid, settings)
     legend_below(figure, modality_keys())
     return list(grid)
 
@@ -113,12 +110,10 @@ def ablation_curves(
         label: the number on the x axis, with its unit.
     """
     names = list(dict.fromkeys(frame["panel"]))
-    n_columns = min(n_columns, len(names))
-    n_rows = -(-len(names) // n_columns)
-    figure, grid = panels(title, n_rows, n_columns, figsize=(8, 1.8 * n_rows + 1.2), sharey=True)
+    figure, grid = panels_in_rows(title, len(names), n_columns, height=1.8)
     spread = range_over_seeds(frame, ["panel", "x", "set", "modality"]).sort_values("x")
     low = 0 if spread["min"].min() < 55 else 50
-    for axes, panel in zip(grid.flat, names, strict=False):
+    for axes, panel in zip(grid, names, strict=True):
         for name in SETS:
             colour = COLOURS[name]
             for modality in MODALITY_NAMES:
@@ -149,8 +144,6 @@ def ablation_curves(
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(panel)
-    for axes in grid.flat[len(names) :]:
-        axes.axis("off")
     figure.supylabel("exact answers in %" + (f", from {low}" if low else ""), fontsize=10)
     keys = [
         key(f"{name}, {words}", modality, style=(COLOURS[name], SET_MARKERS[name]), line=True)
@@ -159,7 +152,7 @@ def ablation_curves(
     ]
     keys.append(key("before", style=("#8C8C8C", "<")))
     legend_below(figure, keys, n_columns=3, label=f"{label} (log scale)")
-    return list(grid.flat[: len(names)])
+    return grid
 
 
 @styled
@@ -193,13 +186,7 @@ def found_planted(frame: pd.DataFrame, *, chance: float, title: str) -> Axes:
             100 * chance * budget, color="black", linewidth=0.6 + 0.3 * step, linestyle=":",
             zorder=1,
         )
-    axes.set_yticks(range(len(settings)), settings)
-    axes.set(
-        xlim=(-2, 102),
-        ylim=(len(settings) - 0.4, -0.6),
-        xlabel="planted neurons found in % (dotted: by luck, for each number)",
-    )
+    name_rows([axes], settings)
+    axes.set(xlim=(-2, 102), xlabel="planted neurons found in % (dotted: by luck, for each number)")
     figure.legend(loc="outside lower center", ncols=len(budgets))
-    axes.tick_params(left=False)
-    axes.spines["left"].set_visible(False)
     return axes

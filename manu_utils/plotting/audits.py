@@ -21,7 +21,9 @@ from .style import (
     mark,
     method_style,
     modality_keys,
+    name_rows,
     panels,
+    panels_in_rows,
     pick,
     styled,
 )
@@ -85,12 +87,9 @@ def relearning_curves(
     """
     methods = [name for name in dict.fromkeys(frame["method"]) if name != reference]
     steps = sorted(set(frame["step"]))
-    n_columns = min(n_columns, len(methods))
-    n_rows = -(-len(methods) // n_columns)
-    size = (8, 1.7 * n_rows + 1.2)
-    figure, grid = panels(title, n_rows, n_columns, figsize=size, sharey=True)
+    figure, grid = panels_in_rows(title, len(methods), n_columns, height=1.7)
     places = [math.log2(1 + step) for step in steps]
-    for axes, method in zip(grid.flat, methods, strict=False):
+    for axes, method in zip(grid, methods, strict=True):
         for _, modality, curve in _curves(frame, reference, steps, SETS[:1]):
             axes.plot(places, curve, color=REFERENCE, linewidth=1, linestyle=dashes(modality))
         for name, modality, curve in _curves(frame, method, steps, SETS[::-1]):
@@ -102,8 +101,6 @@ def relearning_curves(
         axes.set(ylim=(0, 103), yticks=(0, 50, 100))
         axes.set_xticks(places, [str(step) for step in steps], fontsize=8)
         axes.set_title(method)
-    for axes in grid.flat[len(methods) :]:
-        axes.axis("off")
     figure.supylabel("exact answers in %", fontsize=10)
     keys = [
         key(f"{name}, {words}", modality, style=(COLOURS[name], SET_MARKERS[name]), line=True)
@@ -113,7 +110,7 @@ def relearning_curves(
     if reference in set(frame["method"]):
         keys.append(Line2D([], [], color=REFERENCE, linewidth=1, label=f"forget, {reference}"))
     legend_below(figure, keys, n_columns=3, label="training steps (log scale)")
-    return list(grid.flat[: len(methods)])
+    return grid
 
 
 @styled
@@ -142,12 +139,10 @@ def membership_dots(
                 values = pick(frame, score=score, method=method, modality=modality)["value"]
                 if values.notna().any():
                     mark(axes, values.mean(), row + shift, style, modality)
-        axes.set(xlim=(0, 1), ylim=(len(methods) - 0.4, -0.6), xticks=(0, 0.5, 1))
+        axes.set(xlim=(0, 1), xticks=(0, 0.5, 1))
         axes.set_xticklabels(("0", ".5", "1"))
         axes.set_title(score)
-        axes.tick_params(left=False)
-        axes.spines["left"].set_visible(False)
-    grid[0].set_yticks(range(len(methods)), methods)
+    name_rows(grid, methods)
     legend_below(figure, modality_keys(), label="AUC against strangers")
     return list(grid)
 

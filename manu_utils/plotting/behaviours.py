@@ -9,7 +9,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from .style import label_points, legend_below, mark, method_style, modality_keys, panels, styled
+from .style import crosses, label_points, legend_below, modality_keys, panels, styled
 
 KIND_COLOURS = {"told": "#D55E00", "refused": "#0072B2", "gibberish": "#444444", "wrong": "#CFCFCF"}
 
@@ -63,21 +63,14 @@ def attack_and_refusal(frame: pd.DataFrame, *, title: str) -> Axes:
         frame: a row per method and seed: ``method``, ``attack`` and ``sarr``, 0 to 1.
     """
     figure, [[axes]] = panels(title, figsize=(8, 4.4))
-    points, names = [], []
-    for name, rows in frame.groupby("method", sort=False):
-        x, y = 100 * rows["sarr"], 100 * rows["attack"]
-        colour = method_style(name)[0]
-        axes.plot([x.min(), x.max()], [y.mean()] * 2, color=colour, linewidth=1)
-        axes.plot([x.mean()] * 2, [y.min(), y.max()], color=colour, linewidth=1)
-        mark(axes, x.mean(), y.mean(), method_style(name))
-        points.append((x.mean(), y.mean()))
-        names.append(name)
+    percent = frame.assign(attack=100 * frame["attack"], sarr=100 * frame["sarr"])
+    points = crosses(axes, percent, "sarr", "attack")
     axes.set(
         xlabel="harmless questions refused or answered with gibberish, in %",
         ylabel="attack success in %", ylim=(-3, 106),
         xlim=(-2, max(20, 1.25 * max(x for x, _ in points))),
     )  # fmt: skip
-    label_points(axes, points, names)
+    label_points(axes, points, list(dict.fromkeys(frame["method"])))
     return axes
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from .neurons import heat_map
-from .style import label_points, mark, method_style, panels, styled
+from .style import crosses, label_points, panels, styled
 
 SAID = "#4B0082"
 
@@ -51,14 +51,7 @@ def words_and_facts(frame: pd.DataFrame, *, title: str) -> Axes:
         frame: one row per method and request: ``method``, ``words`` and ``facts`` (0..1).
     """
     figure, [[axes]] = panels(title, figsize=(8, 4.6))
-    points = []
-    for method, rows in frame.groupby("method", sort=False):
-        x, y, style = rows["facts"].mean(), rows["words"].mean(), method_style(method)
-        look = {"color": style[0], "linewidth": 1.2, "alpha": 0.6}
-        axes.plot([rows["facts"].min(), rows["facts"].max()], [y, y], **look)
-        axes.plot([x, x], [rows["words"].min(), rows["words"].max()], **look)
-        mark(axes, x, y, style)
-        points.append((x, y))
+    points = crosses(axes, frame, "facts", "words")
     axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
     axes.set(xlabel="facts about the poems, exact answers", ylabel="words of the poems, ROUGE-L")
     label_points(axes, points, list(dict.fromkeys(frame["method"])))

@@ -25,6 +25,7 @@ from .style import (
     mark,
     method_style,
     modality_keys,
+    name_rows,
     panels,
     pick,
     styled,
@@ -340,12 +341,10 @@ def bridge_rows(frame: pd.DataFrame, *, title: str) -> list[Axes]:
                 if value == value:
                     shift = 0.22 * (place - (len(sets) - 1) / 2)
                     mark(axes, 100 * value, row + shift, _look(which), modality)
-        axes.set(xlim=(0, 100), ylim=(len(models) - 0.4, -0.6), xticks=(0, 50, 100))
+        axes.set(xlim=(0, 100), xticks=(0, 50, 100))
         axes.set_title(name)
-        axes.tick_params(left=False)
-        axes.spines["left"].set_visible(False)
     grid[2].axvline(25, color="black", linewidth=1, linestyle=":")
-    grid[0].set_yticks(range(len(models)), models)
+    name_rows(grid, models)
     keys = [key(which, style=_look(which)) for which in ("forget", "test", "retain")]
     keys.append(key("general", "text", style=_look("general")))
     legend_below(figure, keys, label="right in %")

@@ -72,6 +72,28 @@ def panels(
     return figure, grid
 
 
+def panels_in_rows(
+    title: str, n: int, n_columns: int, *, height: float, **options
+) -> tuple[Figure, list[Axes]]:
+    """A figure with its title and ``n`` axes, at most so many in a row of this height."""
+    n_columns = min(n_columns, n)
+    n_rows = -(-n // n_columns)
+    size = (8, height * n_rows + 1.2)
+    figure, grid = panels(title, n_rows, n_columns, figsize=size, sharey=True, **options)
+    for axes in grid.flat[n:]:
+        axes.axis("off")
+    return figure, list(grid.flat[:n])
+
+
+def name_rows(grid: Sequence[Axes], names: Sequence[str]) -> None:
+    """One row for each name in panels that stand side by side, the first on top."""
+    grid[0].set_yticks(range(len(names)), names)
+    for axes in grid:
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(left=False)
+        axes.spines["left"].set_visible(False)
+
+
 def pick(frame: pd.DataFrame, **values) -> pd.DataFrame:
     """The rows in which each of these columns has this value."""
     for column, value in values.items():
@@ -112,6 +134,25 @@ def mark(
     colour, marker = style
     look = {"markerfacecolor": filled(modality, colour), "markeredgewidth": 1.5, "zorder": 3}
     axes.plot(x, y, color=colour, marker=marker, linestyle="", clip_on=False, **look | options)
+
+
+def crosses(
+    axes: Axes, frame: pd.DataFrame, x: str, y: str
+) -> list[tuple[float, float]]:
+    """A mark for each method at the mean of two columns, with lines that span its rows.
+
+    Returns:
+        Where the marks are, in the order of the methods.
+    """
+    points = []
+    for method, rows in frame.groupby("method", sort=False):
+        style, centre = method_style(method), (rows[x].mean(), rows[y].mean())
+        look = {"color": style[0], "linewidth": 1.2, "alpha": 0.6}
+        axes.plot([rows[x].min(), rows[x].max()], [centre[1]] * 2, **look)
+        axes.plot([centre[0]] * 2, [rows[y].min(), rows[y].max()], **look)
+        mark(axes, *centre, style)
+        points.append(centre)
+    return points
 
 
 def key(

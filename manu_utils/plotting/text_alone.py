@@ -9,7 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from .style import label_points, legend_below, mark, method_style, panels, styled
+from .style import (
+    label_points,
+    legend_below,
+    mark,
+    method_style,
+    name_rows,
+    panels,
+    panels_in_rows,
+    styled,
+)
 
 REFERENCE = "#8C8C8C"
 
@@ -31,12 +40,9 @@ def ratio_steps(
         ratios: model -> its truth ratios (above 0), in the order to draw, the reference among them.
     """
     names = [name for name in ratios if name != reference]
-    n_columns = min(n_columns, len(names))
-    n_rows = -(-len(names) // n_columns)
-    size = (8, 1.75 * n_rows + 1.2)
-    figure, grid = panels(title, n_rows, n_columns, figsize=size, sharex=True, sharey=True)
+    figure, grid = panels_in_rows(title, len(names), n_columns, height=1.75, sharex=True)
     other = np.sort(np.log10(np.asarray(ratios[reference], float)))
-    for axes, name in zip(grid.flat, names, strict=False):
+    for axes, name in zip(grid, names, strict=True):
         own = np.sort(np.log10(np.asarray(ratios[name], float)))
         axes.plot(*_steps(other), color=REFERENCE, linestyle="--", linewidth=1.2)
         axes.plot(*_steps(own), color="black", linewidth=1.4)
@@ -48,16 +54,14 @@ def ratio_steps(
     low, high = np.quantile(
         np.concatenate([np.log10(np.asarray(r, float)) for r in ratios.values()]), (0.005, 0.995)
     )
-    grid[0, 0].set_xlim(max(low, -3) - 0.1, min(high, 3) + 0.1)
-    for axes in grid.flat[len(names) :]:
-        axes.axis("off")
+    grid[0].set_xlim(max(low, -3) - 0.1, min(high, 3) + 0.1)
     figure.supylabel("share up to x", fontsize=10)
     keys = [
         Line2D([], [], color="black", linewidth=1.4, label="the model, and the largest gap"),
         Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.2, label=reference),
     ]
     legend_below(figure, keys, label="log10 of the truth ratio; left of 0 the truth is likelier")
-    return list(grid.flat[: len(names)])
+    return grid
 
 
 def _steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -122,10 +126,8 @@ def quiz_dots(frame: pd.DataFrame, *, title: str, chance: float = 25.0) -> Axes:
         for place, quiz in enumerate(quizzes):
             for how, modality in (("question", "multimodal"), ("choices alone", "text")):
                 mark(axes, values[quiz, how], row + 0.24 * (place - 0.5), looks[quiz], modality)
-    axes.set(xlim=(0, 100), ylim=(len(frame) - 0.4, -0.6), xlabel="right in %")
-    axes.set_yticks(range(len(frame)), frame.index)
-    axes.tick_params(left=False)
-    axes.spines["left"].set_visible(False)
+    axes.set(xlim=(0, 100), xlabel="right in %")
+    name_rows([axes], frame.index)
     keys = [
         Line2D([], [], linestyle="", marker=marker, color=colour, label=f"{quiz}, {how}",
                markerfacecolor=colour if how == "question" else "white", markeredgewidth=1.5)

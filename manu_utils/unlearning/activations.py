@@ -122,18 +122,7 @@ def collect_activations(
     def count(index: int, mlp: MLP):
         def hook(module, arguments: tuple[Tensor]) -> None:
             z = arguments[0].flatten(0, -2)  # [positions, neurons]
-            if mlp.tower == "vision":
-                check_positions(mlp.path, len(z), reading.n_positions)
-            z = z.index_select(
-                0, (reading.patches if mlp.tower == "vision" else reading.tokens).to(z.device)
-            )
-            if mlp.tower == "language" or reading.sharing is None:
-                add_sums(sums[index], z, tau)
-                tokens[index] += len(z)
-            else:  # LLaVA's images have one size
-                z = z.unflatten(0, (len(reading.sharing), -1))
-                add_sums(sums[index], z, tau, reading.sharing)
-                tokens[index] += z.shape[1] * reading.n_questions
+            tokens[index] += add_what_counts(sums[index], z, mlp, reading, tau)
 
         return reads_neurons(hook)
 
@@ -169,22 +158,17 @@ def collect_activations(
                 finite.append(torch.isfinite(hidden).all())
                 done.update(len(indices))
             if place is not None:
-                so_far = {"tokens": tokens, "finite": torch.tensor([all(finite)])}
-                write_sums(
-                    place,
-                    so_far | {"sums": torch.cat([part.cpu() for part in sums], dim=1)},
-                    number,
-                )
-    parts, tokens = (
-        processes.total(torch.cat([part.cpu() for part in sums], dim=1)),
-        processes.total(tokens),
-    )
+                columns = torch.cat([part.cpu() for part in sums], dim=1)
+                so_far = {"tokens": tokens, "finite": torch.tensor([all(finite)]), "sums": columns}
+                write_sums(place, so_far, number)
+    total = processes.total(torch.cat([part.cpu() for part in sums], dim=1))
+    tokens = processes.total(tokens)
     sizes = tuple(mlp.size for mlp in mlps)
-    for mlp, part in zip(mlps, parts.split(sizes, dim=1), strict=True):
+    for mlp, part in zip(mlps, total.split(sizes, dim=1), strict=True):
         check_finite(f"activations of {mlp.path} are", part)
     if not all(processes.gathered([all(finite)])):
         check_finite("the last hidden states are", torch.tensor(torch.nan))
-    return Statistics(tokens, sizes, *parts, tau=tau, modality=modality)
+    return Statistics(tokens, sizes, *total, tau=tau, modality=modality)
 
 
 def _check(questions: Sequence[Question], tau: float, positions: str, batch_size: int) -> None:
@@ -250,6 +234,22 @@ def _shared_positions(batch: dict[str, Tensor], positions: str) -> tuple[Tensor,
     begins[1:] = question[1:] != question[:-1]
     flat = row * batch["input_ids"].shape[1] + position
     return flat[begins] if positions == "last" else flat, row[begins].bincount()
+
+
+def add_what_counts(sums: Tensor, z: Tensor, mlp: MLP, reading: Reading, tau: float) -> int:
+    """Add the sums over the positions of z [positions, neurons] that count (:func:`add_sums`), and
+    return how many tokens these are; a shared image's count once for each of its questions.
+    """
+    vision = mlp.tower == "vision"
+    if vision:
+        check_positions(mlp.path, len(z), reading.n_positions)
+    z = z.index_select(0, (reading.patches if vision else reading.tokens).to(z.device))
+    if not vision or reading.sharing is None:
+        add_sums(sums, z, tau)
+        return len(z)
+    z = z.unflatten(0, (len(reading.sharing), -1))  # LLaVA's images have one size
+    add_sums(sums, z, tau, reading.sharing)
+    return z.shape[1] * reading.n_questions
 
 
 def add_sums(sums: Tensor, z: Tensor, tau: float, times: Tensor | None = None) -> None:

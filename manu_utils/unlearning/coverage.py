@@ -5,14 +5,13 @@ That is what balances the modalities. Derived in notebook 04.
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..benchmark.records import Question
-from ..checks import check_questions, check_real, check_whole
+from ..checks import check_number, check_questions, check_whole
 from ..models.asking import known
 from ..models.neurons import check_alpha, count_of, find_neurons
 from .attribution import collect_attribution, scaled_to_one
@@ -70,17 +69,37 @@ def take_by_coverage(
     floor: float, balance: float, exclude: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """:func:`select_by_coverage` of a number of neurons, ``budget``."""
-    for name, value in (("share", share), ("floor", floor), ("balance", balance)):
-        check_real(name, value)
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} must lie in (0, 1].")
-    if not 0 < floor < math.inf:
+    check_number("share", share, above=0, most=1)
+    check_number("floor", floor, above=0)
+    check_number("balance", balance, least=0)
+    _check_attribution(forget, retain)
+    # Each modality counts alike, whatever the number of its facts.
+    facts = torch.cat(
+        [scaled_to_one(forget[modality]) / len(forget[modality]) for modality in forget]
+    )
+    cost = sum(
+        scaled_to_one(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget
+    ) / len(forget)
+    weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
+    modality_of = torch.arange(len(forget)).repeat_interleave(
+        torch.tensor([len(rows) for rows in forget.values()])
+    )
+    n = facts.shape[1]
+    closed = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude.clone()
+    if budget > (free := n - int(closed.sum())):
         raise ValueError(
-            f"floor={floor} must be positive; it is what a neuron costs that the retain set does "
-            f"not use."
+            f"{budget} neurons are asked for but only {free} may be chosen; lower alpha."
         )
-    if not 0 <= balance < math.inf:
-        raise ValueError(f"balance={balance} must not be negative.")
+    if not facts[:, ~closed].any():
+        raise ValueError(
+            "no neuron that may be chosen contributes to any of the forget facts, so that there is "
+            "nothing to choose by; pass questions whose answers the model knows, and exclude fewer "
+            "neurons."
+        )
+    return _greedy(facts, modality_of, weight, closed, budget, share, balance)
+
+
+def _check_attribution(forget: dict[str, Tensor], retain: dict[str, Tensor]) -> None:
     if set(forget) != set(retain):
         raise ValueError(
             f"forget has modalities {sorted(forget)} but retain has {sorted(retain)}; collect both "
@@ -104,36 +123,28 @@ def take_by_coverage(
             f"no neuron contributes to the {silent[0]} answers of the retain set, so that all "
             f"would look free of charge; pass questions whose answers the model knows."
         )
-    # Each modality counts alike, whatever the number of its facts.
-    facts = torch.cat(
-        [scaled_to_one(forget[modality]) / len(forget[modality]) for modality in forget]
-    )
-    cost = sum(
-        scaled_to_one(retain[m]).mean(0) if retain[m].dim() == 2 else retain[m] for m in forget
-    ) / len(forget)
-    weight = 1 / (cost / cost.mean().clamp(min=1e-30) + floor)
-    n = facts.shape[1]
-    modality_of = torch.arange(len(forget)).repeat_interleave(
-        torch.tensor([len(rows) for rows in forget.values()])
-    )
+
+
+def _greedy(
+    facts: Tensor, modality_of: Tensor, weight: Tensor, closed: Tensor, budget: int, share: float,
+    balance: float,
+) -> Tensor:  # fmt: skip
+    """The neurons that take most of what the facts still have to lose, a hundredth at a time.
+
+    Args:
+        facts: [n_facts, n_neurons], what each fact has in each neuron.
+        modality_of: [n_facts], the number of each fact's modality.
+        weight: [n_neurons], one over what a neuron costs.
+        closed: bool [n_neurons], neurons that must not be chosen; those chosen are added.
+    """
     size = facts.sum(1)
-    remaining = torch.zeros(len(forget), dtype=size.dtype).index_add_(0, modality_of, size)
+    remaining = torch.zeros(int(modality_of.max()) + 1, dtype=size.dtype)
+    remaining.index_add_(0, modality_of, size)
     needed = share * size
-    selected = torch.zeros(n, dtype=torch.bool)
-    closed = torch.zeros(n, dtype=torch.bool) if exclude is None else exclude.clone()
-    if budget > (free := n - int(closed.sum())):
-        raise ValueError(
-            f"{budget} neurons are asked for but only {free} may be chosen; lower alpha."
-        )
-    if not facts[:, ~closed].any():
-        raise ValueError(
-            "no neuron that may be chosen contributes to any of the forget facts, so that there is "
-            "nothing to choose by; pass questions whose answers the model knows, and exclude fewer "
-            "neurons."
-        )
+    selected = torch.zeros_like(closed)
     at_once = max(1, budget // 100)
     used = facts.any(0).nonzero()[:, 0]  # what no fact uses has no gain
-    part, weight, gain = facts[:, used], weight[used], torch.zeros(n, dtype=facts.dtype)
+    part, weight, gain = facts[:, used], weight[used], torch.zeros(len(closed), dtype=facts.dtype)
     while (left := budget - int(selected.sum())) > 0:
         preference = (remaining / remaining.max().clamp(min=1e-30)).clamp(min=0) ** balance
         gain[used] = preference[modality_of] @ torch.minimum(part, needed[:, None]) * weight
@@ -195,9 +206,6 @@ def choose_by_coverage(
             raise. The model is as it was.
     """
     check_alpha(alpha, allow_small)
-    check_real("rounds", rounds)
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds} must be at least 1.")
     check_whole("rounds", rounds)
     check_whole("batch_size", batch_size)
     check_questions("forget", forget)

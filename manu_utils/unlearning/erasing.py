@@ -102,7 +102,7 @@ def erase(
     saved = ((m.after.weight, 1, i, w) for m, i, w in zip(mlps, everything, before, strict=True))
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": progress}
-    try:
+    with handle.changing():
         for layers in layers_that_fit(mlps, memory):
             with _weights(model, before):
                 kept = collect_moments(model, processor, retain, layers=layers, **passes)
@@ -114,10 +114,7 @@ def erase(
                 }
             for at, layer in enumerate(layers):
                 fit_layer(model, layer, at, lessons, kept[at], beta=beta, ridge=ridge)
-    except BaseException:
-        handle.undo()
-        raise
-    return handle.made()
+    return handle
 
 
 class Lesson(NamedTuple):
@@ -288,9 +285,7 @@ def solve(moments: Tensor, right: Tensor) -> Tensor:
 
 def _check(forget, retain, strangers, names) -> None:
     for name, sets in (("forget", forget), ("retain", retain)):
-        check_questions(name, sets)
-        if not sets or not all(sets.values()):
-            raise ValueError(f"{name} needs questions in every part, such as {{'text': [...]}}.")
+        check_questions(name, sets, needed=True)
     people = [{q.person_id for asked in of.values() for q in asked} for of in (forget, retain)]
     if both := sorted(people[0] & people[1]):
         shared = ", ".join(both[:5])

@@ -20,6 +20,7 @@ from ..models.asking import answer_logits
 from ..models.encoding import fitting
 from ..models.neurons import towers
 from ..models.passes import hooked, last_hidden
+from ..models.training import answer_loss
 from .losses import (
     control_vector,
     direct_preference,
@@ -87,8 +88,7 @@ def _undial(model, frozen, batch, settings) -> Tensor:
 
 
 def _refuse(model, frozen, batch, settings) -> Tensor:
-    logits, targets, _ = answer_logits(model, batch)
-    return F.cross_entropy(logits.float(), targets)
+    return answer_loss(model, batch)
 
 
 def _prefer_refusals(model, frozen, batch, settings) -> Tensor:

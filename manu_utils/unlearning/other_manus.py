@@ -64,9 +64,7 @@ def manu_of_mip_editor(
             both sets, or activations that are not finite. The model is untouched.
     """
     check_alpha(alpha, allow_small=True)
-    check_number("factor", factor)
-    if not 0 <= factor < 1:
-        raise ValueError(f"factor={factor!r} must be at least 0 and below 1.")
+    check_number("factor", factor, least=0, below=1)
     check_number("tau", tau)
     check_whole("batch_size", batch_size)
     _check_multimodal(forget, retain)
@@ -93,14 +91,10 @@ def manu_of_mip_editor(
     if not saved:
         raise ValueError(f"alpha={alpha:g} of {len(scores)} neurons is less than one; raise alpha.")
     handle = Edit(model, saved)
-    try:
-        with torch.no_grad():
-            for weight, _, index, values in saved:
-                weight.index_copy_(1, index, factor * values)
-    except BaseException:
-        handle.undo()
-        raise
-    return handle.made()
+    with torch.no_grad(), handle.changing():
+        for weight, _, index, values in saved:
+            weight.index_copy_(1, index, factor * values)
+    return handle
 
 
 def importance_of_mip_editor(multimodal: Tensor, text: Tensor, tau: float) -> Tensor:

@@ -48,12 +48,10 @@ def privacy_scores(
         ValueError: a number out of range, an empty modality or answer, or gradients that are not
             finite.
     """
-    check_questions("forget", forget)
+    check_questions("forget", forget, needed=True)
     check_whole("steps", steps)
     check_whole("batch_size", batch_size)
     check_number("threshold", threshold, above=0, below=1)
-    if not forget or not all(forget.values()):
-        raise ValueError("forget needs questions in every modality.")
     mlps = find_neurons(model)
     language = [mlp for mlp in mlps if mlp.tower == "language"]
     n = sum(mlp.size for mlp in language)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from weakref import WeakKeyDictionary
 
 import torch
@@ -106,12 +106,21 @@ class Edit:
         self._change = _Change([place[:3] for place in self._saved])
         _CHANGES.setdefault(model, []).append(self._change)
 
-    def made(self) -> Edit:
-        """Call it when all is changed: the values tell later whether they are still there."""
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """While the change is made: an error or an interrupt undoes it. At its end the values are
+        noted, which tell later whether they are still there.
+        """
+        try:
+            yield
+        except BaseException:
+            # What could not be written cannot be written back; the first error is raised.
+            with suppress(RuntimeError):
+                self.undo()
+            raise
         now = [_digest(_part(*place)) for place in self._change.places]
         # [] if nothing changed.
         self._change.left = [] if now == [_digest(values) for *_, values in self._saved] else now
-        return self
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -239,15 +248,10 @@ def prune(model, chosen: Tensor | dict[str, Tensor]) -> Edit:
 def _zero(model, places: list[tuple[Tensor, int, Tensor]]) -> Edit:
     places = [(tensor, dim, index.to(tensor.device)) for tensor, dim, index in places]
     handle = Edit(model, [(*place, _part(*place)) for place in places])
-    try:
+    with handle.changing():
         for tensor, dim, index in places:
             tensor.index_fill_(dim, index, 0)
-    except BaseException:
-        # What could not be written cannot be written back; the first error is raised.
-        with suppress(RuntimeError):
-            handle.undo()
-        raise
-    return handle.made()
+    return handle
 
 
 def _part(tensor: Tensor, dim: int, index: Tensor) -> Tensor:

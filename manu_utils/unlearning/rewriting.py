@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..benchmark.records import MODALITIES, Question, check_sets
-from ..checks import check_names, check_number, check_questions, check_real, check_whole
+from ..checks import check_names, check_number, check_questions, check_whole
 from ..models.asking import answer_logits, known
 from ..models.encoding import batches
 from ..models.neurons import MLP, find_neurons, language_mlps, split_selected
@@ -63,9 +63,7 @@ def collect_moments(
         ValueError: a modality has no questions, no such layer, or logits or an activation are not
             finite.
     """
-    check_questions("questions", questions)
-    if not questions or not all(questions.values()):
-        raise ValueError("collect_moments needs questions in every modality.")
+    check_questions("questions", questions, needed=True)
     check_whole("batch_size", batch_size)
     mlps = language_mlps(model)
     if layers is not None:
@@ -214,36 +212,24 @@ def rewrite_neurons(
             change, or a gradient that is not finite. The model is untouched, as it is after any
             other error or an interrupt.
     """
-    for name, value in (("ridge", ridge), ("strength", strength), ("rounds", rounds)):
-        check_real(name, value)
-    if not 0 < ridge < math.inf or not 0 < strength <= 1 or rounds < 1:
-        raise ValueError(
-            f"ridge={ridge} must be positive, strength={strength} in (0, 1] and rounds={rounds} at "
-            f"least 1."
-        )
+    check_number("ridge", ridge, above=0)
+    check_number("strength", strength, above=0, most=1)
     check_whole("rounds", rounds)
     check_whole("batch_size", batch_size)
     check_number("memory", memory, above=0)
-    check_questions("forget", forget)
-    if not forget or not all(forget.values()):
-        raise ValueError("forget needs questions in every modality.")
+    check_questions("forget", forget, needed=True)
+    mlps = language_mlps(model)
     if not callable(moments) and [tuple(m.shape) for m in moments] != [
-        (mlp.size, mlp.size) for mlp in language_mlps(model)
+        (mlp.size, mlp.size) for mlp in mlps
     ]:
         raise ValueError(
             "the moments are of another model: one [n, n] per language MLP of n neurons is needed."
         )
     if not on_top:
         check_unchanged(model)
-    mlps, columns = language_mlps(model), _columns(model, selected)
-    groups = layers_that_fit(mlps, memory)
+    columns, groups = _columns(model, selected), layers_that_fit(mlps, memory)
     shelf = _Shelf(in_files=len(groups) > 1)
-    for layers in groups:
-        found = moments(layers) if callable(moments) else [moments[layer] for layer in layers]
-        for layer in layers:
-            if not found[0].any():
-                columns[layer] = columns[layer][:0]
-            shelf.put("factor", layer, _factor(found.pop(0), columns[layer], ridge))
+    _put_factors(shelf, moments, columns, groups, ridge)
     if not any(len(index) for index in columns):
         raise ValueError(
             "every layer that may be changed is silent on the retain set; select other neurons."
@@ -255,7 +241,7 @@ def rewrite_neurons(
     )
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": False}
-    try:
+    with handle.changing():
         for _ in bar(range(rounds), desc="rewriting", shown=progress):
             alive = {
                 modality: known(model, processor, items, **passes)
@@ -270,13 +256,7 @@ def rewrite_neurons(
                     model, processor, left, alive, layers=layers, batch_size=batch_size
                 )
                 check_finite("the margin or its gradient is", torch.tensor(margin), *gradients)
-                for layer in layers:
-                    used = gradients.pop(0)[:, columns[layer]]
-                    if not used.numel():
-                        continue
-                    step = torch.cholesky_solve(used.T, shelf.get("factor", layer, used.device)).T
-                    fall += (used * step).sum().item()
-                    shelf.put("step", layer, step)
+                fall += _put_steps(shelf, layers, gradients, columns)
             if fall <= 0:
                 raise ValueError(
                     "the neurons that may be changed write nothing for these facts; select others."
@@ -288,10 +268,7 @@ def rewrite_neurons(
                         weight.index_add_(
                             1, index, step.to(weight.dtype), alpha=-strength * margin / fall
                         )
-    except BaseException:
-        handle.undo()
-        raise
-    return handle.made()
+    return handle
 
 
 def rewrite(
@@ -379,12 +356,6 @@ def layers_that_fit(mlps: Sequence[MLP], memory: float) -> list[list[int]]:
     return groups
 
 
-def _factor(moment: Tensor, index: Tensor, ridge: float) -> Tensor:
-    part = moment[index[:, None], index]
-    part.diagonal().add_(ridge * moment.diagonal().mean())
-    return torch.linalg.cholesky(part)
-
-
 class _Shelf:
     """Float32 matrices by name and layer: in memory, or in unnamed files, gone with the process."""
 
@@ -414,6 +385,36 @@ class _Shelf:
             .view(shape)
             .to(device)
         )
+
+
+def _put_factors(shelf: _Shelf, moments, columns: list[Tensor], groups, ridge: float) -> None:
+    """Shelve the Cholesky factor of each layer's moments and ridge, for the columns that may be
+    changed; a layer that is silent on the retain set has none of these from here on.
+    """
+    for layers in groups:
+        found = moments(layers) if callable(moments) else [moments[layer] for layer in layers]
+        for layer in layers:
+            if not found[0].any():
+                columns[layer] = columns[layer][:0]
+            shelf.put("factor", layer, _factor(found.pop(0), columns[layer], ridge))
+
+
+def _factor(moment: Tensor, index: Tensor, ridge: float) -> Tensor:
+    part = moment[index[:, None], index]
+    part.diagonal().add_(ridge * moment.diagonal().mean())
+    return torch.linalg.cholesky(part)
+
+
+def _put_steps(shelf: _Shelf, layers, gradients: list[Tensor], columns: list[Tensor]) -> float:
+    """Shelve how the columns of these layers would move, and return what the margin loses by it."""
+    fall = 0.0
+    for layer in layers:
+        used = gradients.pop(0)[:, columns[layer]]
+        if used.numel():
+            step = torch.cholesky_solve(used.T, shelf.get("factor", layer, used.device)).T
+            fall += (used * step).sum().item()
+            shelf.put("step", layer, step)
+    return fall
 
 
 def _zeros(*shape: int, device: torch.device) -> Tensor:

@@ -138,11 +138,7 @@ def whole_weights(weights: Iterable[Tensor]) -> list[tuple[Tensor, int, Tensor, 
 def _changed(model, values: dict[Tensor, Tensor]) -> Edit:
     """Write new values into weights, all or none."""
     handle = Edit(model, whole_weights(values))
-    try:
-        with torch.no_grad():
-            for weight, value in values.items():
-                weight.copy_(value)
-    except BaseException:
-        handle.undo()
-        raise
-    return handle.made()
+    with torch.no_grad(), handle.changing():
+        for weight, value in values.items():
+            weight.copy_(value)
+    return handle

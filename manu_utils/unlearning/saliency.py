@@ -48,11 +48,9 @@ def diagonal_fisher(
         ValueError: no questions, an empty answer, quantised weights, or a gradient that is not
             finite.
     """
-    check_questions("questions", questions)
+    check_questions("questions", questions, needed=True)
     check_whole("batch_size", batch_size)
     check_whole("seed", seed, least=0)
-    if not questions or not all(questions.values()):
-        raise ValueError("questions has none in some modality; pass modality -> questions.")
     check_trainable(model, lora_rank=0)  # no optimiser: what it would take does not count
     work = []
     for items in questions.values():

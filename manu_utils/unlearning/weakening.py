@@ -89,9 +89,7 @@ def weaken(
     for name, value in {"rounds": rounds, "batch_size": batch_size}.items():
         check_whole(name, value)
     check_whole("seed", seed, least=0)
-    check_questions("forget", forget)
-    if not forget or not all(forget.values()):
-        raise ValueError("forget needs questions in every modality.")
+    check_questions("forget", forget, needed=True)
     mlps = language_mlps(model)
     if [len(part) for part in retain] != [mlp.size for mlp in mlps]:
         raise ValueError("retain holds coefficients of another model; read it with this one.")
@@ -103,16 +101,13 @@ def weaken(
         check_unchanged(model)
     weights = [mlps[layer].after.weight for layer in chosen]
     handle = Edit(model, whole_weights(weights))
-    try:
+    with handle.changing():
         batches = _shuffled(forget, batch_size, seed, rounds)
         for items in bar(batches, desc="weakening", shown=progress):
             found = knowledge_coefficients(model, processor, items, batch_size=batch_size)
             for layer, weight in zip(chosen, weights, strict=True):
                 weight.data.mul_(weakening(found[layer], retain[layer], gamma).to(weight))
-    except BaseException:
-        handle.undo()
-        raise
-    return handle.made()
+    return handle
 
 
 def _shuffled(forget: dict, batch_size: int, seed: int, rounds: int) -> list[dict]:
