@@ -2,7 +2,7 @@
 
 import itertools
 
-import matplotlib
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import PIL.Image
