@@ -1,5 +1,6 @@
 """Every supported architecture as a small random model, saved, loaded by load_model and put through the whole flow."""
 
+import copy
 import itertools
 import random
 
@@ -131,7 +132,14 @@ def test_the_prompt_is_in_the_words_of_its_family(family):
 
 
 def test_images_are_not_split_where_that_can_be_switched_off(family):
-    assert not getattr(family[2].image_processor, "do_image_splitting", False)
+    images = family[2].image_processor
+    assert not getattr(images, "do_image_splitting", False)
+    if getattr(images, "max_image_size", None):  # and then not enlarged first, for parts that are not made
+        assert images.size["longest_edge"] == images.max_image_size["longest_edge"]
+        own, picture = copy.deepcopy(images), PIL.Image.radial_gradient("L").convert("RGB").resize((300, 200))
+        own.size = {"longest_edge": 4 * images.size["longest_edge"]}
+        one, other = (of([[picture]], return_tensors="pt")["pixel_values"] for of in (images, own))
+        assert one.shape == other.shape and (one - other).abs().max() < 0.05 * other.std()
 
 
 # ------------------------------------------------------------------------------------------------ statistics

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from manu_utils.models.encoding import encode
 from manu_utils.models.neurons import find_neurons
 from manu_utils.unlearning.attribution import answer_margins, collect_attribution, effective_neurons, token_rarity
 from manu_utils.unlearning.coverage import select_by_coverage
+from manu_utils.unlearning.rewriting import margin_gradient
 
 MODALITIES = ("multimodal", "text")
 
@@ -89,6 +91,56 @@ def test_order_and_batch_size_do_not_matter(double_model, questions):
     text = questions["text"]
     alone, together = collect(double_model, text, batch_size=1), collect(double_model, text[::-1], batch_size=32)
     torch.testing.assert_close(together.flip(0), alone, rtol=1e-5, atol=1e-6 * alone.max().item())
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_half_the_batch_when_memory_runs_out(double_model, questions, modality, monkeypatch, capsys):
+    """Backward passes too: of attribution and of what rewriting moves."""
+    model, processor = double_model
+    items = questions[modality]
+    alive = {modality: torch.ones(len(items), dtype=torch.bool)}
+    expected = collect(double_model, items, batch_size=4)
+    margin, gradients = margin_gradient(model, processor, {modality: items}, alive, batch_size=4)
+    run, real, sizes = torch.autograd.grad, model.model.forward, []
+
+    def forward(**inputs):
+        sizes.append(len(inputs["position_ids"]) if "position_ids" in inputs else len(inputs["input_ids"]))
+        return real(**inputs)
+
+    def short_of_memory(*given, **options):
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(*given, **options)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    monkeypatch.setattr(torch.autograd, "grad", short_of_memory)
+    torch.testing.assert_close(collect(double_model, items, batch_size=4), expected, rtol=1e-3, atol=1e-6)
+    assert sizes == [4, 2, 2, 1] and capsys.readouterr().out == "out of memory; going on with batches of 2\n"
+    sizes.clear()
+    again = margin_gradient(model, processor, {modality: items}, alive, batch_size=4)
+    assert again[0] == pytest.approx(margin, rel=1e-5) and capsys.readouterr().out
+    torch.testing.assert_close(again[1], gradients, rtol=1e-3, atol=1e-5)
+    sizes.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # a single question does not fit
+        collect(double_model, items, batch_size=1)
+
+
+def test_the_next_batch_is_read_when_the_tensors_of_this_one_are_gone(tiny_model, questions, monkeypatch):
+    model, _ = tiny_model
+    kept, alive, run = [], [], torch.autograd.grad
+
+    def watched(output, inputs, **options):
+        kept.extend(map(weakref.ref, inputs))
+        return run(output, inputs, **options)
+
+    def forward(*given, real=model.model.forward, **inputs):
+        alive.append(sum(one() is not None for one in kept))
+        return real(*given, **inputs)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    monkeypatch.setattr(model.model, "forward", forward)
+    collect(tiny_model, questions["multimodal"], batch_size=2)
+    assert len(kept) > 3 and alive == [0, 0, 0]
 
 
 def test_reduced_is_the_mean_of_normalised_rows(double_model, questions):

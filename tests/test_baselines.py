@@ -432,6 +432,34 @@ def test_a_run_is_the_beginning_of_a_longer_one(model, tiny_model, questions, me
     assert not all(seen[1][name].equal(seen[2][name]) for name in names)
 
 
+@pytest.mark.parametrize("method", ["kl", "npo", "rmu", "undial", "idk_preference"])
+def test_with_adapters_what_is_compared_with_shares_the_weights(tiny_model, questions, method, monkeypatch):
+    """And gives the same to the bit as a copy of them."""
+    options = {"steps": 3, "lr": 1e-2, "batch_size": 2, "every": 1, "lora_rank": 2, "progress": False}
+    copied, frozen, found = copy.deepcopy, [], []
+
+    def one_of_its_own(model, memo):
+        assert memo
+        return copied(model)
+
+    def noted(model, memo):
+        frozen.append((model, copied(model, memo)))
+        return frozen[0][1]
+
+    for way in (noted, one_of_its_own):
+        own = copied(tiny_model[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(baselines.copy, "deepcopy", way)
+            history = unlearn_by_training(method, own, tiny_model[1], questions["forget"], questions["retain"], **options)
+        found.append((own, history))
+    (one, losses), (other, expected) = found
+    assert str(losses) == str(expected) and all(map(torch.equal, one.parameters(), other.parameters()))
+    model, same = frozen[0]
+    assert model is one and not any(a is not b for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    assert not all(map(torch.equal, one.parameters(), tiny_model[0].parameters()))
+    assert not any("lora" in name for name, _ in same.named_modules())
+
+
 def test_lora_is_merged_back(model, tiny_model, questions, tmp_path):
     """The same modules as before, nothing but linear layers of the language model changed, and it saves as a plain model."""
     from transformers import AutoModelForImageTextToText

@@ -432,7 +432,9 @@ def rival(name, model, processor, forget, retain):
         given = knowledge_coefficients(model, processor, retain)
         return weaken(model, processor, forget, given, gamma=0.01, batch_size=4, **QUIET)
     if name == "privacy":
-        return erase_privacy_neurons(model, privacy_scores(model, processor, forget, steps=2, **QUIET), alpha=1.0)
+        scores = privacy_scores(model, processor, forget, steps=2, **QUIET)
+        half = 50 * scores.isfinite().double().mean().item()  # of the neurons that may be chosen
+        return erase_privacy_neurons(model, scores, alpha=half)
     if name == "vector":
         vector = task_vector(model, processor, forget, steps=1, lr=1e-3, batch_size=4, **QUIET)
         return subtract_task_vector(model, vector)
@@ -578,8 +580,13 @@ def test_inner_views(cpu, gpu, benchmark):
     names = auditing.names_of(benchmark.training)
     options = {"values": VALUES, "names": names, "batch_size": 8, **QUIET}
     ids = {"taught": benchmark.retain_ids[:5], "tested": benchmark.forget_ids[:2]}
-    asked = {k: [q for m in MODALITIES for q in benchmark.training_questions(v, m)[:10]] for k, v in ids.items()}
-    asked = {k: [q for q in of if any(v in q.answer for values in VALUES.values() for v in values)] for k, of in asked.items()}
+    words = [value for values in VALUES.values() for value in values]
+    asked: dict[str, list[Question]] = {name: [] for name in ids}
+    for name, people in ids.items():
+        for one in people:
+            for m in MODALITIES:
+                of_one = benchmark.training_questions([one], m)
+                asked[name] += [q for q in of_one if any(word in q.answer for word in words)][:4]
     found = []
     for place in (cpu, gpu):
         (model, processor), (other, _) = place(), place("tiny-retrained")
@@ -713,7 +720,7 @@ with unlearn(model, processor, *sets, progress=False):
     pass
 unlearn_by_training("kl", model, processor, *sets, steps=2, batch_size=4, progress=False)
 parts, ones = [None], torch.ones(2, device=accelerator.device)
-torch.distributed.all_gather_object(parts, {{"a selection": torch.ones(2, dtype=torch.bool)}})
+torch.distributed.all_gather_object(parts, {"a selection": torch.ones(2, dtype=torch.bool)})
 torch.distributed.all_reduce(ones)
 assert parts[0]["a selection"].all() and ones.sum() == 2
 print("done")

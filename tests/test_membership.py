@@ -79,10 +79,10 @@ def test_scores_of_a_batch_are_those_of_each_question(models, asked):
     questions = asked["members"][:3] + asked["members"][-3:]
     frame = membership_scores(model, processor, questions, reference=other, gradients=False, progress=False)
     for question, row in zip(questions, frame.itertuples(), strict=True):
-        batch = encode([question], processor, with_answer=True)
+        batch = encode([question], processor, with_answer=True, device=model.device)
         mask = batch.pop("answer_mask")[0]
         with torch.no_grad():
-            logits, others = (m(**batch).logits[0, :-1][mask[1:]][:-1].numpy() for m in (model, other))
+            logits, others = (m(**batch).logits[0, :-1].cpu()[mask[1:].cpu()][:-1].numpy() for m in (model, other))
         targets = batch["input_ids"][0][mask][:-1].tolist()
         loss, min_k, min_k_pp = slow_scores(logits, targets, 0.2)
         assert (row.person_id, row.modality) == (question.person_id, question.modality)
@@ -109,7 +109,7 @@ def test_gradient_norm_is_that_of_one_backward_pass_and_the_model_is_as_it_was(m
     for weight in weights:
         weight.grad = None
         weight.requires_grad_(True)
-    batch = encode([question], processor, with_answer=True)
+    batch = encode([question], processor, with_answer=True, device=model.device)
     mask = batch.pop("answer_mask")[0]
     log_p = model(**batch).logits[0, :-1].log_softmax(-1).gather(1, batch["input_ids"][0, 1:, None])[:, 0]
     (-log_p[mask[1:]][:-1].mean()).backward()

@@ -270,7 +270,8 @@ def test_a_seed_that_does_not_learn_to_read_options_is_told(share, tmp_path, mon
     with warnings.catch_warnings(record=True) as told, pytest.raises(KeyboardInterrupt):
         warnings.simplefilter("always")
         build.build(data_dir() / "mllmu_mini", tmp_path / "out", cache=tmp_path / "cache")
-    assert [str(warning.message)[:23] for warning in told] == ["with seed 0 only 64% of"] * (share < build.CAN_READ)
+    told = [str(warning.message) for warning in told if warning.category is UserWarning]  # Python warns of forks, too
+    assert [message[:23] for message in told] == ["with seed 0 only 64% of"] * (share < build.CAN_READ)
 
 
 @pytest.mark.parametrize("forget_ratio", [5, None])

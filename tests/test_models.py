@@ -332,7 +332,7 @@ def test_an_adapter_is_merged_into_the_model_that_it_names(adapter, tmp_path):
     for options in ({}, {"base": base}):
         model, _ = load_model(folder, device="cpu", **options)
         with torch.no_grad():
-            torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-4)
         assert len(find_neurons(model)) == 4 and not any("lora" in name for name, _ in model.named_modules())
     with torch.no_grad():
         assert (load_model(base, device="cpu")[0](**batch).logits - expected).abs().max() > 1e-2
@@ -350,7 +350,7 @@ def test_an_adapter_written_by_an_older_transformers_is_merged_too(adapter):
     edit(folder / "adapter_config.json", target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj|down_proj)")
     model, _ = load_model(folder, device="cpu")
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, checkpoint):

@@ -14,6 +14,7 @@ import methods
 import poems
 import rivals
 import text_alone
+from gpu_shapes import STEPS
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
 from manu_utils.paths import data_dir
 from manu_utils.unlearning.baselines import METHODS
@@ -198,7 +199,7 @@ def test_the_attacks_find_out_the_vanilla_model_and_pass_the_retrained_one(audit
     for modality in MODALITIES:
 
         def of(method, part, measure, modality=modality):
-            return float(value[method, part, measure, modality])
+            return value.loc[[(method, part, measure, modality)]].item()
 
         for measure, most in (("letters", 0.5), ("likelihood", 0.5), ("generation", 0.25)):
             assert of("vanilla", "answers", measure) > 0.9
@@ -254,3 +255,17 @@ def test_a_setting_is_chosen_by_the_rule():
     table = pd.DataFrame(rows).assign(stage="choice")
     assert poems.best_setting(table, "gd") == 2  # the least of those that keep enough, the first of two
     assert poems.best_setting(table, "ga") == 2  # none does: the one that keeps most
+
+
+def test_the_costs_at_the_true_shape():
+    """What the README says of them."""
+    table = pd.read_csv(RESULTS / "gpu_shapes.csv")
+    assert set(table["outcome"]) == {"done"} and set(table["card"]) == {"H200"}
+    whole, limited = table[table["limit_gb"].isna()], table[table["limit_gb"] == 24].set_index("step")
+    assert list(whole["step"]) == ["load", *STEPS] and not limited["seconds"].any() and len(limited) == 7
+    assert (table[table["step"] == "load"]["note"].str.startswith("7.06 billion")).all()
+    assert (table["peak_gb"] <= table["reserved_gb"]).all() and (limited["reserved_gb"] < 24).all()
+    seconds, peak, reserved = (whole.set_index("step")[name] for name in ("seconds", "peak_gb", "reserved_gb"))
+    assert (seconds > 0).all() and seconds["rewrite, one round"] > 2.5 * seconds["rewrite, all layers at once"]
+    assert peak["rewrite, one round"] < reserved["rewrite, one round"] < 24 < peak["rewrite, all layers at once"]
+    assert peak["erase"] < 24 < reserved["erase"] and peak["coverage"] > 24 > limited.loc["coverage", "peak_gb"]

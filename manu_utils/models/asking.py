@@ -313,39 +313,55 @@ def in_batches(
         mine = processes.own_indices(
             len(questions), lambda: plan(questions, processor, batch_size, with_answer)
         )
-        asked, shown = [questions[index] for index in mine], progress and processes.number() == 0
-        found = in_batches(
-            work, model, processor, asked, batch_size, with_answer, shown, name, make
-        )
+        own, shows = [questions[index] for index in mine], progress and processes.number() == 0
+        found = in_batches(work, model, processor, own, batch_size, with_answer, shows, name, make)
         yield from processes.gathered(
             [([mine[index] for index in indices], result.cpu()) for indices, result in found]
         )
         return
-    todo = list(range(len(questions)))
+
+    def asked(batch: dict[str, Tensor]) -> object:
+        with _as_asked(model):
+            return work(batch)
+
     with bar(total=len(questions), desc=name, shown=progress) as shown:
-        while todo:
-            done: set[int] = set()
-            try:
-                chosen = [questions[index] for index in todo]
-                for positions, batch in make(
-                    chosen, processor, batch_size, with_answer, model.device
-                ):
-                    with _as_asked(model):
-                        result = work(batch)
-                    indices = [todo[position] for position in positions]
-                    done.update(indices)
-                    shown.update(len(indices))
-                    yield indices, result
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
-                    raise
-                batch_size //= 2
-                print(f"out of memory; going on with batches of {batch_size}")
-            else:
-                return
-            # not in the handler, where the traceback still holds the tensors
-            torch.cuda.empty_cache()
-            todo = [index for index in todo if index not in done]
+        for indices, result in as_memory_allows(
+            asked, make, processor, questions, batch_size, with_answer, model.device
+        ):
+            shown.update(len(indices))
+            yield indices, result
+
+
+def as_memory_allows(
+    work: Callable[[dict[str, Tensor]], object], make: Callable, processor, questions: Sequence,
+    batch_size: int, with_answer: bool, device: str | torch.device,
+) -> Iterator[tuple[list[int], object]]:  # fmt: skip
+    """Yield (indices, work(batch)) for the batches of ``make``, which is called as :func:`batches`;
+    when CUDA is out of memory, go on with half the batch size.
+
+    Args:
+        work: where it fails it has changed nothing, since it is called again with fewer questions.
+    """
+    todo = list(range(len(questions)))
+    while todo:
+        done: set[int] = set()
+        try:
+            chosen = [questions[index] for index in todo]
+            for positions, batch in make(chosen, processor, batch_size, with_answer, device):
+                result = work(batch)
+                indices = [todo[position] for position in positions]
+                done.update(indices)
+                yield indices, result
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            print(f"out of memory; going on with batches of {batch_size}")
+        else:
+            return
+        # not in the handler, where the traceback still holds the tensors
+        torch.cuda.empty_cache()
+        todo = [index for index in todo if index not in done]
 
 
 @contextmanager

@@ -135,8 +135,12 @@ def _processor_of(source: str | Path, place: str | Path, config):
         processor = load_processor(place, config)
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise FileNotFoundError(no_processor(source, config.model_type))
-    if getattr(processor.image_processor, "do_image_splitting", False):
-        processor.image_processor.do_image_splitting = False
+    images = processor.image_processor
+    if getattr(images, "do_image_splitting", False):
+        images.do_image_splitting = False
+        # Else SmolVLM enlarges every picture to 2,048 pixels, and then makes it 512: six times the
+        # work, to be split into parts that are not made.
+        images.size = getattr(images, "max_image_size", images.size)
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

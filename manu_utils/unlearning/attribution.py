@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_answers, check_whole
-from ..models.asking import answer_logits
+from ..models.asking import answer_logits, as_memory_allows
 from ..models.encoding import batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
@@ -101,7 +101,8 @@ def collect_attribution(
 
     The margin is the logit of the right token minus the best other one, summed over the answer's
     tokens with the weights ``rarity``. One forward and one backward pass, shared by several
-    processes (:mod:`manu_utils.processes`); the weights of the model are not touched.
+    processes (:mod:`manu_utils.processes`); the weights of the model are not touched. The backward
+    pass keeps the activations of a batch; when CUDA is out of memory, the batch is halved.
 
     Args:
         questions: of one modality, with answers.
@@ -154,6 +155,17 @@ def collect_attribution(
 
         return reads_neurons(hook)  # their product with the gradient is all that is used
 
+    def contributions(batch: dict[str, Tensor]) -> Tensor:
+        try:  # a function of its own: the next batch is read when this one's tensors are gone
+            with torch.enable_grad():
+                margin = answer_margins(model, batch, rarity).sum()
+                inputs = list(inputs_of.values())
+                gradients = torch.autograd.grad(margin, inputs, allow_unused=True)
+            gradient_of = dict(zip(inputs_of, gradients, strict=True))
+            return _contributions(model, mlps, batch, inputs_of, gradient_of)
+        finally:
+            inputs_of.clear()
+
     kept = ((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps)
     shown = progress and processes.number() == 0
     counts = [math.ceil(len(part) / batch_size) for part in parts]
@@ -165,15 +177,9 @@ def collect_attribution(
         result = so_far["result"].clone() if read else torch.zeros(shape, dtype=exact)
         for number, part in enumerate(parts[read:], read + 1):
             own = [questions[index] for index in part]
-            options = {"with_answer": True, "device": model.device}
-            for indices, batch in batches(own, processor, batch_size, **options):
-                inputs_of.clear()
-                with torch.enable_grad():
-                    margin = answer_margins(model, batch, rarity).sum()
-                    inputs = list(inputs_of.values())
-                    gradients = torch.autograd.grad(margin, inputs, allow_unused=True)
-                gradient_of = dict(zip(inputs_of, gradients, strict=True))
-                rows = _contributions(model, mlps, batch, inputs_of, gradient_of)
+            for indices, rows in as_memory_allows(
+                contributions, batches, processor, own, batch_size, True, model.device
+            ):
                 if reduce:
                     result += scaled_to_one(rows).sum(0) / len(questions)
                 else:

@@ -79,7 +79,7 @@ def unlearn_by_training(
             ``"idk"`` (answers replaced by refusals) and ``"idk_preference"`` (refusals preferred).
         model: changed in place; mode, dtypes and ``requires_grad`` are as before afterwards, and
             after an error or interrupt so are the weights. Where it is compared with what it was, a
-            frozen copy of it is kept beside it.
+            frozen copy of it is kept beside it; with ``lora_rank`` that shares its weights.
         forget: modality (``"multimodal"``, ``"text"``) -> questions with answers.
         retain: the same for the retain set; a retain term needs the modalities of ``forget``.
         reference: π_ref of NPO and of the preference. None: the model as it is given (the paper of
@@ -127,7 +127,7 @@ def unlearn_by_training(
     objective, device = OBJECTIVES[method], device_of(model)
     used = {m: retain[m] for m in forget} if term is not None else {}
     batches = _batches(objective.answers, forget, used, processor, sizes, device, settings)
-    reference, vanilla = _to_compare(model, reference, objective.compares, term)
+    reference, vanilla = _to_compare(model, reference, objective.compares, term, lora_rank)
     put_back = holding_back(model, mask)
 
     def loss_of_batches(to_forget, to_retain) -> Tensor:
@@ -168,13 +168,17 @@ def _checked_term(method: str, retain_term: str | None, weight: float, reference
     return OBJECTIVES[method].retain_term if retain_term == "own" else retain_term
 
 
-def _to_compare(model, reference, compares: bool, term: str | None) -> tuple:
+def _to_compare(
+    model, reference, compares: bool, term: str | None, lora_rank: int | None
+) -> tuple:
     """What the loss and what the retain term compare with, or None: the model itself would move
-    along, and KL and the ratio of NPO would stay 0, so that they get a copy.
+    along, and KL and the ratio of NPO would stay 0, so that they get a copy. Adapters stand beside
+    the weights and leave them as they are, so that the copy has the same tensors.
     """
     given = reference is not None and reference is not model
     copied = (compares and not given) or term in ("kl", "states")
-    vanilla = copy.deepcopy(model) if copied else None
+    tensors = [] if lora_rank is None else [*model.parameters(), *model.buffers()]
+    vanilla = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}) if copied else None
     return reference if given else vanilla, vanilla
 
 
