@@ -71,7 +71,7 @@ ONCE_UNSEEN = [
         ("        changes.remove(self._change)\n        self._saved = []\n", "", "twice"),
     ),
     *_of("unlearning.baselines", "baselines",
-        ("vanilla = copy.deepcopy(model)", "vanilla = model", "reference"),
+        ("vanilla = copy.deepcopy(model, same)", "vanilla = model", "reference"),
         ("reference is not None and reference is not model", "reference is not None", "reference"),
     ),
     *_of("unlearning.objectives", "baselines",

@@ -437,25 +437,24 @@ def test_with_adapters_what_is_compared_with_shares_the_weights(tiny_model, ques
     """And gives the same to the bit as a copy of them."""
     options = {"steps": 3, "lr": 1e-2, "batch_size": 2, "every": 1, "lora_rank": 2, "progress": False}
     copied, frozen, found = copy.deepcopy, [], []
-
-    def one_of_its_own(model, memo):
-        assert memo
-        return copied(model)
-
-    def noted(model, memo):
-        frozen.append((model, copied(model, memo)))
-        return frozen[0][1]
-
-    for way in (noted, one_of_its_own):
+    for shares in (True, False):
         own = copied(tiny_model[0])
+
+        def copy_of(thing, memo=None, own=own, shares=shares):
+            made = copied(thing, memo if shares or thing is not own else None)
+            if thing is own:
+                frozen.append((thing, made))
+            return made
+
         with monkeypatch.context() as patch:
-            patch.setattr(baselines.copy, "deepcopy", way)
+            patch.setattr(baselines.copy, "deepcopy", copy_of)
             history = unlearn_by_training(method, own, tiny_model[1], questions["forget"], questions["retain"], **options)
         found.append((own, history))
     (one, losses), (other, expected) = found
     assert str(losses) == str(expected) and all(map(torch.equal, one.parameters(), other.parameters()))
-    model, same = frozen[0]
-    assert model is one and not any(a is not b for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    (model, same), (_, apart) = frozen
+    assert model is one and next(apart.parameters()) is not next(other.parameters())
+    assert not any(a is not b for a, b in zip(model.parameters(), same.parameters(), strict=True))
     assert not all(map(torch.equal, one.parameters(), tiny_model[0].parameters()))
     assert not any("lora" in name for name, _ in same.named_modules())
 

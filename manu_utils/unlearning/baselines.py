@@ -178,7 +178,8 @@ def _to_compare(
     given = reference is not None and reference is not model
     copied = (compares and not given) or term in ("kl", "states")
     tensors = [] if lora_rank is None else [*model.parameters(), *model.buffers()]
-    vanilla = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}) if copied else None
+    same = {id(tensor): tensor for tensor in tensors}  # which are not copied
+    vanilla = copy.deepcopy(model, same) if copied else None
     return reference if given else vanilla, vanilla
 
 
