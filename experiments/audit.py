@@ -54,7 +54,7 @@ KEYS = ["scale", "seed", "forget_ratio", "method", "settings"]
 COLUMNS = [*KEYS, "audit", "measure", "set", "modality", "value", "n"]
 REFERENCES = ("vanilla", "never met", "retrained")
 COMPARED = ("paper", "coverage", "rewrite", "gd", "kl", "npo")  # as compare.py chose them
-CHOSEN = ("npo + kl", "simnpo + ce", "erase")  # as rivals.py chose them
+CHOSEN = ("npo + kl", "simnpo + ce", "gd + ce", "idk + ce", "erase")  # as rivals.py chose them
 METHOD_ORDER = (*REFERENCES, *COMPARED, *CHOSEN)
 # Open answers and letters of the others are in comparison.csv and rivals.csv for three seeds, too.
 SEEDS = {method: (0,) for method in METHOD_ORDER} | {"erase": (0, 1, 2)}

@@ -6,7 +6,7 @@ import math
 import random
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from compare import SCALE
 from manu_utils.auditing import names_of, profiles_of
@@ -21,7 +21,7 @@ from manu_utils.unlearning.erasing import fit_layer, stranger_lessons
 from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy_scores
 from manu_utils.unlearning.rewriting import collect_moments
 from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
-from manu_utils.unlearning.saliency import diagonal_fisher
+from manu_utils.unlearning.saliency import diagonal_fisher, saliency_mask
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
 from manu_utils.unlearning.weakening import knowledge_coefficients, weaken
 from sweep import QUIET, in_rounds, locked, read_table, rewritten, strengths, write_table
@@ -34,20 +34,21 @@ HELD = {
     "undial + ce": ("undial", {"retain_term": "cross-entropy"}),
     "idk + ce": ("idk", {"retain_term": "cross-entropy"}),
     "rmu": ("rmu", {}),
+    "mmunlearner": ("gd", {"mask": partial(saliency_mask, **QUIET)}),
 }
 HELD_RATE, HELD_BATCH = 2e-4, 32  # learning rate; retained questions per modality and step
-HELD_STEPS = (24, 48, 96, 192)
+HELD_STEPS = (48, 96, 192, 384)
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0)
 N_FISHER = 300  # questions per modality and set that SSD reads
 ONE = (math.nan,)  # of methods with one knob
 # Twelve tries of each method: what is varied first (`weight`), and second (`strength`).
 TRIES = {
-    **{name: ((1.0, 4.0, 16.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
+    **{name: ((0.25, 1.0, 4.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
     "rmu": ((4.0, 32.0, 256.0), HELD_STEPS),
-    "task vector": ((12.0, 24.0, 48.0), (0.25, 0.5, 1.0, 2.0)),  # steps of the copy; λ
-    "ssd": ((2.0, 5.0, 10.0, 20.0), (1.0, 3.0, 10.0)),  # α; λ
+    "task vector": ((12.0, 24.0, 48.0), (1.0, 2.0, 4.0, 8.0)),  # steps of the copy; λ
+    "ssd": ((1.0, 2.0, 5.0, 10.0), (1.0, 3.0, 10.0)),  # α; λ
     "depn": (ONE, (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)),  # α in %
-    "kvw": ((0.001, 0.002, 0.005, 0.01), (1, 2, 4)),  # γ; rounds
+    "kvw": ((0.005, 0.01, 0.02, 0.04), (1, 2, 4)),  # γ; rounds
     "paper": (ONE, ALPHAS),  # α in %
     "coverage": (ONE, ALPHAS),
     "rewrite": ((0.1, 0.3, 1.0), (2, 4, 8, 16)),  # ridge; rounds

@@ -7,8 +7,8 @@ Two stages, each kept in data/results:
 
 1. choice (rivals_choice.csv): twelve tries of every method (TRIES in methods.py) on stand-ins,
    retained people who play the forget set; nobody of the forget set takes part. What counts is
-   `merit`, by open questions and by letters, images and text, the mean of both. `--draws 1 2`
-   takes a second draw of stand-ins, who share nobody with the first, and the mean of all.
+   `merit`, by open questions and by letters, images and text, the mean of both, and of two draws
+   of stand-ins, who share nobody.
 2. report (rivals.csv): open questions and letters of every set, forget 10 %, three seeds, at the
    settings with the best mean.
 """
@@ -104,7 +104,7 @@ def main(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--methods", nargs="+", choices=TRIES, default=list(TRIES), help="default: all")
-    add("--draws", type=int, nargs="+", default=[1], help="of stand-ins, such as 1 2")
+    add("--draws", type=int, nargs="+", default=[1, 2], help="of stand-ins (default 1 2)")
     add("--choice-only", action="store_true", help="report nothing yet")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run(read_arguments(parser, given))
