@@ -17,6 +17,7 @@ import text_alone
 from gpu_shapes import STEPS
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
 from manu_utils.paths import data_dir
+from manu_utils.plotting import METHOD_STYLES
 from manu_utils.unlearning.baselines import METHODS
 
 RESULTS = data_dir() / "results"
@@ -180,7 +181,12 @@ def audits():
     return pd.read_csv(RESULTS / "audit.csv")
 
 
+def test_every_audited_method_has_a_mark_of_its_own_in_figures():
+    assert set(audit.METHOD_ORDER) - set(METHOD_STYLES) == {"never met"}  # drawn as the base model
+
+
 def test_every_audit_was_made_of_every_method(audits):
+    assert (RESULTS / "audit.csv").stat().st_size < 160_000
     parts = {"answers", "relearning", "rounding", "membership", "inside", "otherwise"}
     assert set(audits["method"]) == set(audit.SEEDS)
     for method, rows in audits.groupby("method"):
