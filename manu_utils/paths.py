@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -66,8 +66,9 @@ def whole(place: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
-        if left.stat().st_mtime < time.time() - 24 * 60 * 60:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has just finished with it
+            if left.stat().st_mtime < time.time() - 24 * 60 * 60:
+                shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(".part", f".{place.name}.", place.parent))
     part, old = aside / place.name, aside / f"{place.name}.old"
     try:

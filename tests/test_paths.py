@@ -162,6 +162,15 @@ def test_what_a_killed_process_left_goes_a_day_later_and_what_others_write_stays
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names[1:], "a"]
 
 
+def test_what_another_process_has_just_put_in_place_is_no_error(tmp_path, monkeypatch):
+    """Its folder is seen, and gone before its age is asked for."""
+    seen = tmp_path / ".a.1.part"
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: iter([seen]))
+    with paths.whole(tmp_path / "a") as part:
+        part.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_file_has_the_rights_that_any_file_has(tmp_path):
     (tmp_path / "any").touch()
     saving.write_tensors(tmp_path / "tensors", {"a": torch.ones(1)}, "test", {})

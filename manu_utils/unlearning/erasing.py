@@ -267,7 +267,7 @@ def fit_layer(
 
 def solve(moments: Tensor, right: Tensor) -> Tensor:
     """moments⁻¹ right. Where float32 is too coarse for the moments: in float64, on the CPU, with a
-    diagonal that outweighs what their sums in float32 were rounded by.
+    diagonal that outweighs what their sums in float32 were rounded by, as if ridge were larger.
 
     Raises:
         ValueError: that is not enough.
@@ -275,7 +275,7 @@ def solve(moments: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(moments)
     if failed:
         rounding = torch.finfo(moments.dtype).eps * moments.diagonal().sum().item()
-        moments, right = moments.double().cpu(), right.double().cpu()
+        moments, right = moments.cpu().double(), right.cpu().double()
         moments.diagonal().add_(rounding)
         factor, failed = torch.linalg.cholesky_ex(moments)
     if failed:
