@@ -87,8 +87,9 @@ def erase(
     Raises:
         TypeError: an argument of another type, or a wrapped model.
         ValueError: an option out of range, an empty set or answer, too few strangers, somebody
-            without a name, a person in both sets, a model that is changed already, or numbers
-            that are not finite. The model is untouched, as after any other error or interrupt.
+            without a name, a person in both sets, a model that is changed already, numbers that
+            are not finite, or moments that cannot be inverted. The model is untouched, as after
+            any other error or interrupt.
     """
     _check(forget, retain, strangers, names)
     for name, value in (("beta", beta), ("ridge", ridge), ("memory", memory)):
