@@ -212,8 +212,8 @@ def rewrite_neurons(
         TypeError: an argument of another type, or a wrapped model.
         ValueError: an option out of range, an empty modality or answer, moments or ``selected`` of
             another model or that cannot be inverted, a model that is changed already
-            (:func:`check_unchanged`), nothing to change, or a gradient that is not finite. The model is untouched, as it is after any
-            other error or an interrupt.
+            (:func:`check_unchanged`), nothing to change, or a gradient that is not finite. The
+            model is untouched, as it is after any other error or an interrupt.
     """
     check_number("ridge", ridge, above=0)
     check_number("strength", strength, above=0, most=1)
