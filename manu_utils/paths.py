@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -54,9 +54,10 @@ def build_dir() -> Path:
 def whole(place: Path, *, replace: bool = True) -> Iterator[Path]:
     """Where to write a file or folder that takes the place of what is there when all is written.
 
-    An error or an interrupt leaves the old one as it was, and nothing beside it. Of two that write
-    a file at once the last one's stays; of two that write a folder the slower may fail. What a
-    process that was killed outright left beside ``place`` goes with the first write a day later.
+    An error or an interrupt leaves the old one as it was, and nothing beside it; a folder that
+    cannot be put back stays beside it, aside. Of two that write a file at once the last one's
+    stays; of two that write a folder the slower may fail. What a process that was killed outright
+    left beside ``place`` goes with the first write a day later.
 
     Args:
         replace: False never takes the place of a folder that holds anything.
@@ -66,19 +67,21 @@ def whole(place: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
-        if left.stat().st_mtime < time.time() - 24 * 60 * 60:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has just finished with it
+            if left.stat().st_mtime < time.time() - 24 * 60 * 60:
+                shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(".part", f".{place.name}.", place.parent))
     part, old = aside / place.name, aside / f"{place.name}.old"
     try:
         yield part
-        if replace and part.is_dir() and place.exists():
-            os.replace(place, old)  # a folder cannot take the place of a full one in one step
         try:
+            if replace and part.is_dir() and place.exists():
+                os.replace(place, old)  # a folder cannot take the place of a full one in one step
             os.replace(part, place)
         except BaseException:
             if old.exists() and not place.exists():
                 os.replace(old, place)
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if place.exists() or not old.exists():  # else it is the only one
+            shutil.rmtree(aside, ignore_errors=True)

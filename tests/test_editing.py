@@ -396,6 +396,14 @@ def test_bad_options_leave_the_model_alone(double_model, questions, moments, cas
     assert not changed(model, before)
 
 
+def test_moments_that_cannot_be_inverted_say_what_to_do(double_model, questions, moments):
+    model, processor = double_model
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="cannot be inverted; raise ridge"):
+        rewrite_neurons(model, processor, questions["forget"], [-m for m in moments], progress=False)
+    assert not changed(model, before)
+
+
 def test_bad_sets_are_named(double_model, questions, moments):
     model, processor = double_model
     with pytest.raises(ValueError, match="forget and retain share people"):

@@ -151,6 +151,30 @@ def test_half_of_it_is_never_seen(kind, tmp_path):
     assert list(content(place).values()) == [sorted(b"new")]
 
 
+@pytest.mark.parametrize("when", ["set aside", "put back"])
+def test_the_old_folder_is_never_lost(when, tmp_path, monkeypatch):
+    """Interrupted as soon as it is set aside; or it cannot be put back, as where Windows holds a file of it."""
+    place, replace = tmp_path / "place", os.replace
+    place.mkdir()
+    (place / "file").write_text("old")
+
+    def moved(source, target):
+        if target != place:
+            replace(source, target)
+            if when == "set aside":
+                raise KeyboardInterrupt
+        elif when == "put back":
+            raise PermissionError("it is in use")
+        else:
+            replace(source, target)
+
+    monkeypatch.setattr(paths, "os", SimpleNamespace(replace=moved))
+    with pytest.raises((KeyboardInterrupt, PermissionError)), paths.whole(place) as part:
+        part.mkdir()
+    assert [file.read_text() for file in tmp_path.rglob("file")] == ["old"]
+    assert place.exists() == (when == "set aside")
+
+
 def test_what_a_killed_process_left_goes_a_day_later_and_what_others_write_stays(tmp_path):
     names = [".a.1.part", ".a.2.part", ".ab.1.part", ".b.a.1.part"]
     for name in names:
@@ -160,6 +184,15 @@ def test_what_a_killed_process_left_goes_a_day_later_and_what_others_write_stays
     with paths.whole(tmp_path / "a") as part:
         part.touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names[1:], "a"]
+
+
+def test_what_another_process_has_just_put_in_place_is_no_error(tmp_path, monkeypatch):
+    """Its folder is seen, and gone before its age is asked for."""
+    seen = tmp_path / ".a.1.part"
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: iter([seen]))
+    with paths.whole(tmp_path / "a") as part:
+        part.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_has_the_rights_that_any_file_has(tmp_path):

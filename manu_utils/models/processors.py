@@ -15,6 +15,9 @@ from .encoding import encode
 def load_processor(home: Path | str, config):
     """The processor without its video part, which needs torchvision and has no PIL backend.
 
+    A processor with videos is of the class that belongs to the config, whatever the files beside it
+    name; any other is of the class that they name.
+
     Raises:
         ImportError: it needs a package that is not installed.
     """

@@ -87,8 +87,9 @@ def erase(
     Raises:
         TypeError: an argument of another type, or a wrapped model.
         ValueError: an option out of range, an empty set or answer, too few strangers, somebody
-            without a name, a person in both sets, a model that is changed already, or numbers
-            that are not finite. The model is untouched, as after any other error or interrupt.
+            without a name, a person in both sets, a model that is changed already, numbers that
+            are not finite, or moments that cannot be inverted. The model is untouched, as after
+            any other error or interrupt.
     """
     _check(forget, retain, strangers, names)
     for name, value in (("beta", beta), ("ridge", ridge), ("memory", memory)):
@@ -267,7 +268,7 @@ def fit_layer(
 
 def solve(moments: Tensor, right: Tensor) -> Tensor:
     """moments⁻¹ right. Where float32 is too coarse for the moments: in float64, on the CPU, with a
-    diagonal that outweighs what their sums in float32 were rounded by.
+    diagonal that outweighs what their sums in float32 were rounded by, as if ridge were larger.
 
     Raises:
         ValueError: that is not enough.
@@ -275,7 +276,7 @@ def solve(moments: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(moments)
     if failed:
         rounding = torch.finfo(moments.dtype).eps * moments.diagonal().sum().item()
-        moments, right = moments.double().cpu(), right.double().cpu()
+        moments, right = moments.cpu().double(), right.cpu().double()
         moments.diagonal().add_(rounding)
         factor, failed = torch.linalg.cholesky_ex(moments)
     if failed:

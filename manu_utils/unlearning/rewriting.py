@@ -211,9 +211,9 @@ def rewrite_neurons(
     Raises:
         TypeError: an argument of another type, or a wrapped model.
         ValueError: an option out of range, an empty modality or answer, moments or ``selected`` of
-            another model, a model that is changed already (:func:`check_unchanged`), nothing to
-            change, or a gradient that is not finite. The model is untouched, as it is after any
-            other error or an interrupt.
+            another model or that cannot be inverted, a model that is changed already
+            (:func:`check_unchanged`), nothing to change, or a gradient that is not finite. The
+            model is untouched, as it is after any other error or an interrupt.
     """
     check_number("ridge", ridge, above=0)
     check_number("strength", strength, above=0, most=1)
@@ -409,7 +409,10 @@ def _put_factors(shelf: _Shelf, moments, columns: list[Tensor], groups, ridge: f
 def _factor(moment: Tensor, index: Tensor, ridge: float) -> Tensor:
     part = moment[index[:, None], index]
     part.diagonal().add_(ridge * moment.diagonal().mean())
-    return torch.linalg.cholesky(part)
+    factor, failed = torch.linalg.cholesky_ex(part)
+    if failed:
+        raise ValueError("the moments of the neurons cannot be inverted; raise ridge.")
+    return factor
 
 
 def _put_steps(shelf: _Shelf, layers, gradients: list[Tensor], columns: list[Tensor]) -> float:
