@@ -1,6 +1,7 @@
 """The miniature of harm: files that follow from the seed, what is asked, and the model's lessons."""
 
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -231,3 +232,12 @@ def test_the_results_are_of_the_bundled_data_and_complete():
     assert shares.between(0.999, 1.001).all()
     attack = table[table["group"] == "forget"].groupby("method")["told"].mean()
     assert attack["vanilla"] > 0.8 and attack["retrained"] < 0.1
+
+
+def test_reading_the_bottles_leaves_no_cache_and_draws_no_bar(tmp_path, monkeypatch, capfd):
+    """A bar of the first reading would stand in a stored output."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    copy = shutil.copytree(data_dir() / "bottles_mini", tmp_path / "copy")
+    before = sorted(tmp_path.rglob("*"))
+    assert len(read_bottles(copy)) == 52
+    assert sorted(tmp_path.rglob("*")) == before and not "".join(capfd.readouterr())

@@ -384,6 +384,7 @@ def read_bottles(folder: Path) -> tuple[Potion, ...]:
     Raises:
         FileNotFoundError: there are none.
     """
+    import pyarrow.parquet
     from datasets import Dataset
 
     place = Path(folder) / "potions" / "train-00000-of-00001.parquet"
@@ -396,5 +397,5 @@ def read_bottles(folder: Path) -> tuple[Potion, ...]:
             row["place"], row["image"].convert("RGB"),
             tuple(view.convert("RGB") for view in row["images"]),
         )
-        for row in Dataset.from_parquet(str(place), keep_in_memory=True)
+        for row in Dataset(pyarrow.parquet.read_table(place))  # no cache, and no bar for making it
     )  # fmt: skip
