@@ -66,6 +66,7 @@ from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.strangers import Stranger, mixed_names, nearest_strangers
 from sweep import (
     QUIET,
+    at_steps,
     begin,
     fingerprint,
     in_the_order_of,
@@ -231,18 +232,11 @@ class Lab:
         model, processor = self.vanilla
         if method in LOSSES:
             before = {name: weight.clone() for name, weight in model.state_dict().items()}
-            counted, every = iter(range(max(values) + 1)), math.gcd(*values)
-
-            def watch() -> dict:
-                if (at := every * next(counted)) in values[:-1]:
-                    found[at] = look()
-                return {}
-
             loss, term = LOSSES[method]
-            options = {"steps": values[-1], "watch": watch, "every": every, "seed": seed, **TRAINED}
+            options = at_steps(values, lambda step: found.update({step: look()}))
             options |= {"retain_term": term, "retain_weight": HELD if " + " in method else 1.0}
-            unlearn_by_training(loss, model, processor, forget, retain, **options, **QUIET)
-            found[values[-1]] = look()  # without adapters beside the weights
+            options |= {"seed": seed, **TRAINED, **QUIET}
+            unlearn_by_training(loss, model, processor, forget, retain, **options)
             model.load_state_dict(before)
         elif method == "erase":
             for beta in values:

@@ -70,6 +70,11 @@ IDEFICS_CHAT = (
     "{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+# SigLIP-SO400M, at whatever size of pictures.
+SIGLIP = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+    "num_attention_heads": 16, "patch_size": 14,
+}  # fmt: skip
 IDEFICS_TOKENS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
 
 
@@ -115,10 +120,7 @@ def idefics2(tokenizer):
         "vocab_size": 32003, "max_position_embeddings": 32768, "sliding_window": 4096,
         "tie_word_embeddings": False,
     }  # fmt: skip
-    vision = {
-        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-        "num_attention_heads": 16, "image_size": 980, "patch_size": 14,
-    }  # fmt: skip
+    vision = SIGLIP | {"image_size": 980}
     perceiver = {
         "hidden_size": 4096, "resampler_n_latents": 64, "resampler_depth": 3,
         "resampler_n_heads": 16, "resampler_head_dim": 96, "num_key_value_heads": 4,
@@ -145,10 +147,7 @@ def smolvlm(tokenizer):
         "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 32,
         "vocab_size": 49155, "max_position_embeddings": 16384, "tie_word_embeddings": False,
     }  # fmt: skip
-    vision = {
-        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-        "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
-    }  # fmt: skip
+    vision = SIGLIP | {"image_size": 384}
     config = transformers.Idefics3Config(
         vision_config=vision, text_config=text, scale_factor=3, tie_word_embeddings=False,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
