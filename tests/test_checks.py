@@ -4,6 +4,8 @@ import copy
 import math
 import re
 
+import nbclient
+import nbformat
 import numpy
 import pytest
 import torch
@@ -61,6 +63,22 @@ def test_an_error_of_the_attempt_becomes_the_hint(broken, what):
     with pytest.raises(AssertionError, match=message) as raised:
         attempt(broken, "it is right", "think again")
     assert raised.value.__cause__ is not None, "the traceback is shown above"
+
+
+def test_jupyter_shows_the_readers_lines_and_the_hint_and_no_more():
+    """In a real kernel; the frames of the package would push the hint off the screen."""
+    cells = [
+        "from manu_utils.teaching import attempt",
+        "def half(x):\n    return x / 0\n\ndef right():\n    return half(1) == 0.5",
+        "attempt(right, 'half of one', 'divide by two')",
+        "attempt(lambda: False, 'half of one', 'divide by two')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, allow_errors=True, kernel_name="python3").execute()
+    raised, wrong = (cell.outputs[-1].traceback for cell in notebook.cells[2:])
+    hint = "✗ half of one: the attempt raised ZeroDivisionError: division by zero. Divide by two"
+    assert raised == ["line 5, in right: return half(1) == 0.5", "line 2, in half: return x / 0", hint]
+    assert wrong == ["✗ half of one. Divide by two"]
 
 
 @pytest.mark.parametrize("hint", ["prune_neurons takes a bool", "z_n is linear", "E[z²] is 1", "`a` is it", "x.sum() does"])

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Callable
+
+
+class WrongAnswer(AssertionError):
+    """What :func:`attempt` raises. Jupyter shows the hint alone and, of an error in the reader's
+    code, the lines of the notebook that led to it; plain Python shows the whole traceback.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # the name is IPython's
+        cause = self.__cause__
+        frames = traceback.extract_tb(cause.__traceback__) if cause else []
+        own = (frame for frame in frames if re.search("ipykernel_|<ipython-input", frame.filename))
+        return [*(f"line {f.lineno}, in {f.name}: {f.line}" for f in own), str(self)]
 
 
 def check(holds: bool, claim: str, hint: str = "") -> None:
@@ -41,7 +54,8 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
         exercise: runs the reader's function and says whether the result is right.
 
     Raises:
-        AssertionError: with the hint, if the attempt is wrong or raises an error, which it names.
+        WrongAnswer: an AssertionError with the hint, if the attempt is wrong or raises an error,
+            which it names.
     """
     try:
         right = bool(exercise())
@@ -49,10 +63,13 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
         _say("○", "--", "not attempted yet")
         return
     except Exception as error:
-        # whatever it is, the reader is told what was asked for; the traceback stays above
+        # whatever it is, the reader is told what was asked for
         what = f"{type(error).__name__}: {error}".strip().removesuffix(".").removesuffix(":")
-        raise AssertionError(f"✗ {claim}: the attempt raised {what}. {_sentence(hint)}") from error
-    check(right, claim, hint)
+        raise WrongAnswer(f"✗ {claim}: the attempt raised {what}. {_sentence(hint)}") from error
+    try:
+        check(right, claim, hint)
+    except AssertionError as error:
+        raise WrongAnswer(*error.args) from None
 
 
 def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> int:
