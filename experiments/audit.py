@@ -54,11 +54,12 @@ KEYS = ["scale", "seed", "forget_ratio", "method", "settings"]
 COLUMNS = [*KEYS, "audit", "measure", "set", "modality", "value", "n"]
 REFERENCES = ("vanilla", "never met", "retrained")
 COMPARED = ("paper", "coverage", "rewrite", "gd", "kl", "npo")  # as compare.py chose them
-CHOSEN = ("npo + kl", "simnpo + ce", "gd + ce", "idk + ce", "erase")  # as rivals.py chose them
+CHOSEN = ("npo + kl", "simnpo + ce", "gd + ce", "rmu", "idk + ce", "erase")  # as rivals.py chose
 METHOD_ORDER = (*REFERENCES, *COMPARED, *CHOSEN)
 # Open answers and letters of the others are in comparison.csv and rivals.csv for three seeds, too.
 # Two of held gradient difference, whose seeds lie far apart there.
-SEEDS = {method: (0,) for method in METHOD_ORDER} | {"gd + ce": (0, 1), "erase": (0, 1, 2)}
+SEEDS = {method: (0,) for method in METHOD_ORDER} | {"gd + ce": (0, 1)}
+SEEDS |= dict.fromkeys(("rmu", "erase"), (0, 1, 2))
 STEPS, RATE = (0, 2, 4, 8, 16), 3e-4  # of relearning
 N_TAUGHT = 12  # retained people who are taught in relearning
 VALUES = {name: attribute.values for name, attribute in ATTRIBUTES.items()}
@@ -257,7 +258,7 @@ def main(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ratios", type=int, nargs="+", default=[10], choices=FORGET_RATIOS)
-    add("--seeds", type=int, nargs="+", help="default: three of erasing, one or two of the others")
+    add("--seeds", type=int, nargs="+", help="default: three of RMU and erasing, one or two of the others")
     add("--methods", nargs="+", choices=METHOD_ORDER, default=METHOD_ORDER, help="default: all")
     run(read_arguments(parser, given))
 

@@ -184,16 +184,30 @@ def test_the_audits_are_of_the_chosen_settings(audits):
 
 
 @pytest.fixture(scope="module")
-def audits():
+def all_audits():
     return pd.read_csv(RESULTS / "audit.csv")
+
+
+@pytest.fixture(scope="module")
+def audits(all_audits):
+    return all_audits.query("forget_ratio == 10")
 
 
 def test_every_audited_method_has_a_mark_of_its_own_in_figures():
     assert set(audit.METHOD_ORDER) - set(METHOD_STYLES) == {"never met"}  # drawn as the base model
 
 
+def test_erasing_was_audited_at_every_forget_ratio(all_audits):
+    for ratio, rows in all_audits.groupby("forget_ratio"):
+        seeds = {method: set(of["seed"]) for method, of in rows.groupby("method")}
+        assert seeds["erase"] == {0, 1, 2} and {"retrained", "never met"} <= set(seeds), ratio
+        assert all(len(of["audit"].unique()) == 6 for _, of in rows.groupby(["method", "seed"]))
+    assert not all_audits.drop(columns=["value", "n"]).duplicated().any()
+    assert set(all_audits["forget_ratio"]) == {5, 10, 15}
+
+
 def test_every_audit_was_made_of_every_method(audits):
-    assert (RESULTS / "audit.csv").stat().st_size < 160_000
+    assert (RESULTS / "audit.csv").stat().st_size < 300_000
     parts = {"answers", "relearning", "rounding", "membership", "inside", "otherwise"}
     assert set(audits["method"]) == set(audit.SEEDS)
     for method, rows in audits.groupby("method"):

@@ -48,7 +48,7 @@ METHOD_STYLES: dict[str, Style] = {
     "ga": ("#A39B00", "p"), "gd": ("#7FA61F", "h"), "kl": ("#9B7FD1", "8"), "npo": ("#C0566E", "d"),
     "npo + kl": ("#7A2E3E", (3, 1, 0)), "simnpo + ce": ("#D48A97", (5, 1, 0)),
     "erase": ("#1B1BB3", (6, 1, 0)), "idk + ce": ("#2E8B8B", (7, 1, 0)),
-    "gd + ce": ("#4C6B12", (8, 1, 0)),
+    "gd + ce": ("#4C6B12", (8, 1, 0)), "rmu": ("#B59A6A", (4, 1, 45)),
 }  # fmt: skip
 IMAGES_ONLY = ", images only"  # after the name of a method that was trained on image + text alone
 
