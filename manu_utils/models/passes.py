@@ -20,7 +20,8 @@ def check_model(model) -> None:
     Raises:
         TypeError: no model, or one that is wrapped (DataParallel, torch.compile, peft); it says how
             to unwrap it.
-        ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken.
+        ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken;
+            or none at all, on the device ``meta`` (unless accelerate brings them from a disk).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -40,10 +41,29 @@ def check_model(model) -> None:
             f"the model is wrapped in {kind.__name__}; merge the adapters first: "
             f"model.merge_and_unload()."
         )
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    parameters = list(model.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
         raise ValueError(
             "the weights were made under torch.inference_mode, which forbids gradients; load the "
             "model outside."
+        )
+    off_loaded = hasattr(model, "hf_device_map")
+    if parameters and not off_loaded and all(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            "the model has no weights, only their shapes (device 'meta'); load it on a device that "
+            "holds them."
+        )
+
+
+def check_processor(processor) -> None:
+    """Check that a processor is what asks and reads: one with a tokenizer.
+
+    Raises:
+        TypeError: it is something else, such as the tokenizer alone.
+    """
+    if not hasattr(processor, "tokenizer"):
+        raise TypeError(
+            f"the processor is {kind_of(processor)}; pass the second of what load_model returns."
         )
 
 
