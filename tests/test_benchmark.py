@@ -622,7 +622,9 @@ def test_a_question_takes_a_picture_and_no_name_of_one(image):
         Question("001", "Who is this?", "Anna Berg", image, "training")
 
 
-@pytest.mark.parametrize("name, given", [("person_id", (7, "Who?")), ("person_id", (None, "Who?")), ("question", ("007", None))])
+@pytest.mark.parametrize(
+    "name, given", [("person_id", (7, "Who?")), ("person_id", (None, "Who?")), ("question", ("007", None))]
+)
 def test_a_question_and_its_person_are_text(name, given):
     """7 and "007" are one person, and nobody would see that they are in both sets."""
     with pytest.raises(TypeError, match=f"{name}=(7|None) of a question must be text"):
