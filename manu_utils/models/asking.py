@@ -254,6 +254,7 @@ def likeliest_options(
             finite.
     """
     check_list(questions)
+    check_processor(processor)
     if missing := next((question for question in questions if not question.options), None):
         raise ValueError(
             f"person {missing.person_id}: {missing.question!r} has no options to compare."

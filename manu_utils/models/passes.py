@@ -20,8 +20,7 @@ def check_model(model) -> None:
     Raises:
         TypeError: no model, or one that is wrapped (DataParallel, torch.compile, peft); it says how
             to unwrap it.
-        ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken;
-            or none at all, on the device ``meta`` (unless accelerate brings them from a disk).
+        ValueError: weights made under ``torch.inference_mode``, of which no gradient can be taken.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -41,14 +40,22 @@ def check_model(model) -> None:
             f"the model is wrapped in {kind.__name__}; merge the adapters first: "
             f"model.merge_and_unload()."
         )
-    parameters = list(model.parameters())
-    if any(parameter.is_inference() for parameter in parameters):
+    if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError(
             "the weights were made under torch.inference_mode, which forbids gradients; load the "
             "model outside."
         )
+
+
+def check_weights(model) -> None:
+    """Check that a model has weights: those that accelerate brings from a disk count.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_model`, or all are on the device ``meta``.
+    """
+    check_model(model)
     off_loaded = hasattr(model, "hf_device_map")
-    if parameters and not off_loaded and all(parameter.is_meta for parameter in parameters):
+    if not off_loaded and all(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "the model has no weights, only their shapes (device 'meta'); load it on a device that "
             "holds them."
@@ -75,9 +82,9 @@ def quiet_pass(model) -> Iterator[None]:
     also after an error, every module is in the mode in which it was.
 
     Raises:
-        TypeError, ValueError: see :func:`check_model`.
+        TypeError, ValueError: see :func:`check_weights`.
     """
-    check_model(model)
+    check_weights(model)
     training = [module for module in model.modules() if module.training]
     devices = {"cpu"} | {parameter.device.type for parameter in model.parameters()}
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import kind_of, shown
 from ..paths import whole
 from .checkpoints import BUNDLED
-from .passes import check_model, check_processor
+from .passes import check_processor, check_weights
 
 
 def save_model(model, processor, folder: str | Path) -> None:
@@ -22,14 +22,14 @@ def save_model(model, processor, folder: str | Path) -> None:
         folder: a new name, or an empty folder; ``~`` is the home folder.
 
     Raises:
-        TypeError: the model is wrapped, see :func:`check_model`, no processor, or no path.
+        TypeError: the model is wrapped, see :func:`check_weights`, no processor, or no path.
         FileExistsError: there is something of this name that is no empty folder, now or when all is
             written.
-        ValueError: the name of no folder of its own, such as ``"."``, or one that
-            :func:`load_model` takes for a bundled model.
+        ValueError: a model without weights, the name of no folder of its own, such as ``"."``, or
+            one that :func:`load_model` takes for a bundled model.
         OSError: the folder above cannot be written; nothing is written.
     """
-    check_model(model)
+    check_weights(model)
     check_processor(processor)
     if not isinstance(folder, str | Path):
         raise TypeError(f"folder={shown(folder)} must be a path, not {kind_of(folder)}.")
