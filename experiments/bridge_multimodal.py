@@ -362,6 +362,9 @@ def series(rows: list[dict]):
 # ------------------------------------------------------------------------------------ running
 
 
+COMMAND = "python experiments/bridge_multimodal.py"
+
+
 def state_of() -> str:
     """A fingerprint of what the results depend on."""
     asking = (VALUES, LOSSES, HELD, TRAINED, ATTACK, ROUNDINGS, ATTACKED, N_STRANGERS)
@@ -389,7 +392,13 @@ def run(place: Path, benchmark, seeds: Sequence[int], methods: Sequence[str]) ->
         def rows_of_attack(method: str, lab=lab) -> list[dict]:
             table = read_table(place, COLUMNS).query("stage == 'report'")
             own = of_key(table, {"seed": lab.people.seed, "method": method})
-            return list(lab.attacked(method, table["strength"][own].iloc[0])) if own.any() else []
+            if not own.any():
+                again = f"{COMMAND} --seeds {lab.people.seed} --methods {method}"
+                raise ValueError(
+                    f"{place} has no report of {method}, which says at what strength to attack it; "
+                    f"run {again}."
+                )
+            return list(lab.attacked(method, table["strength"][own].iloc[0]))
 
         for method in methods:
             if method in ATTACKED:
@@ -405,8 +414,7 @@ def main(given=None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     arguments = read_arguments(parser, given)
     place = arguments.out / "bridge_multimodal.csv"
-    command = "python experiments/bridge_multimodal.py"
-    begin(state_of(), place.with_suffix(".json"), command, [place])
+    begin(state_of(), place.with_suffix(".json"), COMMAND, [place])
     run(place, load_benchmark("tiny", RATIO), arguments.seeds, arguments.methods)
 
 

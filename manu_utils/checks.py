@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 def check_real(name: str, value) -> None:
@@ -80,6 +81,18 @@ def check_names(name: str, value, known: Sequence[str]) -> None:
         )
     if unknown := [item for item in value if item not in known]:
         raise ValueError(f"{name} holds {shown(unknown[0])}, which is unknown; use {several}.")
+
+
+def check_source(name: str, value) -> None:
+    """Check that an argument is the place of a model or a benchmark.
+
+    Raises:
+        TypeError: no path and no text.
+    """
+    if not isinstance(value, str | Path):
+        raise TypeError(
+            f"{name}={shown(value)} must be a path, a Hub id or 'tiny', not {kind_of(value)}."
+        )
 
 
 def kind_of(value) -> str:

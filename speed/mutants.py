@@ -58,6 +58,8 @@ def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutatio
 ONCE_UNSEEN = [
     *_of("unlearning.evidence", "pruning",
         ('reduce=of == "retain"', 'reduce=False', 'set'),
+        ('forget, self.attribution("retain"), **options)',
+         'forget, self.attribution("forget"), **options)', 'cost'),
         ('mlps=self.mlps, seed=seed, **options)', 'mlps=self.mlps, **options)', 'seed'),
     ),
     *_of("unlearning.coverage", "pruning",

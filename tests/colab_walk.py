@@ -194,6 +194,8 @@ def minutes(number: float | None):
     if number is None:
         yield
         return
+    if not hasattr(signal, "SIGALRM"):
+        raise SystemExit("--minutes needs a signal that Windows lacks; leave it out, or walk under WSL.")
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 60 * number)
     try:

@@ -519,6 +519,8 @@ BAD_INPUT = {
     "mask of numbers": (lambda q: q | {"mask": {WEIGHT: torch.ones(32, 64)}}, "must be a bool tensor of shape"),
     "an empty mask": (lambda q: q | {"mask": {}}, "no weight of the mask may move"),
     "mask and LoRA": (lambda q: q | {"mask": {}, "lora_rank": 2}, "give a mask or lora_rank, not both"),
+    "a reference that is none": (lambda q: q | {"method": "npo", "reference": 5}, "the model is a int; pass what load_model"),
+    "a watch that says nothing": (lambda q: q | {"watch": lambda: None}, "watch returned None; it must return a dict"),
     "a reference for KL": (lambda q: q | {"method": "kl", "reference": object()}, "only npo and idk_preference take a refer"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from manu_utils.benchmark.loading import load_benchmark, load_config
+from manu_utils.benchmark.loading import load_benchmark, load_config, load_strangers
 from manu_utils.benchmark.questions import evaluation_questions, rewriting_report, training_questions
 from manu_utils.benchmark.records import CONFIGS, FORGET_RATIOS, MODALITIES, TASKS, Question
 from manu_utils.benchmark.rows import records_in
@@ -419,9 +419,10 @@ def test_a_column_of_another_kind_is_left_out_by_name(task, column, value):
     with pytest.warns(UserWarning, match="cannot be read and are left out, of 002. The first: person 002 of the set"):
         (question,) = evaluation_questions(dataset, task, "text")
     assert question.person_id == "001"
-    for nothing in ("null", " null\n"):
+    for nothing in ("null", " null\n", None, "[]" if task == "cloze" else "{}"):
         dataset = Dataset.from_list([good, good | {"ID": "002", column: nothing}])
-        assert len(evaluation_questions(dataset, task, "text")) == 1
+        with pytest.warns(UserWarning, match=f"of 002. The first: person 002 of the set has no text question for {task}"):
+            assert len(evaluation_questions(dataset, task, "text")) == 1
 
 
 @pytest.mark.parametrize("nothing", ["", " ", float("nan"), True, ["pilot"], None])
@@ -516,6 +517,49 @@ def test_ids_that_went_through_csv(benchmark, source):
     assert load_benchmark(folder, 10, modalities=("text",)).forget_ids == benchmark.forget_ids
 
 
+@pytest.mark.parametrize("none", [None, float("nan"), ""])
+def test_people_without_an_id_are_left_out_by_name(benchmark, source, none):
+    """They are no person named None or nan, and not one and the same."""
+
+    def without(rows, *lost):
+        ids_there = [none if i in lost else int(person) for i, person in enumerate(ids(rows))]
+        ids_there = [str(i) if isinstance(none, str) and i != none else i for i in ids_there]
+        return rows.remove_columns("ID").add_column("ID", ids_there)
+
+    rows = without(benchmark.forget, 0, 2)
+    with pytest.warns(UserWarning, match="2 of 12 people of .* are left out, of nobody. The first: row 0 of .* has no ID"):
+        found = evaluation_questions(rows, "cloze", "text")
+    assert len({question.person_id for question in found}) == 10
+    folder, replace = source
+    replace("forget_10", rows)
+    replace("retain_90", without(benchmark.retain, 5))
+    loaded = load_benchmark(folder, 10)  # nobody is in both
+    assert len(loaded.forget_ids) == 10 and len(loaded.retain_ids) == 107
+    assert "" not in loaded.forget_ids + loaded.retain_ids
+
+
+def test_people_may_be_named_by_numbers(benchmark):
+    assert benchmark.training_questions([1, 100], "text") == benchmark.training_questions(["001", "100"], "text")
+    for nothing in (None, 5):
+        with pytest.raises(TypeError, match=f"people={nothing} must be a group or a list of IDs"):
+            benchmark.training_questions(nothing, "text")
+
+
+@pytest.mark.parametrize("place", [None, 5, b"tiny", ["tiny"], True])
+def test_a_source_is_a_path(place):
+    for load in (load_benchmark, load_strangers, lambda where: load_config(where, "forget_5")):
+        with pytest.raises(TypeError, match="source=.* must be a path, a Hub id or 'tiny', not "):
+            load(place)
+
+
+def test_a_set_is_one_split_that_is_there(benchmark):
+    splits = datasets.DatasetDict({"train": benchmark.forget})
+    for other in (splits, benchmark.forget.to_iterable_dataset(), None):
+        for read in (lambda rows: evaluation_questions(rows, "cloze", "text"), lambda rows: training_questions(rows, "text")):
+            with pytest.raises(TypeError, match="a set is .*; give a datasets.Dataset, such as the split"):
+                read(other)
+
+
 def test_a_ratio_may_be_a_float():
     loaded = load_benchmark("tiny", 10.0)
     assert loaded.forget_ratio == 10 and isinstance(loaded.forget_ratio, int)
@@ -576,6 +620,15 @@ def test_a_question_takes_a_picture_and_no_name_of_one(image):
         ValueError, match="person 001: the image is a .*, not a picture; open it yourself and give the PIL image"
     ):
         Question("001", "Who is this?", "Anna Berg", image, "training")
+
+
+@pytest.mark.parametrize(
+    "name, given", [("person_id", (7, "Who?")), ("person_id", (None, "Who?")), ("question", ("007", None))]
+)
+def test_a_question_and_its_person_are_text(name, given):
+    """7 and "007" are one person, and nobody would see that they are in both sets."""
+    with pytest.raises(TypeError, match=f"{name}=(7|None) of a question must be text"):
+        Question(*given, "Anna Berg", None, "training")
 
 
 def test_forget_and_retain_must_not_overlap(benchmark, source):

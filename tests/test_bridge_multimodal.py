@@ -231,6 +231,15 @@ def test_a_killed_run_goes_on_and_attacks_come_last(small, benchmark, tmp_path, 
     assert list(table.columns) == both.COLUMNS and not table.duplicated().any()
 
 
+def test_without_a_report_there_is_nothing_to_attack(small, benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(both.Lab, "reported", lambda self, method: iter(()))  # such as all units lost
+    monkeypatch.setattr(both.Lab, "attacked", lambda *_: pytest.fail("attacked at no strength"))
+    monkeypatch.setattr(both, "miniature_locality", lambda *_: [])
+    message = r"rows.csv has no report of vanilla.*python experiments/bridge_multimodal.py --seeds 0 --methods vanilla\."
+    with pytest.raises(ValueError, match=message):
+        both.run(tmp_path / "rows.csv", benchmark, [0], ["vanilla"])
+
+
 def test_facts_that_are_not_known_have_no_place(small, people):
     assert not known(*small, people.questions(people.forget)["text"], progress=False).any()
     assert both.locality(*small, people) == []

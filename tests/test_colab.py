@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from colab_walk import smolvlm, stub, walk
+from colab_walk import minutes, smolvlm, stub, walk
 
 from manu_utils.models.neurons import towers
 from manu_utils.teaching.scales import SCALES
@@ -20,6 +20,14 @@ def hub(tmp_path_factory):
 
 def test_notebook_12_runs_and_makes_the_vanilla_model_that_the_others_load(hub):
     assert walk("12", say=lambda line: None) == []
+
+
+def test_a_system_without_the_signal_is_told(monkeypatch):
+    monkeypatch.delattr("signal.SIGALRM")
+    with minutes(None):
+        pass
+    with pytest.raises(SystemExit, match="--minutes needs a signal that Windows lacks; leave it out"), minutes(1):
+        pytest.fail("walked without a limit")
 
 
 def test_the_true_shape_is_that_of_the_scale():

@@ -297,6 +297,40 @@ def test_bad_input_is_refused_and_nothing_changes(
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+def no_strangers(given, names, how):
+    """Strangers and names with which nothing would be erased, or from which no question can be made."""
+    first = next(iter(given))
+    for_all = lambda who: {person: [who(person, old) for old in of] for person, of in given.items()}  # noqa: E731
+    return {
+        "another name": (given, dict.fromkeys(names, "Nobody Else")),
+        "their own name": (for_all(lambda person, old: old._replace(name=names[person])), names),
+        "no picture": (for_all(lambda person, old: old._replace(picture=None)), names),
+        "a number": (given, names | {first: 5}),
+        "a plain pair": (for_all(lambda person, old: tuple(old)), names),
+        "a nameless one": (for_all(lambda person, old: old._replace(name=None)), names),
+        "an empty name": (for_all(lambda person, old: old._replace(name=" ")), names),
+        "no names": (given, None),
+        "no dict": (list(given.values()), names),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("another name", "strangers would be asked the same as .* none of their questions holds the name 'Nobody Else'"),
+        ("their own name", "strangers would be asked the same as "), ("no picture", "has no picture; give one"),
+        ("a number", "must be text and their strangers"), ("a plain pair", "must be text and their strangers"),
+        ("a nameless one", "must be text and their strangers"), ("an empty name", "must be text and their strangers"),
+        ("no names", "names is None; it must be a dict"), ("no dict", "strangers is a list; it must be a dict"),
+    ],
+)  # fmt: skip
+def test_who_is_no_stranger_is_refused(model, double_model, sets, given, names, how, words):
+    before = weights_of(model)
+    with pytest.raises((TypeError, ValueError), match=words):
+        erase(model, double_model[1], *sets.values(), *no_strangers(given, names, how), **QUIET)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
 # ---------------------------------------------------------------------------------------- strangers
 
 

@@ -664,6 +664,15 @@ def test_a_model_that_is_wrapped_and_one_in_the_wrong_place_are_refused(tiny_mod
         evaluate(torch.nn.DataParallel(model), processor, two_sets, **QUIET)
     with pytest.raises(TypeError, match="pass what load_model returns first"):
         evaluate(processor, model, two_sets, **QUIET)
+    with pytest.raises(ValueError, match="the model has no weights, only their shapes"):
+        evaluate(copy.deepcopy(model).to("meta"), processor, two_sets, **QUIET)
+    questions = questions_of(two_sets["forget"], ["classification"])
+    for other in (None, processor.tokenizer):
+        with pytest.raises(TypeError, match="the processor is .*; pass the second of what load_model returns"):
+            evaluate(model, other, two_sets, **QUIET)
+        for function in (generate_answers, known, likeliest_options):
+            with pytest.raises(TypeError, match="the processor is .*; pass the second of what load_model returns"):
+                function(model, other, questions, **QUIET)
 
 
 def test_bad_sets_are_named(tiny_model, benchmark):

@@ -654,3 +654,9 @@ def test_advice_of_libraries_is_left_out(monkeypatch, checkpoint):
 def test_arguments_of_another_type_are_named(arguments, message):
     with pytest.raises(TypeError, match=message):
         load_model(**{"device": "cpu"} | arguments)
+
+
+@pytest.mark.parametrize("name", ["gpu", "xpu:9", "meta:x"])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match=f"device='{name}' cannot be used here .*; leave it out, or take 'cpu'"):
+        load_model("tiny", device=name)

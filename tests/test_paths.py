@@ -91,7 +91,8 @@ def test_an_interrupted_first_write_leaves_nothing(writer, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setitem(WRITERS, "model", lambda place, value: saving.save_model(Plain(value), Plain(0.0), place))
-    monkeypatch.setattr(saving, "check_model", lambda model: None)
+    for check in ("check_weights", "check_processor"):
+        monkeypatch.setattr(saving, check, lambda given: None)
     monkeypatch.setattr(paths, "os", SimpleNamespace(replace=interrupt))
     with pytest.raises(KeyboardInterrupt):
         WRITERS[writer](tmp_path / "place", 2.0)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -452,6 +453,28 @@ def test_a_name_of_no_new_folder(small_model, tiny_model, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-base", "tiny-retrained"])
+def test_a_name_that_would_load_another_model(small_model, tiny_model, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for folder in (name, Path(name)):
+        with pytest.raises(ValueError, match=f"'{name}' is what load_model calls a bundled model"):
+            save_model(small_model, tiny_model[1], folder)
+    assert list(tmp_path.iterdir()) == []
+    save_model(small_model, tiny_model[1], tmp_path / name)  # there it is a folder like any other
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(small_model, tiny_model, tmp_path):
+    for processor in (None, tiny_model[1].tokenizer):
+        with pytest.raises(TypeError, match="the processor is .*; pass the second of what load_model returns"):
+            save_model(small_model, processor, tmp_path / "a")
+    for folder in (None, 5, b"a", ["a"]):
+        with pytest.raises(TypeError, match="folder=.* must be a path, not "):
+            save_model(small_model, tiny_model[1], folder)
+    with pytest.raises(ValueError, match="the model has no weights, only their shapes"):
+        save_model(copy.deepcopy(small_model).to("meta"), tiny_model[1], tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(small_model, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -767,6 +790,15 @@ BAD_INPUT = {
         "forget and retain share people, such as ",
     ),
 }  # fmt: skip
+
+
+def test_a_processor_is_no_tokenizer_and_a_model_has_weights(tiny_model, questions):
+    model, processor = tiny_model
+    for other in (None, processor.tokenizer):
+        with pytest.raises(TypeError, match="the processor is .*; pass the second of what load_model returns"):
+            unlearn(model, other, **questions, progress=False)
+    with pytest.raises(ValueError, match="weights that are not in memory cannot be pruned"):
+        unlearn(copy.deepcopy(model).to("meta"), processor, **questions, progress=False)
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)

@@ -169,11 +169,14 @@ def _in_plain_words(
 
 
 def written_id(value) -> str:
-    """An ID as MLLMU-Bench writes it: a number, as of a table read from CSV, has three digits.
+    """An ID as MLLMU-Bench writes it: a number, as of a table read from CSV, has three digits; none
+    is ``""``.
 
-    >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg")
-    ('007', '007', '007', 'Anna Berg')
+    >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg"), written_id(None)
+    ('007', '007', '007', 'Anna Berg', '')
     """
+    if value is None or value != value:
+        return ""
     if (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and value.is_integer()
     ):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import check_names, shown
+from ..checks import check_names, check_source, shown
 from ..paths import data_dir
 from .clear import load_clear
 from .files import config_names, read_config
@@ -35,10 +35,12 @@ def load_config(source: str | Path, config: str, *, images: bool = True) -> Data
         images: without them no byte of a picture is read.
 
     Raises:
+        TypeError: a source that is no path.
         ValueError: unknown config, an empty one, or one without readable files.
         FileNotFoundError: no such source, locally or on the Hub.
         ConnectionError: the Hub cannot be reached and there is no cached copy.
     """
+    check_source("source", source)
     if config not in CONFIGS:
         raise ValueError(
             f"config={shown(config)} is unknown; MLLMU-Bench has {', '.join(CONFIGS)}."
@@ -66,11 +68,13 @@ def load_benchmark(
         modalities: ``("text",)`` leaves the pictures unread, on disk and on the Hub.
 
     Raises:
-        TypeError: ``modalities`` that are no sequence of names, such as ``"text"``.
+        TypeError: a source that is no path, or ``modalities`` that are no sequence of names, such
+            as ``"text"``.
         ValueError: unknown ratio or modality, a dataset of another layout, missing column, a person
             in both forget and retain, or nobody to test.
         FileNotFoundError, ConnectionError: see :func:`load_config`.
     """
+    check_source("source", source)
     check_names("modalities", modalities, MODALITIES)
     name = "MLLMU-Bench" if source == "tiny" else _recognise(source)
     if isinstance(forget_ratio, float) and forget_ratio.is_integer():
@@ -88,7 +92,7 @@ def load_benchmark(
     place, images = _place(source), "multimodal" in modalities
     forget = load_config(source, f"forget_{forget_ratio}", images=images)
     retain = load_config(source, f"retain_{100 - forget_ratio}", images=images)
-    forget_ids = ids_of(forget)
+    forget_ids = [person_id for person_id in ids_of(forget) if person_id]
     if both := sorted(set(forget_ids) & set(ids_of(retain))):
         raise ValueError(
             f"{len(both)} people are in both forget_{forget_ratio} and retain_{100 - forget_ratio} "
@@ -123,6 +127,7 @@ def load_strangers(source: str | Path = "tiny", *, images: bool = True) -> dict[
         ValueError: a benchmark, whose own people cannot serve: all of them were trained on.
         FileNotFoundError, ConnectionError: see :func:`load_config`.
     """
+    check_source("source", source)
     place = data_dir() / "mllmu_mini_strangers" if source == "tiny" else source
     configs = config_names(place)
     if configs is None or set(configs) - set(STRANGERS):

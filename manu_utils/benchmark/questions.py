@@ -40,9 +40,10 @@ def evaluation_questions(
     Every picture of Test_Set's ``images`` is used: one question per picture (the official code
     draws one at random). Pictures stay in the file until they are used. What cannot be used is left
     out, and one warning says how much, of whom, and why the first: pictures that are missing,
-    broken, or of a size that no portrait has; records without a question, a truth, or a right
-    option among the options. ``Correct_Answer`` may be written "c", "C." or "(C)". Task columns may
-    be JSON strings or structs of lists, ``Options`` a list.
+    broken, or of a size that no portrait has; people without an ID or without such a question;
+    records without a question, a truth, or a right option among the options. ``Correct_Answer``
+    may be written "c", "C." or "(C)". Task columns may be JSON strings or structs of lists,
+    ``Options`` a list.
 
     Args:
         dataset: any set but ft_Data.
@@ -71,13 +72,17 @@ def evaluation_questions(
     def records_of(row: dict) -> list[dict]:
         if task == "classification":
             value = {} if is_null(row[column]) else parsed(row[column], dict)
-            return records_in(value.get(f"{TYPES[modality]}_Questions"))
-        other = TYPES["text" if modality == "multimodal" else "multimodal"]
-        return [
-            r
-            for r in records_in(row[column])
-            if not (isinstance(r, dict) and r.get("Type") == other)
-        ]
+            found = records_in(value.get(f"{TYPES[modality]}_Questions"))
+        else:
+            other = TYPES["text" if modality == "multimodal" else "multimodal"]
+            found = [
+                r
+                for r in records_in(row[column])
+                if not (isinstance(r, dict) and r.get("Type") == other)
+            ]
+        if not found and "Asked" not in dataset.column_names:
+            raise ValueError(f"has no {modality} question for {task}")
+        return found
 
     def read(record: dict) -> dict:
         question = text_of(record, "Question", "has a record without a question")

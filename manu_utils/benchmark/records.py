@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import PIL.Image
 
-from ..checks import check_name
+from ..checks import check_name, shown
 from .pictures import checked_size
 
 FORGET_RATIOS = (5, 10, 15)  # percent of the fictitious people
@@ -38,6 +38,7 @@ class Question:
         options: letter -> words for classification, else None.
 
     Raises:
+        TypeError: an ID or a question that is no text: 7 and "007" would be two people.
         ValueError: an image that is no PIL image, such as a path or an address (nothing is opened
             or fetched), or whose size no processor takes (:func:`checked_size`).
     """
@@ -50,6 +51,9 @@ class Question:
     options: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("person_id", self.person_id), ("question", self.question)):
+            if not isinstance(value, str):
+                raise TypeError(f"{name}={shown(value)} of a question must be text, such as '007'.")
         if self.image is None:
             return
         if not isinstance(self.image, PIL.Image.Image):

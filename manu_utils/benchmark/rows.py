@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
-from ..checks import check_name
+from ..checks import check_name, kind_of
 from .files import IMAGE_COLUMNS, undecoded, written_id
 from .pictures import Picture, readable_size
 
@@ -64,6 +64,9 @@ def rows_of(
 
     for index, row in enumerate(dataset.select_columns(["ID", column])):
         person_id = written_id(row["ID"])
+        if not person_id:
+            leave_out("people", "nobody", f"row {index} of {name_of(dataset)} has no ID.")
+            continue
         whose = f"person {person_id} of {name_of(dataset)}"
         try:
             found = records_of(row)
@@ -205,6 +208,19 @@ def ids_of(dataset: Dataset) -> list[str]:
 
 
 def require_columns(dataset: Dataset, columns: list[str]) -> None:
+    """Check that a set has these columns.
+
+    Raises:
+        TypeError: no :class:`datasets.Dataset`, such as a dict of splits or a stream.
+        ValueError: a missing column.
+    """
+    from datasets import Dataset
+
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"a set is {kind_of(dataset)}; give a datasets.Dataset, such as the split "
+            "load_dataset(..., split='train')."
+        )
     if missing := [column for column in columns if column not in dataset.column_names]:
         hint = " Training questions are in the config ft_Data." if "metadata" in missing else ""
         if set(missing) & set(IMAGE_COLUMNS):

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..checks import shown
+from .files import written_id
 from .questions import training_questions
 from .records import Question
 from .rows import ids_of
@@ -40,12 +42,12 @@ class Benchmark:
     @property
     def forget_ids(self) -> list[str]:
         """IDs of the people to forget, in the order of the file."""
-        return list(dict.fromkeys(ids_of(self.forget)))
+        return list(dict.fromkeys(filter(None, ids_of(self.forget))))
 
     @property
     def retain_ids(self) -> list[str]:
         """IDs of the other fictitious people, in the order of the file."""
-        return list(dict.fromkeys(ids_of(self.retain)))
+        return list(dict.fromkeys(filter(None, ids_of(self.retain))))
 
     def sets(self) -> dict[str, Dataset]:
         """The four sets that are evaluated, in the order of the official evaluation."""
@@ -73,6 +75,7 @@ class Benchmark:
             rewrite, strict, unreadable: see :func:`training_questions`.
 
         Raises:
+            TypeError: neither a group nor IDs.
             ValueError: unknown ID or group; see also :func:`training_questions`.
         """
         known = ids_of(self.training)
@@ -83,7 +86,9 @@ class Benchmark:
                     f"people={people!r} is unknown; use one of {list(groups)} or a list of IDs."
                 )
             people = groups[people]
-        wanted = set(people)
+        if not isinstance(people, Iterable):
+            raise TypeError(f"people={shown(people)} must be a group or a list of IDs.")
+        wanted = {written_id(person) for person in people}
         if missing := sorted(wanted - set(known)):
             raise ValueError(
                 f"ft_Data of {self.source} has no person with ID {', '.join(missing[:5])}."

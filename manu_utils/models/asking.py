@@ -19,7 +19,7 @@ from ..benchmark.records import Question, check_list
 from ..checks import check_whole
 from ..progress import bar
 from .encoding import batches, plan_batches
-from .passes import check_finite, last_hidden, quiet_pass
+from .passes import check_finite, check_processor, last_hidden, quiet_pass
 from .prefix_tree import (
     can_share,
     continue_shared,
@@ -82,6 +82,7 @@ def generate_answers(
             finite.
     """
     check_list(questions)
+    check_processor(processor)
     tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
     answers = [""] * len(questions)
 
@@ -161,6 +162,7 @@ def known(
         ValueError: no questions, batch_size below 1, or logits that are not finite.
     """
     check_list(questions)
+    check_processor(processor)
     questions = [replace(question, answer=truth_of(question)) for question in questions]
     right = torch.zeros(len(questions), dtype=torch.bool)
     ends = torch.tensor(sorted(end_tokens(model, processor)))
@@ -252,6 +254,7 @@ def likeliest_options(
             finite.
     """
     check_list(questions)
+    check_processor(processor)
     if missing := next((question for question in questions if not question.options), None):
         raise ValueError(
             f"person {missing.person_id}: {missing.question!r} has no options to compare."

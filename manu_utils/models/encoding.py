@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..benchmark.pictures import Picture, decoded
 from ..benchmark.records import MODALITIES, Question
+from .passes import check_processor
 from .prompts import answer_texts, image_token_of, needs_special_tokens, prompt, uses_chat
 
 
@@ -183,8 +184,10 @@ def fitting(
             token of an answer.
 
     Raises:
+        TypeError: no processor.
         ValueError: none of them fits.
     """
+    check_processor(processor)
     positions = processor.tokenizer.model_max_length
     room = positions - (0 if with_answer else 1)
     prompts = texts = [prompt(question, processor) for question in questions]

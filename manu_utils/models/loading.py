@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..checks import shown
+from ..checks import check_source, shown
 from .adapters import merge_adapter, read_adapter_config
 from .checkpoints import no_loading_bar, no_processor, place_of, plain_errors
 from .neurons import towers
@@ -57,15 +57,13 @@ def load_model(
         TypeError: ``dtype`` is no torch.dtype, or a source no path.
         ValueError: quantised, damaged or incomplete weights or adapters, weights in a form that
             could run code, a model that needs its own code, is not causal or whose MLPs are not
-            found, ``base`` without an adapter, both device and device_map, or a processor without
-            chat template (but for LLaVA-1.5) or that does not fit the model.
+            found, ``base`` without an adapter, a device that is not there, both device and
+            device_map, or a processor without chat template (but for LLaVA-1.5) or that does not
+            fit the model.
     """
     for name, place in (("source", source), ("processor", processor), ("base", base)):
-        if not isinstance(place, str | Path) and (place is not None or name == "source"):
-            raise TypeError(
-                f"{name}={shown(place)} must be a path, a Hub id or 'tiny', not a "
-                f"{type(place).__name__}."
-            )
+        if place is not None or name == "source":
+            check_source(name, place)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype={shown(dtype)} must be a torch.dtype, such as torch.float32.")
     if device is not None and device_map is not None:
@@ -88,7 +86,7 @@ def load_model(
     config = _config_of(source, place)
     home = place if processor is None else place_of(processor)
     loaded_processor = _processor_of(processor or source, home, config)
-    device = torch.device(device) if device is not None else pick_device()
+    device = pick_device() if device is None else _device_that_is_there(device)
     options = {
         "dtype": dtype or pick_dtype(device),
         "trust_remote_code": False,
@@ -104,6 +102,16 @@ def load_model(
     towers(model)  # raises where no MLP is found
     fit_processor(loaded_processor, model, processor or source)
     return model.eval(), loaded_processor
+
+
+def _device_that_is_there(name: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        said = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device={str(name)!r} cannot be used here ({said}); leave it out, or take 'cpu'."
+        ) from error
 
 
 def _config_of(source: str | Path, place: str | Path):

@@ -47,6 +47,33 @@ def check_model(model) -> None:
         )
 
 
+def check_weights(model) -> None:
+    """Check that a model has weights: those that accelerate brings from a disk count.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_model`, or all are on the device ``meta``.
+    """
+    check_model(model)
+    off_loaded = hasattr(model, "hf_device_map")
+    if not off_loaded and all(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the model has no weights, only their shapes (device 'meta'); load it on a device that "
+            "holds them."
+        )
+
+
+def check_processor(processor) -> None:
+    """Check that a processor is what asks and reads: one with a tokenizer.
+
+    Raises:
+        TypeError: it is something else, such as the tokenizer alone.
+    """
+    if not hasattr(processor, "tokenizer"):
+        raise TypeError(
+            f"the processor is {kind_of(processor)}; pass the second of what load_model returns."
+        )
+
+
 @contextmanager
 def quiet_pass(model) -> Iterator[None]:
     """What a pass that reads a model runs in: eval mode, outside autocast and inference mode.
@@ -55,9 +82,9 @@ def quiet_pass(model) -> Iterator[None]:
     also after an error, every module is in the mode in which it was.
 
     Raises:
-        TypeError, ValueError: see :func:`check_model`.
+        TypeError, ValueError: see :func:`check_weights`.
     """
-    check_model(model)
+    check_weights(model)
     training = [module for module in model.modules() if module.training]
     devices = {"cpu"} | {parameter.device.type for parameter in model.parameters()}
     try:

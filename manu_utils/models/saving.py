@@ -7,8 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..checks import kind_of, shown
 from ..paths import whole
-from .passes import check_model
+from .checkpoints import BUNDLED
+from .passes import check_processor, check_weights
 
 
 def save_model(model, processor, folder: str | Path) -> None:
@@ -20,13 +22,22 @@ def save_model(model, processor, folder: str | Path) -> None:
         folder: a new name, or an empty folder; ``~`` is the home folder.
 
     Raises:
-        TypeError: the model is wrapped, see :func:`check_model`.
+        TypeError: the model is wrapped, see :func:`check_weights`, no processor, or no path.
         FileExistsError: there is something of this name that is no empty folder, now or when all is
             written.
-        ValueError: the name of no folder of its own, such as ``"."``.
+        ValueError: a model without weights, the name of no folder of its own, such as ``"."``, or
+            one that :func:`load_model` takes for a bundled model.
         OSError: the folder above cannot be written; nothing is written.
     """
-    check_model(model)
+    check_weights(model)
+    check_processor(processor)
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"folder={shown(folder)} must be a path, not {kind_of(folder)}.")
+    if str(folder) in BUNDLED:
+        raise ValueError(
+            f"{str(folder)!r} is what load_model calls a bundled model, and it would load that; "
+            "choose another name."
+        )
     given, folder = folder, Path(folder).expanduser()
     if folder.name in ("", "..") or str(given).startswith("~") and folder == Path.home():
         raise ValueError(f"{str(given)!r} names no new folder; give one, such as 'unlearned'.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import processes
 from ..benchmark.records import Question
-from ..checks import check_number, check_questions, check_whole
+from ..checks import check_number, check_questions, check_whole, kind_of
 from ..progress import bar
 from . import precision
 from .asking import answer_logits
@@ -86,7 +86,8 @@ def optimise(
         without ``watch`` and ``log``.
 
     Raises:
-        TypeError, ValueError: a number of the wrong type or out of range, before the first step.
+        TypeError, ValueError: a number of the wrong type or out of range, before the first step; or
+            ``watch`` returned no dict.
         FloatingPointError: "loss is nan at step ..." as soon as the loss, or its gradient, is not
             finite; with a scaler, if the loss stays so for three steps or at the last one, or the
             gradient is so at every scale. Also if a weight is not finite after the last step, which
@@ -102,7 +103,10 @@ def optimise(
 
     def look(step: int, loss: float) -> None:
         if watch is not None or log is not None:
-            history.append({"step": step, "loss": loss} | (watch() if watch is not None else {}))
+            seen = {} if watch is None else watch()
+            if not isinstance(seen, Mapping):
+                raise TypeError(f"watch returned {kind_of(seen)}; it must return a dict.")
+            history.append({"step": step, "loss": loss, **seen})
         if log is not None and processes.number() == 0:
             log(dict(history[-1]))
 

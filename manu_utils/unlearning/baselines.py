@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import processes
 from ..benchmark.records import MODALITIES, Question, check_sets
 from ..checks import check_name, check_number, check_questions, check_whole
-from ..models.passes import kept_mode
+from ..models.passes import check_model, kept_mode
 from ..models.precision import check_trainable, device_of, float32_weights, language_weights
 from ..models.training import answer_batches, check_schedule, train_language_model, weight_of
 from .objectives import (
@@ -165,6 +165,8 @@ def _checked_term(method: str, retain_term: str | None, weight: float, reference
     check_number("retain_weight", weight, above=0)
     if reference is not None and method not in ("npo", "idk_preference"):
         raise ValueError(f"only npo and idk_preference take a reference; {method} has none.")
+    if reference is not None:
+        check_model(reference)
     return OBJECTIVES[method].retain_term if retain_term == "own" else retain_term
 
 

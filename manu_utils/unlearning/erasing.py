@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..benchmark.records import Question
-from ..checks import check_number, check_questions, check_whole
+from ..checks import check_number, check_questions, check_whole, kind_of
 from ..models.encoding import encode, picture_tokens, plan_batches
 from ..models.neurons import language_mlps
 from ..models.passes import check_finite, hooked, last_hidden, quiet_pass
@@ -86,10 +86,10 @@ def erase(
 
     Raises:
         TypeError: an argument of another type, or a wrapped model.
-        ValueError: an option out of range, an empty set or answer, too few strangers, somebody
-            without a name, a person in both sets, a model that is changed already, numbers that
-            are not finite, or moments that cannot be inverted. The model is untouched, as after
-            any other error or interrupt.
+        ValueError: an option out of range, an empty set or answer, too few strangers or one
+            without a picture, somebody without a name or whose questions do not hold it, a person
+            in both sets, a model that is changed already, numbers that are not finite, or moments
+            that cannot be inverted. The model is untouched, as after any other error or interrupt.
     """
     _check(forget, retain, strangers, names)
     for name, value in (("beta", beta), ("ridge", ridge), ("memory", memory)):
@@ -294,9 +294,36 @@ def _check(forget, retain, strangers, names) -> None:
             f"forget and retain share people, such as {shared}; leave them out of one."
         )
     for what, of in (("name", names), ("stranger", strangers)):
+        if not isinstance(of, Mapping):
+            raise TypeError(f"{what}s is {kind_of(of)}; it must be a dict by person_id.")
         if missing := sorted(person for person in people[0] if not of.get(person)):
             raise ValueError(
                 f"{', '.join(missing[:5])} of the forget set have no {what}; give one."
             )
     if len({len(strangers[person]) for person in people[0]}) > 1:
         raise ValueError("some people have more strangers than others; give everybody as many.")
+    _check_strangers([q for asked in forget.values() for q in asked], strangers, names)
+
+
+def _check_strangers(forget: Sequence[Question], strangers, names) -> None:
+    """Check that strangers can be asked in place of the people, and are asked something else."""
+    by_name: dict[str, bool] = {}  # person -> whether a question without an image changes
+    for question in forget:
+        person, name = question.person_id, names[question.person_id]
+        given = strangers[person]
+        named = all(isinstance(who, Stranger) and isinstance(who.name, str) for who in given)
+        if not (named and isinstance(name, str) and all(who.name.strip() for who in given)):
+            raise TypeError(
+                f"the name of {person} must be text and their strangers Stranger(name, picture)."
+            )
+        if question.image is not None:
+            if any(who.picture is None for who in given):
+                raise ValueError(f"a stranger of {person} has no picture; give one.")
+            continue
+        changed = all(about(question, name, who) != question for who in given)
+        by_name[person] = by_name.get(person, False) or changed
+    if same := sorted(person for person, changed in by_name.items() if not changed):
+        raise ValueError(
+            f"strangers would be asked the same as {same[0]}, since none of their questions holds "
+            f"the name {names[same[0]]!r}, or a stranger has it, too; correct names or strangers."
+        )

@@ -13,6 +13,7 @@ from ..benchmark.records import MODALITIES, Question, check_sets
 from ..checks import check_name, check_names, check_questions, check_whole
 from ..models.fingerprints import fingerprint
 from ..models.neurons import check_alpha, find_neurons
+from ..models.passes import check_processor
 from .activations import Statistics, collect_activations
 from .attribution import collect_attribution
 from .coverage import choose_by_coverage
@@ -57,6 +58,7 @@ class Evidence:
         check_names("modalities", modalities, MODALITIES)
         check_whole("batch_size", batch_size)
         self.mlps = find_neurons(model)
+        check_processor(processor)
         check_questions("forget", forget)
         check_questions("retain", retain)
         check_sets(forget, retain, modalities)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -206,7 +207,8 @@ def rewrite_neurons(
             out of memory, the batch is halved.
 
     Returns:
-        A :class:`Edit` whose ``undo()`` restores every bit.
+        A :class:`Edit` whose ``undo()`` restores every bit. Where nothing is known it changes
+        nothing, which a warning says.
 
     Raises:
         TypeError: an argument of another type, or a wrapped model.
@@ -245,13 +247,16 @@ def rewrite_neurons(
     handle = Edit(model, saved)
     passes = {"batch_size": batch_size, "progress": False}
     with handle.changing():
-        for _ in bar(range(rounds), desc="rewriting", shown=progress):
+        for number in bar(range(rounds), desc="rewriting", shown=progress):
             alive = {
                 modality: known(model, processor, items, **passes)
                 for modality, items in forget.items()
             }
             left = {modality: items for modality, items in forget.items() if alive[modality].any()}
             if not left:
+                if number == 0:
+                    said = "the model answers none of these questions word for word"
+                    warnings.warn(f"{said}, so that nothing is changed.", stacklevel=2)
                 break
             fall = 0.0
             for layers in groups:
