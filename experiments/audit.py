@@ -258,7 +258,7 @@ def main(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ratios", type=int, nargs="+", default=[10], choices=FORGET_RATIOS)
-    add("--seeds", type=int, nargs="+", help="default: three of RMU and erasing, one or two of the others")
+    add("--seeds", type=int, nargs="+", help="default: as in SEEDS, one to three")
     add("--methods", nargs="+", choices=METHOD_ORDER, default=METHOD_ORDER, help="default: all")
     run(read_arguments(parser, given))
 
