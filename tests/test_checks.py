@@ -81,6 +81,11 @@ def test_jupyter_shows_the_readers_lines_and_the_hint_and_no_more():
     assert wrong == ["✗ half of one. Divide by two"]
 
 
+def test_a_forgotten_return_is_named():
+    with pytest.raises(AssertionError, match=r"NoneType.*\(is a return missing\?\)\. Think again$"):
+        attempt(lambda: f"{print('.3'):.2f}", "it is right", "think again")
+
+
 @pytest.mark.parametrize("hint", ["prune_neurons takes a bool", "z_n is linear", "E[z²] is 1", "`a` is it", "x.sum() does"])
 def test_names_of_the_code_in_a_hint_stay_as_they_are(hint):
     with pytest.raises(AssertionError, match=re.escape(f". {hint}")):

@@ -65,6 +65,8 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
     except Exception as error:
         # whatever it is, the reader is told what was asked for
         what = f"{type(error).__name__}: {error}".strip().removesuffix(".").removesuffix(":")
+        if isinstance(error, TypeError) and "NoneType" in what:
+            what += " (is a return missing?)"
         raise WrongAnswer(f"✗ {claim}: the attempt raised {what}. {_sentence(hint)}") from error
     try:
         check(right, claim, hint)
