@@ -110,12 +110,20 @@ WRONG = {
         "return float((probe(states[:, 0], labels, states[:, 1]) == labels).float().mean())",
         "return 1 / 3",
     ],
+    ("12", 1): ["return 100 / n", "return 1 / (n - 1)", "return 100 / ((n - 1) * k)"],
     ("12", 2): [
+        "units = frame.groupby(unit)['value'].mean().to_numpy()\n"
+        "draws = np.random.default_rng(seed).choice(units, (resamples, len(units))).mean(1)\n"
+        "return tuple(np.percentile(draws, [5, 95]))",
         "return tuple(evaluation.summarise_with_intervals(frame)[['low', 'high']].iloc[0])",
         "p = frame['value'].mean()\nhalf = 1.96 * math.sqrt(p * (1 - p) / len(frame))\nreturn p - half, p + half",
     ],
     ("10", 1): ["return 1 / math.comb(2 * n, n)", "return 2 / 2 ** (2 * n)"],
-    ("10", 2): ["return retrained_ratios", "return vanilla_ratios", "return np.sort(retrained_ratios)"],
+    ("10", 2): [
+        "return retrained_ratios", "return vanilla_ratios", "return np.sort(retrained_ratios)",
+        "vanilla_ratios.sort()\nreturn np.sort(retrained_ratios)",  # what it is given, put in order
+        "return np.sort(retrained_ratios)[np.argsort(vanilla_ratios)]",  # half of the way
+    ],
     ("10", 3): ["return choices[0]", "return max(choices, key=len)"],
     ("11", 1): [
         "both = evaluation.rouge_l(' '.join(answer), ' '.join(truth))\nreturn round(both.recall * len(truth))",
@@ -131,6 +139,17 @@ WRONG = {
 }
 # What is right, and not as the solution puts it.
 ALSO_RIGHT = {
+    ("10", 1): ["return 2 * math.factorial(n) ** 2 / math.factorial(2 * n)", "return np.float64(2) / math.comb(2 * n, n)"],
+    ("10", 2): [
+        "found = [0] * len(vanilla_ratios)\n"
+        "for i, value in zip(np.argsort(vanilla_ratios), sorted(retrained_ratios)):\n    found[i] = value\nreturn found",
+    ],
+    ("12", 1): ["return 100 / (n - 1)"],
+    ("12", 2): [
+        "draw = random.Random(seed)\nunits = [list(part) for _, part in frame.groupby(unit)['value']]\n"
+        "means = sorted(np.mean(sum(draw.choices(units, k=len(units)), [])) for _ in range(resamples))\n"
+        "return means[int(0.025 * resamples)], means[int(0.975 * resamples)]",
+    ],
     ("10", 3): ["return min(set(choices) & right_somewhere)", "return [c for c in choices if c in right_somewhere][-1]"],
     ("02", 2): [
         "inputs = {key: value for key, value in batch.items() if key != 'answer_mask'}\n"
