@@ -125,7 +125,7 @@ def test_the_bridge_in_both_modalities_is_of_its_people_and_settings():
     assert all(set(rows["method"]) == {*bridge_multimodal.ATTACKED} for _, rows in attacks.groupby("seed"))
     depth = attacks[attacks["measure"].str.startswith("depth")].groupby("method")["value"].agg(["min", "max"])
     assert depth.loc["vanilla", "max"] == 0 and depth.loc["retrained", "min"] > 0.99
-    # what README and notebook 12 say: points from the retrained model of the same seed, mean over five measures of the forget set
+    # what README and notebook 12 say: points from the retrained model of the seed, mean over five measures of the forget set
     asked = ["exact", "choice of four", "relearnt, step 8", "rounded, 4 bits", "depth, answer"]
     rows = table[table["measure"].isin(asked) & (table["set"] == "forget") & (table["stage"] != "choice")]
     off = {}
@@ -135,7 +135,8 @@ def test_the_bridge_in_both_modalities_is_of_its_people_and_settings():
     off = pd.DataFrame(off)
     said = {"simnpo + ce": 14, "npo + kl": 25, "rewrite": 27, "gd + ce": 33, "coverage": 43, "idk + ce": 49, "erase": 57}
     assert off.mean(axis=1).round()[list(said)].to_dict() == said
-    assert list(off.loc["simnpo + ce"].round()) == [10, 27, 4] and list(off.drop("retrained").idxmin()) == ["simnpo + ce", "rewrite", "simnpo + ce"]
+    assert list(off.loc["simnpo + ce"].round()) == [10, 27, 4]
+    assert list(off.drop("retrained").idxmin()) == ["simnpo + ce", "rewrite", "simnpo + ce"]
     for (seed, method), rows in table.groupby(["seed", "method"]):
         if method in bridge_multimodal.VALUES:
             merits = rows[rows["measure"] == "merit"].set_index("strength")["value"]
