@@ -6,9 +6,9 @@ from pathlib import Path
 # What takes longest, in this order: two processes that take a file at a time then end together.
 # How long each took stands at the end of a run.
 LONGEST = (
-    "08_raise_the_ceiling", "05_evaluation", "06_against_baselines", "09_forgotten_or_hidden",
-    "02_a_model_that_knows", "10_text_alone", "04_pruning", "11_not_only_people",
-    "12_the_real_thing", "test_exercises", "test_take_with_you", "07b_whose_neurons",
+    "05_evaluation", "08_raise_the_ceiling", "10_text_alone", "02_a_model_that_knows",
+    "06_against_baselines", "09_forgotten_or_hidden", "11_not_only_people", "test_exercises",
+    "04_pruning", "12_the_real_thing", "test_take_with_you", "07b_whose_neurons",
     "07_paper_and_code", "03_which_neurons_matter", "test_run_all", "test_cuda",
     "00_start_here", "test_colab",
     "test_processes", "test_protocols", "test_miniature", "test_evaluation", "test_resume",
