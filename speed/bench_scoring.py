@@ -54,7 +54,7 @@ def bare_shared(model, processor, questions):
         }
         model.model(
             **inputs,
-            attention_mask=additive_mask(batch["attention_mask"], model.dtype),
+            attention_mask=additive_mask(batch["attention_mask"], model),
             use_cache=False,
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import bench_scoring
 import report
 from bench_keeping import CHUNK, NAMES, RELEASED_BATCH, keep_everything, released_loop
 from report import spread
@@ -55,3 +56,10 @@ def test_the_released_loop_reduces_what_its_pass_is_for(tiny_model, questions, m
             layers = [z for (of, kind, _), z in everything.items() if (of, kind) == (tower, number)]
             assert_close(values[0], torch.stack([z[0] for z in layers]).mean(0))
     assert CHUNK == 10
+
+
+@pytest.mark.parametrize("modality", ["multimodal", "text"])
+@pytest.mark.parametrize("name", ["encoding", "bare_forward", "bare_shared", "scoring"])
+def test_what_scoring_is_held_against_runs(tiny_model, questions, modality, name):
+    """They call what the package shares between passes, and are timed by hand alone."""
+    getattr(bench_scoring, name)(*tiny_model, questions["forget"][modality][:3])
