@@ -15,7 +15,7 @@ from ..paths import data_dir
 from .clear import load_clear
 from .files import config_names, read_config
 from .records import CONFIGS, FORGET_RATIOS, MODALITIES
-from .rows import ids_of
+from .rows import people_of
 from .sets import Benchmark
 from .tofu import load_tofu
 
@@ -92,8 +92,8 @@ def load_benchmark(
     place, images = _place(source), "multimodal" in modalities
     forget = load_config(source, f"forget_{forget_ratio}", images=images)
     retain = load_config(source, f"retain_{100 - forget_ratio}", images=images)
-    forget_ids = [person_id for person_id in ids_of(forget) if person_id]
-    if both := sorted(set(forget_ids) & set(ids_of(retain))):
+    forget_ids = people_of(forget)
+    if both := sorted(set(forget_ids) & set(people_of(retain))):
         raise ValueError(
             f"{len(both)} people are in both forget_{forget_ratio} and retain_{100 - forget_ratio} "
             f"of {source}, such as {', '.join(both[:5])}; the two must not overlap: fetch both "

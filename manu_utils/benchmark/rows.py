@@ -207,6 +207,11 @@ def ids_of(dataset: Dataset) -> list[str]:
     return [written_id(person_id) for person_id in dataset.select_columns(["ID"])["ID"]]
 
 
+def people_of(dataset: Dataset) -> list[str]:
+    """The people of a set, each once, in the order of the file; rows without an ID are nobody's."""
+    return list(dict.fromkeys(filter(None, ids_of(dataset))))
+
+
 def require_columns(dataset: Dataset, columns: list[str]) -> None:
     """Check that a set has these columns.
 

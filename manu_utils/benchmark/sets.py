@@ -10,7 +10,7 @@ from ..checks import shown
 from .files import written_id
 from .questions import training_questions
 from .records import Question
-from .rows import ids_of
+from .rows import ids_of, people_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,12 +42,12 @@ class Benchmark:
     @property
     def forget_ids(self) -> list[str]:
         """IDs of the people to forget, in the order of the file."""
-        return list(dict.fromkeys(filter(None, ids_of(self.forget))))
+        return people_of(self.forget)
 
     @property
     def retain_ids(self) -> list[str]:
         """IDs of the other fictitious people, in the order of the file."""
-        return list(dict.fromkeys(filter(None, ids_of(self.retain))))
+        return people_of(self.retain)
 
     def sets(self) -> dict[str, Dataset]:
         """The four sets that are evaluated, in the order of the official evaluation."""

@@ -27,7 +27,7 @@ def check(holds: bool, claim: str, hint: str = "") -> None:
         AssertionError: ``✗ claim`` and the hint, if it does not.
     """
     if not holds:
-        raise AssertionError(f"✗ {claim}" + (f". {_sentence(hint)}" if hint else ""))
+        raise AssertionError(_refusal(claim, hint))
     _say("✓", "ok", claim)
 
 
@@ -68,10 +68,9 @@ def attempt(exercise: Callable[[], bool], claim: str, hint: str) -> None:
         if isinstance(error, TypeError) and "NoneType" in what:
             what += " (is a return missing?)"
         raise WrongAnswer(f"✗ {claim}: the attempt raised {what}. {_sentence(hint)}") from error
-    try:
-        check(right, claim, hint)
-    except AssertionError as error:
-        raise WrongAnswer(*error.args) from None
+    if not right:
+        raise WrongAnswer(_refusal(claim, hint))
+    check(right, claim)
 
 
 def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> int:
@@ -92,6 +91,10 @@ def graded(points: int, exercise: Callable[[], bool], claim: str, hint: str) -> 
 
     attempt(once, claim, hint)
     return points if ran else 0
+
+
+def _refusal(claim: str, hint: str) -> str:
+    return f"✗ {claim}" + (f". {_sentence(hint)}" if hint else "")
 
 
 def _sentence(hint: str) -> str:

@@ -163,9 +163,9 @@ def _checked_term(method: str, retain_term: str | None, weight: float, reference
     if retain_term not in ("own", None):
         check_name("retain_term", retain_term, RETAIN_TERMS)
     check_number("retain_weight", weight, above=0)
-    if reference is not None and method not in ("npo", "idk_preference"):
-        raise ValueError(f"only npo and idk_preference take a reference; {method} has none.")
     if reference is not None:
+        if method not in ("npo", "idk_preference"):
+            raise ValueError(f"only npo and idk_preference take a reference; {method} has none.")
         check_model(reference)
     return OBJECTIVES[method].retain_term if retain_term == "own" else retain_term
 
