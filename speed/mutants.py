@@ -371,7 +371,7 @@ OTHERS = [
     ),
     *_of("benchmark.loading", "benchmark sources",
         ('f"retain_{100 - forget_ratio}", images', 'f"retain_{forget_ratio + 80}", images', "set"),
-        ('set(forget_ids) & set(ids_of(retain))', 'set(forget_ids) & set()', 'unchecked'),
+        ('set(forget_ids) & set(people_of(retain))', 'set(forget_ids) & set()', 'unchecked'),
     ),
     *_of("benchmark.sets", "benchmark sources",
         ("if person_id in wanted]", "]", "everybody"),
