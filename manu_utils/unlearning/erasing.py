@@ -307,23 +307,21 @@ def _check(forget, retain, strangers, names) -> None:
 
 def _check_strangers(forget: Sequence[Question], strangers, names) -> None:
     """Check that strangers can be asked in place of the people, and are asked something else."""
-    by_name: dict[str, bool] = {}  # person -> whether a question without an image changes
+    asked: dict[str, list[Question]] = {}
     for question in forget:
-        person, name = question.person_id, names[question.person_id]
-        given = strangers[person]
+        asked.setdefault(question.person_id, []).append(question)
+    for person, questions in asked.items():
+        name, given = names[person], strangers[person]
         named = all(isinstance(who, Stranger) and isinstance(who.name, str) for who in given)
         if not (named and isinstance(name, str) and all(who.name.strip() for who in given)):
             raise TypeError(
                 f"the name of {person} must be text and their strangers Stranger(name, picture)."
             )
-        if question.image is not None:
-            if any(who.picture is None for who in given):
-                raise ValueError(f"a stranger of {person} has no picture; give one.")
-            continue
-        changed = all(about(question, name, who) != question for who in given)
-        by_name[person] = by_name.get(person, False) or changed
-    if same := sorted(person for person, changed in by_name.items() if not changed):
-        raise ValueError(
-            f"strangers would be asked the same as {same[0]}, since none of their questions holds "
-            f"the name {names[same[0]]!r}, or a stranger has it, too; correct names or strangers."
-        )
+        told = [question for question in questions if question.image is None]
+        if len(told) < len(questions) and any(who.picture is None for who in given):
+            raise ValueError(f"a stranger of {person} has no picture; give one.")
+        if told and not any(all(about(q, name, who) != q for who in given) for q in told):
+            raise ValueError(
+                f"strangers would be asked the same as {person}, since none of their questions "
+                f"holds the name {name!r}, or a stranger has it, too; correct names or strangers."
+            )
