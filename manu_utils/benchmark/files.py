@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..paths import check_writable
 from ..progress import no_dataset_bars
 
 if TYPE_CHECKING:
@@ -425,9 +425,7 @@ def _unwritable(local: bool) -> Path | None:
     )
     for cache in map(Path, caches):
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache):
-                pass
+            check_writable(cache)
         except OSError:
             return cache
     return None

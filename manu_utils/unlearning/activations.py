@@ -100,6 +100,7 @@ def collect_activations(
             given.
 
     Raises:
+        OSError: ``resume`` cannot be written, and nothing is read.
         TypeError: tau or batch_size of another type, or a wrapped model.
         ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which
             the padding is not known, activations or hidden states that are not finite, or a file in

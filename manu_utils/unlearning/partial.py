@@ -20,6 +20,7 @@ from ..benchmark.records import Question
 from ..models.fingerprints import fingerprint, picture_digests
 from ..models.prompts import answer_texts, prompt
 from ..models.saving import read_tensors, write_tensors
+from ..paths import check_writable
 
 EVERY = 20  # batches between two writes
 _KIND = "part of a pass"
@@ -80,6 +81,7 @@ def begin_pass(
         never stopped.
 
     Raises:
+        OSError: the folder cannot be written, and the pass is not done.
         ValueError: another file, which is left as it is, or see :func:`fingerprint`.
     """
     if folder is None:
@@ -90,10 +92,13 @@ def begin_pass(
         for start in range(0, len(batches), EVERY)
     ]
     place = _place_of(folder, model, processor, questions, model_key, **settings)
-    if not place.exists() and not place.is_symlink():
-        return parts, place, {}, 0
-    sums, about = read_tensors(place, _KIND)
-    return parts, place, sums, about["parts"]
+    sums, read = {}, 0
+    if place.exists() or place.is_symlink():
+        sums, about = read_tensors(place, _KIND)
+        read = about["parts"]
+    if read < len(parts):  # found out now, not after the first part
+        check_writable(place.parent)
+    return parts, place, sums, read
 
 
 def write_sums(place: Path, sums: dict[str, Tensor], parts: int) -> None:
