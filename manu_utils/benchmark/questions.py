@@ -8,8 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..checks import check_name
-from .files import written_id
-from .records import MODALITIES, TASKS, Question
+from .records import MODALITIES, TASKS, Question, written_id
 from .rows import (
     TYPES,
     is_null,

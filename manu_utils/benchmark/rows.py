@@ -15,8 +15,8 @@ import numpy as np
 import PIL.Image
 
 from ..checks import check_name, kind_of
-from .files import IMAGE_COLUMNS, undecoded, written_id
-from .pictures import Picture, readable_size
+from .pictures import IMAGE_COLUMNS, Picture, readable_size, undecoded
+from .records import written_id
 
 if TYPE_CHECKING:
     from datasets import Dataset
