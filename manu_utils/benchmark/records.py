@@ -146,6 +146,13 @@ def check_sets(
                 f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with "
                 f"its modality."
             )
+    check_nobody_in_both(forget, retain)
+
+
+def check_nobody_in_both(
+    forget: Mapping[str, Sequence[Question]], retain: Mapping[str, Sequence[Question]]
+) -> None:
+    """Check that no person is asked about in both sets; ValueError with some who are."""
     people = [
         {question.person_id for part in sets.values() for question in part}
         for sets in (forget, retain)
