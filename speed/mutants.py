@@ -431,7 +431,7 @@ OTHERS = [
     ),
     *_of("evaluation.shots", "protocols",
         ("own[i]][2:]", "own[i]]", "echo"),
-        ('        batch["position_ids"] += p\n', "", "rope"),
+        ('    batch["position_ids"] += p\n', "", "rope"),
         ("torch.stack([place, number % n], dim=1)",
          "torch.stack([place, 0 * number], dim=1)", "feature"),
     ),

@@ -18,7 +18,11 @@ CONFIGS = (
     "Full_Set", "Test_Set", "Retain_Set", "forget_5", "forget_10", "forget_15",
     "retain_95", "retain_90", "retain_85", "ft_Data",
 )  # fmt: skip
-TASKS = ("classification", "cloze", "generation")
+# task -> the column of an evaluated set that holds its questions
+TASK_COLUMNS = {
+    "classification": "Classification_Task", "cloze": "Mask_Task", "generation": "Generation_Task",
+}  # fmt: skip
+TASKS = tuple(TASK_COLUMNS)
 MODALITIES = ("multimodal", "text")
 
 
