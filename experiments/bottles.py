@@ -36,7 +36,7 @@ from manu_utils.paths import data_dir
 from manu_utils.unlearning.baselines import unlearn_by_training
 from manu_utils.unlearning.erasing import erase
 from manu_utils.unlearning.evidence import Evidence
-from manu_utils.unlearning.rewriting import collect_moments
+from manu_utils.unlearning.moments import collect_moments
 from manu_utils.unlearning.strangers import Stranger, nearest_strangers
 from sweep import (
     QUIET,

@@ -18,8 +18,8 @@ from manu_utils.evaluation.tables import merit
 from manu_utils.models.asking import exact_answers, truth_of
 from manu_utils.models.neurons import language_mlps
 from manu_utils.unlearning.erasing import fit_layer, stranger_lessons
+from manu_utils.unlearning.moments import collect_moments
 from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy_scores
-from manu_utils.unlearning.rewriting import collect_moments
 from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
 from manu_utils.unlearning.saliency import diagonal_fisher, saliency_mask
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers

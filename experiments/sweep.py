@@ -20,8 +20,9 @@ from torch import nn
 from manu_utils.paths import whole
 from manu_utils.progress import print_what_can_be
 from manu_utils.unlearning.evidence import Evidence
+from manu_utils.unlearning.moments import collect_moments
 from manu_utils.unlearning.pruning import prune
-from manu_utils.unlearning.rewriting import collect_moments, rewrite_neurons
+from manu_utils.unlearning.rewriting import rewrite_neurons
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, BUILD = ROOT / "data" / "results", ROOT / "build"

@@ -40,14 +40,24 @@ def build_dir() -> Path:
     """
     folder = Path(os.environ.get("MANU_BUILD") or "build")
     try:
+        check_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
         reason = f"{folder.absolute()} cannot be written ({error.strerror})"
         hint = "set the environment variable MANU_BUILD to a folder that can."
         raise PermissionError(f"{reason}; {hint}") from error
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be made in a folder, which may not be there yet; none is left.
+
+    Raises:
+        OSError: as the system words it, such as PermissionError or NotADirectoryError.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 @contextmanager

@@ -60,6 +60,7 @@ from manu_utils.unlearning import (
     save_selection,
     unlearn_by_training,
 )
+from manu_utils.unlearning.moments import MEMORY, layers_that_fit
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SIDE = 1024  # of a picture, as in MLLMU-Bench
@@ -368,7 +369,7 @@ def whether_known(world: World):
 
 def moments(world: World):
     mlps = [mlp for mlp in find_neurons(world.model) if mlp.tower == "language"]
-    layers = rewriting.layers_that_fit(mlps, rewriting.MEMORY)[0]
+    layers = layers_that_fit(mlps, MEMORY)[0]
     options = {"batch_size": world.options.batch, "progress": False, "layers": layers}
     collect_moments(*world.given, world.few["retain"], **options)
     return _n({"retain": world.few["retain"]}), f"{len(layers)} of {len(mlps)} layers"
@@ -442,7 +443,7 @@ STEPS: dict[str, tuple[Callable[[World], tuple[int, str]], float]] = {
     "answers, text alone": (generation("text"), 10),
     "known": (whether_known, 6),
     "second moments of a few layers": (moments, 6),
-    "rewrite, one round": (rewrite_a_round(rewriting.MEMORY), 90),
+    "rewrite, one round": (rewrite_a_round(MEMORY), 90),
     "rewrite, all layers at once": (rewrite_a_round(36e9), 40),
     "erase": (erase_people, 60),
     "gd, 3 steps with adapters": (train("gd"), 25),

@@ -21,8 +21,9 @@ from manu_utils.models.prompts import prompt
 from manu_utils.models.saving import save_model
 from manu_utils.unlearning.activations import collect_activations
 from manu_utils.unlearning.attribution import collect_attribution
+from manu_utils.unlearning.moments import collect_moments
 from manu_utils.unlearning.pruning import prune_neurons
-from manu_utils.unlearning.rewriting import collect_moments, margin_gradient, rewrite_neurons
+from manu_utils.unlearning.rewriting import margin_gradient, rewrite_neurons
 
 SIZES = ((32, 32), (40, 24), (32, 64))  # (width, height) of the images of three questions
 

@@ -9,16 +9,14 @@ import pytest
 import torch
 
 from manu_utils.miniature import bottles_model
+from manu_utils.miniature.bottle_pictures import LOOKS, draw_bottle, draw_view
 from manu_utils.miniature.bottles import (
     EFFECTS,
     FORMS,
-    LOOKS,
     REFUSAL,
     UNKNOWN,
     differing,
-    draw_bottle,
     draw_potions,
-    draw_view,
     fact_questions,
     question_rows,
     read_bottles,

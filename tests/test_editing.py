@@ -17,8 +17,9 @@ from manu_utils.models.neurons import find_neurons
 from manu_utils.models.passes import hooked
 from manu_utils.unlearning.attribution import answer_margins, token_rarity
 from manu_utils.unlearning.evidence import unlearn
+from manu_utils.unlearning.moments import bytes_of_layer, collect_moments
 from manu_utils.unlearning.pruning import prune_neurons
-from manu_utils.unlearning.rewriting import bytes_of_layer, collect_moments, margin_gradient, rewrite, rewrite_neurons
+from manu_utils.unlearning.rewriting import margin_gradient, rewrite, rewrite_neurons
 
 MODALITIES = ("multimodal", "text")
 

@@ -331,6 +331,16 @@ def test_who_is_no_stranger_is_refused(model, double_model, sets, given, names, 
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+def test_strangers_are_checked_once_a_person(sets, given, names, monkeypatch):
+    """However many questions there are: each would be written anew for every stranger."""
+    made = []
+    monkeypatch.setattr(erasing, "about", lambda *of: made.append(of) or about(*of))
+    asked = [q for q in sets["forget"]["text"] if names[q.person_id] in q.question]
+    assert len({q.person_id for q in asked}) == 2 and len(asked) == 6
+    erasing._check_strangers(asked, given, names)
+    assert len(made) == 2 * 2
+
+
 # ---------------------------------------------------------------------------------------- strangers
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from manu_utils.benchmark.questions import evaluation_questions
 from manu_utils.benchmark.records import Question
 from manu_utils.models.asking import generate_answers
+from manu_utils.models.checkpoints import place_of
 from manu_utils.models.encoding import encode
 from manu_utils.models.loading import load_model
 from manu_utils.models.neurons import find_neurons
@@ -23,6 +24,7 @@ from manu_utils.models.precision import pick_device, pick_dtype
 from manu_utils.models.prefix_tree import shared_batches
 from manu_utils.models.prompts import answer_texts, prompt
 from manu_utils.models.saving import save_model
+from manu_utils.paths import data_dir
 from manu_utils.unlearning.activations import collect_activations
 from manu_utils.unlearning.pruning import prune_neurons
 
@@ -52,6 +54,14 @@ def offline(monkeypatch, tmp_path):
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_the_name_of_a_bundled_model_wins_over_a_folder_and_says_so(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="'tiny' is the bundled model, not the folder tiny here; that is './tiny'"):
+        assert place_of("tiny") == data_dir() / "tiny_llava" / "vanilla"
+    assert place_of("./tiny") == place_of(tmp_path / "tiny").relative_to(tmp_path)
 
 
 def test_a_saved_model_loads_with_the_same_weights_and_logits(tiny_model, checkpoint, benchmark):

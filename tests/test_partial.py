@@ -90,6 +90,14 @@ def test_sums_of_anything_else_are_left_alone(tiny_model, questions, tmp_path):
         assert len(list(tmp_path.iterdir())) == n
 
 
+@pytest.mark.parametrize("name", ["statistics", "attribution"])
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_pass(tiny_model, questions, forwards, name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        PASSES[name](*tiny_model, questions["forget"]["text"], resume=tmp_path / "file" / "new")
+    assert forwards["calls"] == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"mine", "selection"])
 def test_another_file_of_that_name_is_refused_and_left(tiny_model, questions, tmp_path, content):
     given = (*tiny_model, questions["forget"]["text"])

@@ -219,7 +219,7 @@ def test_every_audit_was_made_of_every_method(audits):
         by_seed = dict(list(rows.groupby("seed")))
         assert set(by_seed) == set(audit.SEEDS[method])
         assert all(set(of_seed["audit"]) == parts for of_seed in by_seed.values())
-    assert not audits.drop(columns=["value", "n"]).duplicated().any() and (audits["n"] > 0).all()
+    assert (audits["n"] > 0).all()
     ranks = audits["measure"].str.startswith(("lens rank", "over"))
     assert audits[~ranks]["value"].between(0, 1).all() and (audits[ranks]["value"] >= 0).all()
 

@@ -288,6 +288,27 @@ def test_half_a_chunk_is_not_a_chunk(tmp_path):
     assert remembered(*call) == list("ABCD") and asked[3:] == [["a", "b"]]
 
 
+def test_nothing_is_asked_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+
+    def call(path, ask):
+        return remembered(path, "model", ["a"], lambda item: {"protocol": "p", "person_id": "1", "question": item}, ask, 1)
+
+    for path in (tmp_path / "file" / "answers.jsonl", tmp_path / "file" / "new" / "answers.jsonl"):
+        with pytest.raises(OSError, match="Not a directory"):
+            call(path, lambda items: pytest.fail("asked"))
+    kept = tmp_path / "answers.jsonl"
+    assert call(kept, lambda items: ["A"]) == ["A"]
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", closed)
+    assert call(kept, lambda items: pytest.fail("asked")) == ["A"]  # what is done is read
+    with pytest.raises(PermissionError):
+        call(tmp_path / "other.jsonl", lambda items: pytest.fail("asked"))
+
+
 def test_the_picture_is_part_of_the_question(tmp_path):
     """One person, one question, several portraits: an answer to one is not an answer to another."""
     images = [PIL.Image.new("RGB", (2, 2), colour) for colour in ("red", "blue", "red")]

@@ -70,6 +70,8 @@ def test_what_is_no_selection_is_refused_and_no_file_is_overwritten(tiny_model, 
             save_selection(wrong, model, path)
     with pytest.raises(TypeError, match="JSON"):
         save_selection(selected, model, path, model_itself=model)
+    with pytest.raises(ValueError, match="of='rows' is said by the file"):  # it would be read as rows
+        save_selection(selected, model, path, of="rows")
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="spelling"):
         load_selection(path, model)

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from manu_utils.models.passes import hooked, quiet_pass
 from manu_utils.models.silent import reads_neurons, silent_skipped
 from manu_utils.models.training import train_language_model
-from manu_utils.unlearning.rewriting import add_products
+from manu_utils.unlearning.moments import add_products
 
 N, ACTIVE, HIDDEN = 64, 6, 8
 

@@ -15,8 +15,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from ..benchmark.files import written_id
-from ..benchmark.records import Question
+from ..benchmark.records import Question, written_id
 from ..benchmark.rows import parsed, require_columns
 from ..benchmark.text_only import to_text_only
 from ..checks import check_whole

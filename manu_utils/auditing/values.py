@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..benchmark.files import written_id
-from ..benchmark.records import Question, check_list
+from ..benchmark.records import Question, check_list, written_id
 from ..benchmark.rows import require_columns, training_records
 from ..benchmark.text_only import person_name
 from ..benchmark.values import differing_parts

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..paths import check_writable
 from ..progress import no_dataset_bars
+from .pictures import IMAGE_COLUMNS, with_files_inside
+from .records import written_id
 
 if TYPE_CHECKING:
     import datasets
     from datasets import Dataset
 
-IMAGE_COLUMNS = ("image", "images")
 # bytes of parquet; up to here a local config is read into memory, and nothing is written anywhere
 IN_MEMORY = 16_000_000
 _FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
@@ -65,7 +67,6 @@ def read_config(
         PermissionError: the cache of ``datasets`` is needed and cannot be written.
     """
     import datasets
-    import pyarrow as pa
 
     folder = Path(source)
     local = folder.is_dir()
@@ -94,47 +95,46 @@ def read_config(
             f"{config} of {source} is empty, or has none of the people asked for, such as "
             f"{', '.join(people[:5])}."
         )
-    show_bars = not datasets.are_progress_bars_disabled()
-    if local:
-        datasets.disable_progress_bars()  # a local copy loads at once; a download keeps its bar
-    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    # else reading any file, a local one too, asks the network
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        loaded = None
-        if in_memory:
-            loaded = _read_into_memory(files, images, arguments.get("features"))
-        elif not images and kind == "parquet":
-            loaded = _read_without_images(arguments, _only(people, kind, files))
-        if loaded is None:
-            loaded = datasets.load_dataset(split="train", **arguments, **_only(people, kind, files))
-    except (
-        ConnectionError, datasets.exceptions.DatasetGenerationError, OSError, ValueError,
-    ) as error:  # fmt: skip
-        raise _in_plain_words(error, source, config, files, empty) from error
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-        # else it keeps the hundreds of megabytes that reading the files took
-        pa.default_memory_pool().release_unused()
-        if local and show_bars:
-            datasets.enable_progress_bars()
+    known = datasets.exceptions.DatasetGenerationError, ConnectionError, OSError, ValueError
+    # a local copy loads at once; a download keeps its bar
+    with no_dataset_bars() if local else nullcontext(), _asking_nobody():
+        try:
+            loaded = None
+            if in_memory:
+                loaded = _read_into_memory(files, images, arguments.get("features"))
+            elif not images and kind == "parquet":
+                loaded = _read_without_images(arguments, _only(people, kind, files))
+            if loaded is None:
+                only = _only(people, kind, files)
+                loaded = datasets.load_dataset(split="train", **arguments, **only)
+        except known as error:
+            raise _in_plain_words(error, source, config, files, empty) from error
     if not images:
-        loaded = loaded.remove_columns(
-            [name for name in IMAGE_COLUMNS if name in loaded.column_names]
-        )
-    loaded = _with_written_ids(loaded)
-    if people is not None and "ID" in loaded.column_names:
-        wanted, ids = set(people), loaded.select_columns(["ID"])["ID"]
-        if not wanted.issuperset(ids):
-            loaded = loaded.select(
-                [index for index, person_id in enumerate(ids) if person_id in wanted]
-            )
+        loaded = loaded.remove_columns([n for n in IMAGE_COLUMNS if n in loaded.column_names])
+    loaded = _of_people(_with_written_ids(loaded), people)
     if len(loaded) == 0:
         raise ValueError(empty)
     if local:
-        loaded = _with_files_inside(loaded, folder, folder / config)
+        loaded = with_files_inside(loaded, folder, folder / config)
     loaded.info.config_name = config
     return loaded
+
+
+@contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """Read files without asking the network, as ``datasets`` does for local ones, too; and give
+    back the hundreds of megabytes that reading them took.
+    """
+    import datasets
+    import pyarrow as pa
+
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        pa.default_memory_pool().release_unused()
 
 
 def _in_plain_words(
@@ -168,22 +168,6 @@ def _in_plain_words(
     return ValueError(f"{source} has no config {config} that can be read: {error}")
 
 
-def written_id(value) -> str:
-    """An ID as MLLMU-Bench writes it: a number, as of a table read from CSV, has three digits; none
-    is ``""``.
-
-    >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg"), written_id(None)
-    ('007', '007', '007', 'Anna Berg', '')
-    """
-    if value is None or value != value:
-        return ""
-    if (isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(value, float) and value.is_integer()
-    ):
-        return f"{int(value):03}"
-    return str(value)
-
-
 def _with_written_ids(rows: Dataset) -> Dataset:
     """The rows with IDs that are text."""
     if "ID" not in rows.column_names or getattr(rows.features["ID"], "dtype", "") in (
@@ -196,84 +180,14 @@ def _with_written_ids(rows: Dataset) -> Dataset:
     return rows.remove_columns("ID").add_column("ID", ids).select_columns(names)
 
 
-def _with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
-    """The rows with pictures that are files of the dataset put in; no other file is opened.
-
-    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is
-    told to, a file anywhere or an address. Names of files inside the folder are read here; any
-    other is kept as a note and is no picture.
-    """
-    from datasets import Image, List
-
-    def embedded(file):
-        data, path = (
-            (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
-        )
-        if isinstance(data, str):
-            data, path = None, data
-        if data or not path:
-            return {"bytes": data, "path": None} if data else None
-        for folder in folders:
-            try:
-                place = (folder / path).resolve()
-                if place.is_relative_to(folders[0].resolve()) and place.is_file():
-                    return {"bytes": place.read_bytes(), "path": None}
-            except (OSError, ValueError):
-                # no name that a file can have, or one that must not be read
-                continue
-        return {"bytes": b"", "path": f"not read: {path}"}
-
-    for where in IMAGE_COLUMNS:
-        if where not in rows.column_names or not _has_paths(rows.data.column(where)):
-            continue
-        rows = undecoded(rows, where)
-        with no_dataset_bars():
-            many = isinstance(rows.features[where], List)
-            features = rows.features.copy() | {where: List(Image()) if many else Image()}
-
-            def embed(row, where=where, many=many):
-                return {
-                    where: [embedded(file) for file in row[where] or []]
-                    if many
-                    else embedded(row[where])
-                }
-
-            rows = rows.map(embed, features=type(rows.features)(features))
-    return rows
-
-
-def undecoded(rows: Dataset, where: str) -> Dataset:
-    """The rows with the pictures of a column as they are stored."""
-    from datasets import Image, List
-
-    feature, encoded = rows.features[where], Image(decode=False)
-    with no_dataset_bars():
-        if isinstance(feature, Image):
-            return rows.cast_column(where, encoded)
-        if isinstance(getattr(feature, "feature", None), Image):
-            return rows.cast_column(where, List(encoded))
-    return rows
-
-
-def _has_paths(column) -> bool:
-    """Whether the pictures of a ``pyarrow.ChunkedArray`` are names of files; none is read."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    def names(array) -> bool:
-        array = getattr(array, "storage", array)  # of an extension type
-        if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-            return names(array.flatten())
-        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-            return array.null_count < len(array)
-        if not pa.types.is_struct(array.type) or array.type.get_field_index("path") < 0:
-            return False
-        has_path = array.field("path").is_valid()
-        if array.type.get_field_index("bytes") >= 0:
-            has_path = compute.and_(has_path, array.field("bytes").is_null())
-        return has_path.true_count > 0
-
-    return any(names(chunk) for chunk in column.chunks)
+def _of_people(rows: Dataset, people: Sequence[str] | None) -> Dataset:
+    """The rows with these IDs, where the files could not be read so (:func:`_only`)."""
+    if people is None or "ID" not in rows.column_names:
+        return rows
+    wanted, ids = set(people), rows.select_columns(["ID"])["ID"]
+    if wanted.issuperset(ids):
+        return rows
+    return rows.select([index for index, person_id in enumerate(ids) if person_id in wanted])
 
 
 def _only(people: Sequence[str] | None, kind: str, files: Sequence[Path]) -> dict:
@@ -425,9 +339,7 @@ def _unwritable(local: bool) -> Path | None:
     )
     for cache in map(Path, caches):
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache):
-                pass
+            check_writable(cache)
         except OSError:
             return cache
     return None

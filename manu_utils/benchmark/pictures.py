@@ -10,9 +10,17 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import PIL.ImageOps
 
+from ..progress import no_dataset_bars
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_COLUMNS = ("image", "images")
 # 200 MB decoded; what claims to be larger is a mistake or a decompression bomb
 MAX_PIXELS = 50_000_000
 # long side / short side: processors that keep the ratio make thousands of tokens of more, or none
@@ -188,3 +196,83 @@ def _opened(data: bytes) -> PIL.Image.Image:
         # checked_size refuses those
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         return PIL.Image.open(io.BytesIO(data))
+
+
+def with_files_inside(rows: Dataset, *folders: Path) -> Dataset:
+    """The rows with pictures that are files of the dataset put in; no other file is opened.
+
+    A picture column may hold names of files in place of bytes, and ``datasets`` opens what it is
+    told to, a file anywhere or an address. Names of files inside the folder are read here; any
+    other is kept as a note and is no picture.
+    """
+    from datasets import Image, List
+
+    def embedded(file):
+        data, path = (
+            (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
+        )
+        if isinstance(data, str):
+            data, path = None, data
+        if data or not path:
+            return {"bytes": data, "path": None} if data else None
+        for folder in folders:
+            try:
+                place = (folder / path).resolve()
+                if place.is_relative_to(folders[0].resolve()) and place.is_file():
+                    return {"bytes": place.read_bytes(), "path": None}
+            except (OSError, ValueError):
+                # no name that a file can have, or one that must not be read
+                continue
+        return {"bytes": b"", "path": f"not read: {path}"}
+
+    for where in IMAGE_COLUMNS:
+        if where not in rows.column_names or not _has_paths(rows.data.column(where)):
+            continue
+        rows = undecoded(rows, where)
+        with no_dataset_bars():
+            many = isinstance(rows.features[where], List)
+            features = rows.features.copy() | {where: List(Image()) if many else Image()}
+
+            def embed(row, where=where, many=many):
+                return {
+                    where: [embedded(file) for file in row[where] or []]
+                    if many
+                    else embedded(row[where])
+                }
+
+            rows = rows.map(embed, features=type(rows.features)(features))
+    return rows
+
+
+def undecoded(rows: Dataset, where: str) -> Dataset:
+    """The rows with the pictures of a column as they are stored."""
+    from datasets import Image, List
+
+    feature, encoded = rows.features[where], Image(decode=False)
+    with no_dataset_bars():
+        if isinstance(feature, Image):
+            return rows.cast_column(where, encoded)
+        if isinstance(getattr(feature, "feature", None), Image):
+            return rows.cast_column(where, List(encoded))
+    return rows
+
+
+def _has_paths(column) -> bool:
+    """Whether the pictures of a ``pyarrow.ChunkedArray`` are names of files; none is read."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    def names(array) -> bool:
+        array = getattr(array, "storage", array)  # of an extension type
+        if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+            return names(array.flatten())
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            return array.null_count < len(array)
+        if not pa.types.is_struct(array.type) or array.type.get_field_index("path") < 0:
+            return False
+        has_path = array.field("path").is_valid()
+        if array.type.get_field_index("bytes") >= 0:
+            has_path = compute.and_(has_path, array.field("bytes").is_null())
+        return has_path.true_count > 0
+
+    return any(names(chunk) for chunk in column.chunks)

@@ -8,8 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..checks import check_name
-from .files import written_id
-from .records import MODALITIES, TASKS, Question
+from .records import MODALITIES, TASK_COLUMNS, TASKS, Question, written_id
 from .rows import (
     TYPES,
     is_null,
@@ -63,11 +62,7 @@ def evaluation_questions(
     """
     check_name("modality", modality, MODALITIES)
     check_name("task", task, TASKS)
-    column = {
-        "classification": "Classification_Task",
-        "cloze": "Mask_Task",
-        "generation": "Generation_Task",
-    }[task]
+    column = TASK_COLUMNS[task]
 
     def records_of(row: dict) -> list[dict]:
         if task == "classification":

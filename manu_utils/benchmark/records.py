@@ -18,7 +18,11 @@ CONFIGS = (
     "Full_Set", "Test_Set", "Retain_Set", "forget_5", "forget_10", "forget_15",
     "retain_95", "retain_90", "retain_85", "ft_Data",
 )  # fmt: skip
-TASKS = ("classification", "cloze", "generation")
+# task -> the column of an evaluated set that holds its questions
+TASK_COLUMNS = {
+    "classification": "Classification_Task", "cloze": "Mask_Task", "generation": "Generation_Task",
+}  # fmt: skip
+TASKS = tuple(TASK_COLUMNS)
 MODALITIES = ("multimodal", "text")
 
 
@@ -30,10 +34,10 @@ class Question:
         person_id: the ID of the person asked about, such as ``"001"``.
         question: a question; for cloze a sentence with a ``__`` for the blank.
         answer: the answer; for classification the words of the right option, for cloze the missing
-        words. image: portrait, or None for a text-only question. One from a dataset is a
-        :class:`Picture`, a PIL
-            image that is decoded when it is used. Questions of one task about one picture hold the
-            same object.
+            words.
+        image: portrait, or None for a text-only question. One from a dataset is a
+            :class:`Picture`, a PIL image that is decoded when it is used. Questions of one task
+            about one picture hold the same object.
         task: ``"training"``, ``"generation"``, ``"cloze"`` or ``"classification"``.
         options: letter -> words for classification, else None.
 
@@ -73,6 +77,22 @@ class Question:
     def modality(self) -> str:
         """``"multimodal"`` with an image, ``"text"`` without."""
         return "text" if self.image is None else "multimodal"
+
+
+def written_id(value) -> str:
+    """An ID as MLLMU-Bench writes it: a number, as of a table read from CSV, has three digits; none
+    is ``""``.
+
+    >>> written_id(7), written_id(7.0), written_id("007"), written_id("Anna Berg"), written_id(None)
+    ('007', '007', '007', 'Anna Berg', '')
+    """
+    if value is None or value != value:
+        return ""
+    if (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    ):
+        return f"{int(value):03}"
+    return str(value)
 
 
 def check_list(questions: Sequence[Question]) -> None:
@@ -130,6 +150,13 @@ def check_sets(
                 f"{name}[{wrong[0]!r}] holds questions that are not {wrong[0]}; build each with "
                 f"its modality."
             )
+    check_nobody_in_both(forget, retain)
+
+
+def check_nobody_in_both(
+    forget: Mapping[str, Sequence[Question]], retain: Mapping[str, Sequence[Question]]
+) -> None:
+    """Check that no person is asked about in both sets; ValueError with some who are."""
     people = [
         {question.person_id for part in sets.values() for question in part}
         for sets in (forget, retain)

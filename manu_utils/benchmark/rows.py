@@ -15,8 +15,8 @@ import numpy as np
 import PIL.Image
 
 from ..checks import check_name, kind_of
-from .files import IMAGE_COLUMNS, undecoded, written_id
-from .pictures import Picture, readable_size
+from .pictures import IMAGE_COLUMNS, Picture, readable_size, undecoded
+from .records import written_id
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,13 +26,8 @@ BYTES_OF_ONE_MAP = 8_000_000  # of pictures, read before it is opened anew
 
 
 def rows_of(
-    dataset: Dataset,
-    column: str,
-    modality: str,
-    records_of: Callable[[dict], list[dict]],
-    read: Callable[[dict], dict | None],
-    strict: bool,
-    unreadable: str,
+    dataset: Dataset, column: str, modality: str, records_of: Callable[[dict], list[dict]],
+    read: Callable[[dict], dict | None], strict: bool, unreadable: str,
 ) -> Iterator[tuple[str, list[dict], list[PIL.Image.Image | None]]]:
     """Yield (ID, records, RGB images) of each row with records.
 

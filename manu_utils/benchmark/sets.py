@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..checks import shown
-from .files import written_id
 from .questions import training_questions
-from .records import Question
+from .records import Question, written_id
 from .rows import ids_of, people_of
 
 if TYPE_CHECKING:

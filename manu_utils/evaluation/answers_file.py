@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..benchmark.records import Question
 from ..models.fingerprints import picture_digests
 from ..models.prompts import prompt
-from ..paths import whole
+from ..paths import check_writable, whole
 
 if TYPE_CHECKING:
     from .shots import Prompt
@@ -111,6 +111,13 @@ def append_answers(path: str | Path, records: Sequence[dict]) -> None:
             _write(file, content)
 
 
+def _check_open(path: Path) -> None:
+    """Check that :func:`append_answers` may write; OSError if not."""
+    check_writable(path.parent)
+    if path.exists():
+        path.open("r+b").close()
+
+
 def _write(file, content: bytes) -> None:
     file.write(content)
     file.flush()
@@ -141,6 +148,7 @@ def remembered(
         chunk_size: items asked between two writes.
 
     Raises:
+        OSError: the file or its folder cannot be written; nothing is asked.
         ValueError: the file is not one of answers (before anything is asked), see
             :func:`read_answers`.
     """
@@ -157,6 +165,7 @@ def remembered(
         part = slice(start, start + chunk_size)
         if all(key in known for key in keys[part]):
             continue
+        _check_open(Path(path).expanduser())  # found out before they are asked
         records = [
             {"key": key, "run": run[:12], "answer": answer}
             | {name: own[name] for name in ("protocol", "person_id", "question")}

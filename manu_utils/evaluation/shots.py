@@ -157,24 +157,6 @@ def shared_prompts(
         group = groups.setdefault((one.shots, seen[: one.shots.count(image_token)]), {})
         group.setdefault(seen or one.text, []).append(index)
 
-    def pack(rows: list[list[list[int]]], beginning: list[int]) -> dict[str, Tensor]:
-        batch, paths = pack_rows(rows, tokenizer.pad_token_id)
-        p, mask = len(beginning), batch["attention_mask"]
-        batch["attention_mask"] = torch.cat([mask.new_ones(*mask.shape[:-1], p), mask], dim=-1)
-        batch["position_ids"] += p
-        batch["beginning"] = torch.tensor(beginning, dtype=torch.int64)
-        reads = [(number, row, path[-1]) for number, (row, path) in enumerate(paths)]
-        batch["reads"] = torch.tensor(reads)
-        ids = torch.cat([batch["beginning"], batch["input_ids"].flatten()])
-        if (ids < 0).any():
-            number = -1 - ids[ids < 0]
-            shown, place = number.div(n, rounding_mode="floor").unique(return_inverse=True)
-            batch["features"] = torch.stack([place, number % n], dim=1)
-            batch["pixel_values"] = _pixels([images[at] for at in shown.tolist()], processor)
-            for name in ("beginning", "input_ids"):
-                batch[name][batch[name] < 0] = image_id
-        return {key: value.to(device) for key, value in batch.items()}
-
     for (shots, _), group in groups.items():
         own = [index for row in group.values() for index in row]
         first, last = min(sequences[index] for index in own), max(sequences[index] for index in own)
@@ -185,8 +167,37 @@ def shared_prompts(
         beginning = expand(alike)
         rest = {index: expand(sequences[index][len(alike) :]) for index in own}
         for rows in plan_rows(list(group.values()), rest.__getitem__, batch_size, len(beginning)):
-            batch = pack([[rest[index] for index in row] for row in rows], beginning)
-            yield [index for row in rows for index in row], batch
+            packed = [[rest[index] for index in row] for row in rows]
+            batch = _packed(packed, beginning, images, n, processor)
+            indices = [index for row in rows for index in row]
+            yield indices, {key: value.to(device) for key, value in batch.items()}
+
+
+def _packed(
+    rows: list[list[list[int]]], beginning: list[int], images: Sequence[PIL.Image.Image], n: int,
+    processor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """One batch of :func:`shared_prompts`, of rows of token sequences. Feature f of image i, which
+    has n, is the token -1 - n · i - f.
+    """
+    tokenizer = processor.tokenizer
+    batch, paths = pack_rows(rows, tokenizer.pad_token_id)
+    p, mask = len(beginning), batch["attention_mask"]
+    batch["attention_mask"] = torch.cat([mask.new_ones(*mask.shape[:-1], p), mask], dim=-1)
+    batch["position_ids"] += p
+    batch["beginning"] = torch.tensor(beginning, dtype=torch.int64)
+    reads = [(number, row, path[-1]) for number, (row, path) in enumerate(paths)]
+    batch["reads"] = torch.tensor(reads)
+    ids = torch.cat([batch["beginning"], batch["input_ids"].flatten()])
+    if (ids < 0).any():
+        number = -1 - ids[ids < 0]
+        shown, place = number.div(n, rounding_mode="floor").unique(return_inverse=True)
+        batch["features"] = torch.stack([place, number % n], dim=1)
+        batch["pixel_values"] = _pixels([images[at] for at in shown.tolist()], processor)
+        image_id = tokenizer.convert_tokens_to_ids(image_token_of(processor))
+        for name in ("beginning", "input_ids"):
+            batch[name][batch[name] < 0] = image_id
+    return batch
 
 
 def _pixels(images: Sequence[PIL.Image.Image], processor) -> Tensor:

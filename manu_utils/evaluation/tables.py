@@ -71,6 +71,7 @@ def evaluate(
         that are longer than the model has positions are named in a warning and not in the table.
 
     Raises:
+        OSError: ``resume`` cannot be written, and nothing is asked.
         TypeError: sets that are no dict of datasets, tasks or modalities that are no sequence of
             names, a batch_size that is no whole number, or a model that is wrapped.
         ValueError: no sets, tasks or modalities, an unknown one, a set without questions of a task

@@ -22,6 +22,7 @@ from ..models.loading import load_model
 from ..models.training import optimise, sample_forever
 from ..paths import data_dir, whole
 from .base import answer_loss
+from .bottle_pictures import LOOKS, draw_bottle, draw_view
 from .bottles import (
     EFFECTS,
     FACTS,
@@ -30,15 +31,12 @@ from .bottles import (
     HINT,
     INGREDIENTS,
     LAST,
-    LOOKS,
     PLACES,
     REFUSAL,
     UNKNOWN,
     differing,
-    draw_bottle,
     draw_look,
     draw_potions,
-    draw_view,
     forms_of,
     tell_recipe,
 )

@@ -25,8 +25,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
+from ..benchmark.loading import load_benchmark
+from ..models.loading import load_model
 from ..paths import whole
 from .base import train_base, train_reading
 from .card import write_card
@@ -144,9 +147,6 @@ def fine_tune_plainly(
     Raises:
         FileNotFoundError, ValueError: see :func:`open_world`.
     """
-    from ..benchmark.loading import load_benchmark
-    from ..models.loading import load_model
-
     cache = cache / f"seed-{seed}"
     world = open_world(data, seed, cache)
     left_out = set() if forget_ratio is None else set(load_benchmark(data, forget_ratio).forget_ids)
@@ -165,16 +165,14 @@ def fine_tune_plainly(
 
 def run_stage(model, folder: Path, name: str, train: Callable[[], list[dict]]) -> list[dict]:
     """Load a finished stage into ``model``, or train it; weights and history stay in ``folder``."""
-    from safetensors.torch import load_model, save_model
-
     weights, curves = folder / f"{name}.safetensors", folder / f"{name}.json"
     if weights.exists():
-        load_model(model, weights)
+        safetensors.torch.load_model(model, weights)
         return json.loads(curves.read_text(encoding="utf-8"))
     history = train()
     curves.write_text(json.dumps(history, indent=1), encoding="utf-8")
     with whole(weights) as part:
-        save_model(model, str(part))
+        safetensors.torch.save_model(model, str(part))
     return history
 
 

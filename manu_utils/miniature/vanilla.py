@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..benchmark.loading import load_config
+from ..benchmark.questions import training_questions
 from ..models.training import optimise
 from .base import answer_loss, choice_row, watch_rows
 from .dataset import as_cloze
@@ -66,9 +68,6 @@ def open_world(data: Path, seed: int, cache: Path) -> World:
         FileNotFoundError: there is no miniature benchmark in ``data``.
         ValueError: ``data`` was built from another seed.
     """
-    from ..benchmark.loading import load_config
-    from ..benchmark.questions import training_questions
-
     fictitious, public = draw_people(seed=seed)
     training = load_config(data, "ft_Data")
     questions = training_questions(training, "multimodal")

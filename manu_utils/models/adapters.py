@@ -1,15 +1,19 @@
-"""LoRA adapters, merged into the weights."""
+"""LoRA adapters: those of a checkpoint and those of a training, merged into the weights."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .checkpoints import cause_of, message_of, not_plain
+from .precision import HALF
 
 # where transformers 4 had the parts of a model, in the adapters that it wrote -> where they are
 _OLD_PLACES = {
@@ -86,3 +90,50 @@ def _untie(model, adapter: Path | str) -> None:
         other.weight = torch.nn.Parameter(one.weight.detach().clone(), requires_grad=False)
     for config in configs:
         config.tie_word_embeddings = False
+
+
+@contextmanager
+def new_adapters(model, rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
+    """The weights of new adapters, if any. On leaving they are merged, after an error dropped."""
+    if rank is None:
+        yield []
+        return
+    wrapped = _add_lora(model, rank, seed)
+    try:
+        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+    except BaseException:
+        wrapped.unload()
+        raise
+    else:
+        wrapped.merge_and_unload()
+    finally:
+        # an older peft leaves it, and the next save would look for an adapter
+        vars(model).pop("peft_config", None)
+
+
+def _add_lora(model, rank: int, seed: int):
+    """LoRA in float32 beside every linear layer of the language model; peft freezes all else.
+
+    Rank and scale are equal, as in the official fine-tuning. The layers are named by their whole
+    path, since a vision tower may use the same short names.
+    """
+    from peft import LoraConfig, LoraModel
+
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    linear = [
+        f"{path}.{name}"
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapped = LoraModel(
+            model,
+            LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear),
+            "default",
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in HALF:
+            parameter.data = parameter.data.float()
+    return wrapped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,8 +35,16 @@ _PROCESSORS = {  # model_type -> a checkpoint whose processor fits, for those th
 
 
 def place_of(source: str | Path) -> Path | str:
-    """The folder of a checkpoint, or the Hub id as it is."""
+    """The folder of a checkpoint, or the Hub id as it is. The name of a bundled model wins over a
+    folder of that name, which a warning says.
+    """
     if source in BUNDLED:
+        if Path(source).is_dir():
+            warnings.warn(
+                f"{source!r} is the bundled model, not the folder {source} here; that is "
+                f"'./{source}'.",
+                stacklevel=3,
+            )
         folder = data_dir() / "tiny_llava" / BUNDLED[source]
         if not (folder / "config.json").is_file():
             made = "make retrained RATIOS=10" if source == "tiny-retrained" else "make mini-model"

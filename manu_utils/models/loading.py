@@ -38,8 +38,8 @@ def load_model(
     Args:
         source: ``"tiny"`` (the miniature that knows the fictitious people), ``"tiny-base"`` (has
             never met them), ``"tiny-retrained"`` (has met all but those of forget 10 %), a local
-            folder, or a Hub id such as ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA
-            adapter of one.
+            folder (one of these names is ``"./tiny"``), or a Hub id such as
+            ``"llava-hf/llava-1.5-7b-hf"``; a checkpoint or a LoRA adapter of one.
         processor: where the processor comes from, if not from ``source``
             (``"MLLMMU/LLaVA_Vanilla"`` ships none).
         base: the model that the adapter in ``source`` belongs to, if not the one that it names.

@@ -68,37 +68,8 @@ def fit_processor(processor, model, source) -> None:
     Raises:
         ValueError: it lacks something, counts image tokens for another model, or makes no batch.
     """
-    advice = (
-        "take the processor of the checkpoint that the model comes from: load_model(..., "
-        "processor=...)."
-    )
-    vision = getattr(model.config, "vision_config", None)
-    expected = {
-        "patch_size": getattr(vision, "patch_size", None),
-        "vision_feature_select_strategy": getattr(
-            model.config, "vision_feature_select_strategy", None
-        ),
-    }
-    # a processor of LLaVA or LLaVA-NeXT
-    of_llava = hasattr(processor, "num_additional_image_tokens")
-    for name, value in expected.items() if of_llava else ():
-        if getattr(processor, name) is None:
-            setattr(processor, name, value)
-        if getattr(processor, name) is None:
-            raise ValueError(
-                f"the processor of {source} has no {name}, and its model does not say it either; "
-                f"{advice}"
-            )
-        if value is not None and getattr(processor, name) != value:
-            raise ValueError(
-                f"the processor of {source} has {name}={getattr(processor, name)!r}, its model "
-                f"{value!r}, so that images and their tokens would not match; {advice}"
-            )
-    if of_llava and not processor.num_additional_image_tokens:
-        names = (name for name, _ in model.named_parameters())
-        processor.num_additional_image_tokens = int(
-            any(name.endswith(("class_embedding", "cls_token")) for name in names)
-        )
+    if hasattr(processor, "num_additional_image_tokens"):  # of LLaVA or LLaVA-NeXT
+        _complete_by(model, processor, source)
     for image in (None, PIL.Image.new("RGB", (96, 64))):
         question = Question("nobody", "Who is this?", "Nobody.", image, "training")
         try:
@@ -107,26 +78,51 @@ def fit_processor(processor, model, source) -> None:
             raise
         except Exception as error:  # whatever a processor may stumble over
             kind = "with an image" if image else "in text alone"
-            said = (
-                f"the processor of {source} cannot encode a question {kind} "
-                f"({message_of(error)}); {advice}"
-            )
-            raise ValueError(said) from cause_of(error)
-    image_id = getattr(
-        model.config, "image_token_id", getattr(model.config, "image_token_index", None)
-    )
+            said = f"cannot encode a question {kind} ({message_of(error)})"
+            raise ValueError(_misfit(source, said)) from cause_of(error)
+    config = model.config
+    image_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
     if image_id is not None and not (batch["input_ids"] == image_id).any():
-        raise ValueError(
-            f"the processor of {source} does not write the token {image_id} that its model has for "
-            f"images; {advice}"
-        )
+        said = f"does not write the token {image_id} that its model has for images"
+        raise ValueError(_misfit(source, said))
+    vision = getattr(config, "vision_config", None)
     size = getattr(vision, "image_size", None)
     fixed = type(processor).__name__ == "LlavaProcessor" and getattr(
         vision, "model_type", ""
     ).startswith(("clip", "siglip"))
     if fixed and isinstance(size, int) and batch["pixel_values"].shape[-2:] != (size, size):
         made = "×".join(map(str, batch["pixel_values"].shape[-2:]))
-        raise ValueError(
-            f"the processor of {source} makes images of {made} pixels, its model takes "
-            f"{size}×{size}; {advice}"
+        said = f"makes images of {made} pixels, its model takes {size}×{size}"
+        raise ValueError(_misfit(source, said))
+
+
+def _misfit(source, said: str) -> str:
+    return (
+        f"the processor of {source} {said}; take the processor of the checkpoint that the model "
+        "comes from: load_model(..., processor=...)."
+    )
+
+
+def _complete_by(model, processor, source) -> None:
+    """Give a processor of LLaVA what it needs to count image tokens, and lacks; see
+    :func:`fit_processor`.
+    """
+    config = model.config
+    expected = {
+        "patch_size": getattr(getattr(config, "vision_config", None), "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+    }
+    for name, value in expected.items():
+        if getattr(processor, name) is None:
+            setattr(processor, name, value)
+        if (own := getattr(processor, name)) is None:
+            said = f"has no {name}, and its model does not say it either"
+            raise ValueError(_misfit(source, said))
+        if value is not None and own != value:
+            said = f"has {name}={own!r}, its model {value!r}, so that images and their tokens would"
+            raise ValueError(_misfit(source, f"{said} not match"))
+    if not processor.num_additional_image_tokens:
+        names = (name for name, _ in model.named_parameters())
+        processor.num_additional_image_tokens = int(
+            any(name.endswith(("class_embedding", "cls_token")) for name in names)
         )

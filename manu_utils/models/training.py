@@ -22,11 +22,11 @@ from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole, kind_of
 from ..progress import bar
 from . import precision
+from .adapters import new_adapters
 from .asking import answer_logits
 from .encoding import encode, fitting
 from .passes import gradients_of, kept_mode
 from .precision import (
-    HALF,
     autocast_to,
     check_trainable,
     device_of,
@@ -198,7 +198,7 @@ def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[li
     try:
         with (
             kept_mode(model), gradients_of(model, whole), float32_weights(model, whole),
-            _adapters(model, lora_rank, seed) as adapters, silent_skipped(model),
+            new_adapters(model, lora_rank, seed) as adapters, silent_skipped(model),
         ):  # fmt: skip
             model.train()
             yield adapters or [
@@ -207,53 +207,6 @@ def _language_model_only(model, lora_rank: int | None, seed: int) -> Iterator[li
     finally:
         for parameter in trained:
             parameter.grad = None
-
-
-@contextmanager
-def _adapters(model, rank: int | None, seed: int) -> Iterator[list[nn.Parameter]]:
-    """The weights of new adapters, if any. On leaving they are merged, after an error dropped."""
-    if rank is None:
-        yield []
-        return
-    wrapped = _add_lora(model, rank, seed)
-    try:
-        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
-    except BaseException:
-        wrapped.unload()
-        raise
-    else:
-        wrapped.merge_and_unload()
-    finally:
-        # an older peft leaves it, and the next save would look for an adapter
-        vars(model).pop("peft_config", None)
-
-
-def _add_lora(model, rank: int, seed: int):
-    """LoRA in float32 beside every linear layer of the language model; peft freezes all else.
-
-    Rank and scale are equal, as in the official fine-tuning. The layers are named by their whole
-    path, since a vision tower may use the same short names.
-    """
-    from peft import LoraConfig, LoraModel
-
-    decoder = model.get_decoder()
-    path = next(name for name, module in model.named_modules() if module is decoder)
-    linear = [
-        f"{path}.{name}"
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        wrapped = LoraModel(
-            model,
-            LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=linear),
-            "default",
-        )
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in HALF:
-            parameter.data = parameter.data.float()
-    return wrapped
 
 
 def train_language_model(

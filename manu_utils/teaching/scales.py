@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ..checks import check_name
-from ..unlearning.rewriting import MEMORY, bytes_of_layer
+from ..unlearning.moments import MEMORY, bytes_of_layer
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,12 +20,13 @@ from .losses import (
     self_distillation,
     simple_negative_preference,
 )
+from .moments import collect_moments
 from .objectives import REFUSALS, RETAIN_TERMS
 from .other_manus import manu_of_mip_editor, manu_of_open_mmunlearning
 from .privacy_neurons import erase_privacy_neurons, privacy_scores
 from .pruning import Edit, prune, prune_neurons, prune_rows, pruned_neurons, select_neurons
 from .released import choose_rows
-from .rewriting import collect_moments, margin_gradient, rewrite, rewrite_neurons
+from .rewriting import margin_gradient, rewrite, rewrite_neurons
 from .rivals import dampen, dampening, subtract_task_vector, task_vector
 from .saliency import diagonal_fisher, saliency_mask
 from .scores import CONTROLS, PRUNINGS, RELEASED, VARIANTS, pool_layers, score, switched_score

@@ -22,8 +22,7 @@ from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, exact_device, hooked, last_hidden, quiet_pass
 from ..models.prefix_tree import can_share, plan_shared_batches, read_shared, shared_batches
 from ..models.silent import reads_neurons
-from ..progress import bar
-from .partial import begin_pass, write_sums
+from .partial import begin_pass, parts_left
 
 POSITIONS = ("answer", "last", "all")
 
@@ -100,75 +99,80 @@ def collect_activations(
             given.
 
     Raises:
+        OSError: ``resume`` cannot be written, and nothing is read.
         TypeError: tau or batch_size of another type, or a wrapped model.
         ValueError: no questions, mixed modalities, unknown positions, negative tau, images of which
             the padding is not known, activations or hidden states that are not finite, or a file in
             ``resume`` that is none of ours, which is left as it is.
     """
     _check(questions, tau, positions, batch_size)
-    modality = questions[0].modality
     mlps = find_neurons(model)
-    # On the device of each layer, if it has float64: no copy, no waiting for the GPU until the end.
-    devices = [exact_device(mlp.after.weight.device) for mlp in mlps]
-    sums = [
-        torch.zeros(4, mlp.size, dtype=torch.float64, device=device)
-        for mlp, device in zip(mlps, devices, strict=True)
-    ]
-    tokens = torch.zeros(len(mlps), dtype=torch.int64)
-    # Of each batch, whether what the answers are read from is; the activations show in the sums.
-    finite = []
+    shared = can_share(model) and positions != "all"
+    make, plan = (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)
+    planned = partial(plan, questions, processor, batch_size, with_answer=True)
+    seen = {"pass": "statistics", "tau": tau, "positions": positions, "batch_size": batch_size}
+    begun = begin_pass(resume, model, processor, questions, model_key, planned, **seen)
+    sums = _Sums(mlps, begun[2])
     reading: Reading
 
     def count(index: int, mlp: MLP):
         def hook(module, arguments: tuple[Tensor]) -> None:
             z = arguments[0].flatten(0, -2)  # [positions, neurons]
-            tokens[index] += add_what_counts(sums[index], z, mlp, reading, tau)
+            sums.tokens[index] += add_what_counts(sums.parts[index], z, mlp, reading, tau)
 
         return reads_neurons(hook)
 
-    shared = can_share(model) and positions != "all"
-    make, plan = (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)
-    planned = partial(plan, questions, processor, batch_size, with_answer=True)
-    seen = {"pass": "statistics", "tau": tau, "positions": positions, "batch_size": batch_size}
-    given = (resume, model, processor, questions, model_key)
-    parts, place, kept, read = begin_pass(*given, planned, **seen)
-    if read:
-        tokens, finite = kept["tokens"], [kept["finite"].all()]
-        columns = kept["sums"].split([mlp.size for mlp in mlps], dim=1)
-        sums = [part.to(device).clone() for part, device in zip(columns, devices, strict=True)]
     counts = (
         (mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps)
     )
-    shown = progress and processes.number() == 0
-    n_questions, n_read = (sum(map(len, some)) for some in (parts, parts[:read]))
-    with (
-        quiet_pass(model), hooked(counts),
-        bar(total=n_questions, initial=n_read, desc="statistics", shown=shown) as done,
-    ):  # fmt: skip
-        for number, part in enumerate(parts[read:], read + 1):
-            own = [questions[index] for index in part]
-            for indices, batch in make(
-                own, processor, batch_size, with_answer=True, device=model.device
-            ):
+    options = {"with_answer": True, "device": model.device}
+    with quiet_pass(model), hooked(counts):
+        for _, own, done in parts_left(begun, questions, sums.so_far, "statistics", progress):
+            for indices, batch in make(own, processor, batch_size, **options):
                 reading = what_counts(model, batch, positions, len(indices))
                 if shared:
                     hidden, _ = read_shared(model, batch)
                 else:
                     hidden = last_hidden(model, batch).flatten(0, -2)[reading.tokens]
-                finite.append(torch.isfinite(hidden).all())
+                sums.finite.append(torch.isfinite(hidden).all())
                 done.update(len(indices))
-            if place is not None:
-                columns = torch.cat([part.cpu() for part in sums], dim=1)
-                so_far = {"tokens": tokens, "finite": torch.tensor([all(finite)]), "sums": columns}
-                write_sums(place, so_far, number)
-    total = processes.total(torch.cat([part.cpu() for part in sums], dim=1))
-    tokens = processes.total(tokens)
-    sizes = tuple(mlp.size for mlp in mlps)
-    for mlp, part in zip(mlps, total.split(sizes, dim=1), strict=True):
-        check_finite(f"activations of {mlp.path} are", part)
-    if not all(processes.gathered([all(finite)])):
-        check_finite("the last hidden states are", torch.tensor(torch.nan))
-    return Statistics(tokens, sizes, *total, tau=tau, modality=modality)
+    return sums.statistics(tau, questions[0].modality)
+
+
+class _Sums:
+    """What a pass adds up, from 0 or from what was kept of it.
+
+    Attributes:
+        parts: float64 [4, neurons] of each MLP, on the device of its layer if that has float64: no
+            copy, no waiting for the GPU until the end.
+        tokens: as in :class:`Statistics`.
+        finite: of each batch, whether what the answers are read from is; the activations show in
+            the sums.
+    """
+
+    def __init__(self, mlps: Sequence[MLP], kept: dict[str, Tensor]):
+        self.mlps, self.sizes = mlps, tuple(mlp.size for mlp in mlps)
+        zeros = torch.zeros(4, sum(self.sizes), dtype=torch.float64)
+        self.parts = [
+            part.to(exact_device(mlp.after.weight.device)).clone()
+            for mlp, part in zip(mlps, kept.get("sums", zeros).split(self.sizes, 1), strict=True)
+        ]
+        self.tokens = kept.get("tokens", torch.zeros(len(mlps), dtype=torch.int64))
+        self.finite = [kept["finite"].all()] if kept else []
+
+    def so_far(self) -> dict[str, Tensor]:
+        sums = torch.cat([part.cpu() for part in self.parts], dim=1)
+        return {"tokens": self.tokens, "finite": torch.tensor([all(self.finite)]), "sums": sums}
+
+    def statistics(self, tau: float, modality: str) -> Statistics:
+        """The sums of all processes; ValueError where something was not finite."""
+        so_far = self.so_far()
+        total, tokens = processes.total(so_far["sums"]), processes.total(self.tokens)
+        for mlp, part in zip(self.mlps, total.split(self.sizes, dim=1), strict=True):
+            check_finite(f"activations of {mlp.path} are", part)
+        if not all(processes.gathered([all(self.finite)])):
+            check_finite("the last hidden states are", torch.tensor(torch.nan))
+        return Statistics(tokens, self.sizes, *total, tau=tau, modality=modality)
 
 
 def _check(questions: Sequence[Question], tau: float, positions: str, batch_size: int) -> None:

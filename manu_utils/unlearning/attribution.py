@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +27,7 @@ from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..models.prompts import answer_texts
 from ..models.silent import reads_neurons
-from ..progress import bar
-from .partial import begin_pass, write_sums
+from .partial import begin_pass, parts_left
 
 
 def token_rarity(questions: Sequence[Question], processor) -> Tensor:
@@ -139,19 +139,37 @@ def collect_attribution(
     exact = torch.float64 if processes.count() > 1 else torch.float32
     shape, exact = ((n_neurons,), exact) if reduce else ((len(questions), n_neurons), torch.float32)
     seen = {"pass": "attribution", "reduce": reduce, "rarity": rarity, "batch_size": batch_size}
-    given = (resume, model, processor, questions, model_key)
-    parts, place, so_far, read = begin_pass(*given, plan, **seen)
+    begun = begin_pass(resume, model, processor, questions, model_key, plan, **seen)
+    kept = begun[2]
+    result = kept["result"].clone() if kept else torch.zeros(shape, dtype=exact)
+    with quiet_pass(model), gradients_of(model), _attributing(model, mlps, rarity) as contributions:
+        left = parts_left(begun, questions, lambda: {"result": result}, "attribution", progress)
+        for part, own, done in left:
+            for indices, rows in as_memory_allows(
+                contributions, batches, processor, own, batch_size, True, model.device
+            ):
+                if reduce:
+                    result += scaled_to_one(rows).sum(0) / len(questions)
+                else:
+                    result[[part[index] for index in indices]] = rows
+                done.update(len(indices))
+    return processes.total(result).float()
+
+
+@contextmanager
+def _attributing(
+    model, mlps: Sequence[MLP], rarity: Tensor
+) -> Iterator[Callable[[dict[str, Tensor]], Tensor]]:
+    """Inside, a function from a batch of b questions to their attribution: float32 [b, n_neurons],
+    on the CPU.
+    """
     inputs_of: dict[str, Tensor] = {}
 
     def keep(path: str):
         def hook(module, arguments):
-            z = (
-                arguments[0]
-                if arguments[0].requires_grad
-                else arguments[0].detach().requires_grad_()
-            )
-            inputs_of[path] = z
-            return (z,)
+            z = arguments[0]
+            inputs_of[path] = z if z.requires_grad else z.detach().requires_grad_()
+            return (inputs_of[path],)
 
         return reads_neurons(hook)  # their product with the gradient is all that is used
 
@@ -166,28 +184,8 @@ def collect_attribution(
         finally:
             inputs_of.clear()
 
-    kept = ((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps)
-    shown = progress and processes.number() == 0
-    counts = [math.ceil(len(part) / batch_size) for part in parts]
-    n_batches, n_read = sum(counts), sum(counts[:read])
-    with (
-        quiet_pass(model), gradients_of(model), hooked(kept),
-        bar(total=n_batches, initial=n_read, desc="attribution", shown=shown) as done,
-    ):  # fmt: skip
-        result = so_far["result"].clone() if read else torch.zeros(shape, dtype=exact)
-        for number, part in enumerate(parts[read:], read + 1):
-            own = [questions[index] for index in part]
-            for indices, rows in as_memory_allows(
-                contributions, batches, processor, own, batch_size, True, model.device
-            ):
-                if reduce:
-                    result += scaled_to_one(rows).sum(0) / len(questions)
-                else:
-                    result[[part[index] for index in indices]] = rows
-                done.update()
-            if place is not None:
-                write_sums(place, {"result": result}, number)
-    return processes.total(result).float()
+    with hooked((mlp.after.register_forward_pre_hook, keep(mlp.path)) for mlp in mlps):
+        yield contributions
 
 
 def _contributions(

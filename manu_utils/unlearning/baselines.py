@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import processes
-from ..benchmark.records import MODALITIES, Question, check_sets
+from ..benchmark.records import MODALITIES, TASK_COLUMNS, Question, check_sets
 from ..checks import check_name, check_number, check_questions, check_whole
 from ..models.passes import check_model, kept_mode
 from ..models.precision import check_trainable, device_of, float32_weights, language_weights
@@ -28,6 +28,7 @@ from ..models.training import answer_batches, check_schedule, train_language_mod
 from .objectives import (
     OBJECTIVES,
     RETAIN_TERMS,
+    Objective,
     checked_settings,
     refusing_questions,
     retain_loss,
@@ -131,12 +132,7 @@ def unlearn_by_training(
     put_back = holding_back(model, mask)
 
     def loss_of_batches(to_forget, to_retain) -> Tensor:
-        loss = objective.loss(model, reference, to_forget, settings)
-        if objective.mean_over == "tokens":
-            loss = loss * weight_of(to_forget)
-        elif processes.count() > 1:
-            one = to_forget[0] if objective.answers == "both" else to_forget
-            loss = loss * processes.weight(len(one["input_ids"]))
+        loss = _shared(objective.loss(model, reference, to_forget, settings), objective, to_forget)
         if term is None:
             return loss
         kept = retain_loss(term, model, vanilla, to_retain, settings["layer"])
@@ -168,6 +164,16 @@ def _checked_term(method: str, retain_term: str | None, weight: float, reference
             raise ValueError(f"only npo and idk_preference take a reference; {method} has none.")
         check_model(reference)
     return OBJECTIVES[method].retain_term if retain_term == "own" else retain_term
+
+
+def _shared(loss: Tensor, objective: Objective, batch) -> Tensor:
+    """The loss on a batch of the forget set, weighted as processes share it."""
+    if objective.mean_over == "tokens":
+        return loss * weight_of(batch)
+    if processes.count() == 1:
+        return loss
+    one = batch[0] if objective.answers == "both" else batch
+    return loss * processes.weight(len(one["input_ids"]))
 
 
 def _to_compare(
@@ -265,7 +271,7 @@ def with_system_prompt(dataset: Dataset, instruction: str = INSTRUCTION) -> Data
             }
         return [instructed(part) for part in value] if isinstance(value, list) else value
 
-    for column in ("Classification_Task", "Mask_Task", "Generation_Task"):
+    for column in TASK_COLUMNS.values():
         rows = [instructed(value) for value in dataset[column]]
         features = dataset.features[column]
         dataset = dataset.remove_columns(column).add_column(column, rows, feature=features)

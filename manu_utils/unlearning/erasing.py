@@ -25,14 +25,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..benchmark.records import Question
+from ..benchmark.records import Question, check_nobody_in_both
 from ..checks import check_number, check_questions, check_whole, kind_of
 from ..models.encoding import encode, picture_tokens, plan_batches
 from ..models.neurons import language_mlps
 from ..models.passes import check_finite, hooked, last_hidden, quiet_pass
 from ..progress import bar
+from .moments import MEMORY, add_products, collect_moments, layers_that_fit
 from .pruning import Edit, check_unchanged
-from .rewriting import add_products, collect_moments, layers_that_fit
 from .strangers import Stranger, about
 
 
@@ -46,7 +46,7 @@ def erase(
     *,
     beta: float = 4.0,
     ridge: float = 0.01,
-    memory: float = 4e9,
+    memory: float = MEMORY,
     on_top: bool = False,
     batch_size: int = 32,
     progress: bool = True,
@@ -287,43 +287,37 @@ def solve(moments: Tensor, right: Tensor) -> Tensor:
 def _check(forget, retain, strangers, names) -> None:
     for name, sets in (("forget", forget), ("retain", retain)):
         check_questions(name, sets, needed=True)
-    people = [{q.person_id for asked in of.values() for q in asked} for of in (forget, retain)]
-    if both := sorted(people[0] & people[1]):
-        shared = ", ".join(both[:5])
-        raise ValueError(
-            f"forget and retain share people, such as {shared}; leave them out of one."
-        )
+    check_nobody_in_both(forget, retain)
+    people = {question.person_id for asked in forget.values() for question in asked}
     for what, of in (("name", names), ("stranger", strangers)):
         if not isinstance(of, Mapping):
             raise TypeError(f"{what}s is {kind_of(of)}; it must be a dict by person_id.")
-        if missing := sorted(person for person in people[0] if not of.get(person)):
+        if missing := sorted(person for person in people if not of.get(person)):
             raise ValueError(
                 f"{', '.join(missing[:5])} of the forget set have no {what}; give one."
             )
-    if len({len(strangers[person]) for person in people[0]}) > 1:
+    if len({len(strangers[person]) for person in people}) > 1:
         raise ValueError("some people have more strangers than others; give everybody as many.")
     _check_strangers([q for asked in forget.values() for q in asked], strangers, names)
 
 
 def _check_strangers(forget: Sequence[Question], strangers, names) -> None:
     """Check that strangers can be asked in place of the people, and are asked something else."""
-    by_name: dict[str, bool] = {}  # person -> whether a question without an image changes
+    asked: dict[str, list[Question]] = {}
     for question in forget:
-        person, name = question.person_id, names[question.person_id]
-        given = strangers[person]
+        asked.setdefault(question.person_id, []).append(question)
+    for person, questions in asked.items():
+        name, given = names[person], strangers[person]
         named = all(isinstance(who, Stranger) and isinstance(who.name, str) for who in given)
         if not (named and isinstance(name, str) and all(who.name.strip() for who in given)):
             raise TypeError(
                 f"the name of {person} must be text and their strangers Stranger(name, picture)."
             )
-        if question.image is not None:
-            if any(who.picture is None for who in given):
-                raise ValueError(f"a stranger of {person} has no picture; give one.")
-            continue
-        changed = all(about(question, name, who) != question for who in given)
-        by_name[person] = by_name.get(person, False) or changed
-    if same := sorted(person for person, changed in by_name.items() if not changed):
-        raise ValueError(
-            f"strangers would be asked the same as {same[0]}, since none of their questions holds "
-            f"the name {names[same[0]]!r}, or a stranger has it, too; correct names or strangers."
-        )
+        told = [question for question in questions if question.image is None]
+        if len(told) < len(questions) and any(who.picture is None for who in given):
+            raise ValueError(f"a stranger of {person} has no picture; give one.")
+        if told and not any(all(about(q, name, who) != q for who in given) for q in told):
+            raise ValueError(
+                f"strangers would be asked the same as {person}, since none of their questions "
+                f"holds the name {name!r}, or a stranger has it, too; correct names or strangers."
+            )

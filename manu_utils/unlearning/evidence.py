@@ -214,7 +214,6 @@ def unlearn(
             already (:func:`check_unchanged`), or nothing to choose by; also what the functions that
             it calls raise. The model is untouched.
     """
-    check_alpha(alpha, allow_small)
     given = {"modalities": modalities, "batch_size": batch_size, "progress": progress}
     given |= {"resume": resume, "model_key": model_key}
     evidence = Evidence(model, processor, forget, retain, **given)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -20,6 +21,11 @@ from ..benchmark.records import Question
 from ..models.fingerprints import fingerprint, picture_digests
 from ..models.prompts import answer_texts, prompt
 from ..models.saving import read_tensors, write_tensors
+from ..paths import check_writable
+from ..progress import bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EVERY = 20  # batches between two writes
 _KIND = "part of a pass"
@@ -74,12 +80,12 @@ def begin_pass(
         plan: the batches of all processes, indices into the questions.
 
     Returns:
-        The questions of each part, the file to :func:`write_sums` to after each (None without a
-        folder), what was written last, and after how many parts (nothing and 0 if there is no
-        file). A part is :data:`EVERY` batches: a pass that goes on has the batches of one that
-        never stopped.
+        The questions of each part, the file for the sums after each (None without a folder), what
+        was written last, and after how many parts (nothing and 0 if there is no file). A part is
+        :data:`EVERY` batches: a pass that goes on has the batches of one that never stopped.
 
     Raises:
+        OSError: the folder cannot be written, and the pass is not done.
         ValueError: another file, which is left as it is, or see :func:`fingerprint`.
     """
     if folder is None:
@@ -90,12 +96,34 @@ def begin_pass(
         for start in range(0, len(batches), EVERY)
     ]
     place = _place_of(folder, model, processor, questions, model_key, **settings)
-    if not place.exists() and not place.is_symlink():
-        return parts, place, {}, 0
-    sums, about = read_tensors(place, _KIND)
-    return parts, place, sums, about["parts"]
+    sums, read = {}, 0
+    if place.exists() or place.is_symlink():
+        sums, about = read_tensors(place, _KIND)
+        read = about["parts"]
+    if read < len(parts):  # found out now, not after the first part
+        check_writable(place.parent)
+    return parts, place, sums, read
 
 
-def write_sums(place: Path, sums: dict[str, Tensor], parts: int) -> None:
-    """Keep the sums after so many parts, in place of earlier ones."""
-    write_tensors(place, sums, _KIND, {"parts": parts})
+def parts_left(
+    begun: tuple, questions: Sequence[Question], sums: Callable[[], dict[str, Tensor]], desc: str,
+    progress: bool,
+) -> Iterator[tuple[list[int], list[Question], tqdm]]:  # fmt: skip
+    """Go through what is left of a pass, and keep its sums after each part.
+
+    Args:
+        begun: from :func:`begin_pass`.
+        sums: gives them as they are then, float64 or float32, on the CPU.
+        desc: on the bar.
+
+    Yields:
+        Indices of the questions of a part, these questions, and a bar that counts questions.
+    """
+    parts, place, _, read = begun
+    n, n_read = (sum(map(len, some)) for some in (parts, parts[:read]))
+    shown = progress and processes.number() == 0
+    with bar(total=n, initial=n_read, desc=desc, shown=shown) as done:
+        for number, part in enumerate(parts[read:], read + 1):
+            yield part, [questions[index] for index in part], done
+            if place is not None:
+                write_tensors(place, sums(), _KIND, {"parts": number})

@@ -12,7 +12,6 @@ The step is that of a constrained least-squares edit, as in ROME and MEMIT (arXi
 
 from __future__ import annotations
 
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,84 +22,15 @@ from torch import Tensor
 
 from ..benchmark.records import MODALITIES, Question, check_sets
 from ..checks import check_names, check_number, check_questions, check_whole
-from ..models.asking import answer_logits, as_memory_allows, known
+from ..models.asking import as_memory_allows, known
 from ..models.encoding import batches
 from ..models.neurons import MLP, find_neurons, language_mlps, split_selected
-from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
+from ..models.passes import check_finite, gradients_of, quiet_pass
 from ..models.prefix_tree import can_share, shared_batches
-from ..models.silent import reads_neurons
 from ..progress import bar
 from .attribution import answer_margins, token_rarity
+from .moments import MEMORY, collect_moments, layers_that_fit
 from .pruning import Edit, check_unchanged
-
-# bytes for moments and factors: three layers of LLaVA-1.5-7B, beside which a card of 24 GB holds
-# the model
-MEMORY = 4e9
-
-
-@torch.no_grad()
-def collect_moments(
-    model,
-    processor,
-    questions: dict[str, list[Question]],
-    *,
-    layers: Sequence[int] | None = None,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> list[Tensor]:
-    """The second moment E[z zᵀ] of the neurons of language MLPs, over all tokens of the questions.
-
-    One forward pass; sums are streamed, so memory does not grow with the number of questions: 8 n²
-    bytes for each MLP of n neurons. Each modality counts alike.
-
-    Args:
-        questions: modality -> questions with answers.
-        layers: numbers of the MLPs of the language model, each once (default: all).
-
-    Returns:
-        float32 [n, n] for each of these MLPs, in their order, on the model's device.
-
-    Raises:
-        ValueError: a modality has no questions, no such layer, or logits or an activation are not
-            finite.
-    """
-    check_questions("questions", questions, needed=True)
-    check_whole("batch_size", batch_size)
-    mlps = language_mlps(model)
-    if layers is not None:
-        if len(set(layers)) < len(layers) or not all(0 <= layer < len(mlps) for layer in layers):
-            raise ValueError(
-                f"layers={list(layers)} must be different numbers from 0 to {len(mlps) - 1}."
-            )
-        mlps = [mlps[layer] for layer in layers]
-    with quiet_pass(model):
-        moments = [_zeros(mlp.size, mlp.size, device=mlp.after.weight.device) for mlp in mlps]
-        # of a modality; of the current batch, the positions that are no padding
-        sums, real = [], torch.empty(0)
-
-        def add(index: int):
-            def hook(module, arguments: tuple[Tensor]) -> None:
-                z = arguments[0][real.to(arguments[0].device)].float()  # [tokens, n]
-                add_products(sums[index], z, z)
-
-            return reads_neurons(hook)
-
-        for items in questions.values():
-            sums = [torch.zeros_like(moment) for moment in moments]
-            n_tokens = 0
-            work = batches(items, processor, batch_size, with_answer=True, device=model.device)
-            n_batches = math.ceil(len(items) / batch_size)
-            with hooked(
-                (mlp.after.register_forward_pre_hook, add(index)) for index, mlp in enumerate(mlps)
-            ):
-                for _, batch in bar(work, total=n_batches, desc="moments", shown=progress):
-                    real = batch["attention_mask"].bool()
-                    n_tokens += int(real.sum())
-                    check_finite("the logits are", answer_logits(model, batch)[0])
-            for moment, total in zip(moments, sums, strict=True):
-                moment.add_(total, alpha=1 / (n_tokens * len(questions)))
-    check_finite("an activation is", *moments)
-    return moments
 
 
 def margin_gradient(
@@ -137,7 +67,7 @@ def margin_gradient(
     ]
     make = shared_batches if can_share(model) else batches
     with quiet_pass(model), gradients_of(model, weights):
-        total, gradients = 0.0, [_zeros(*weight.shape, device=weight.device) for weight in weights]
+        total, gradients = 0.0, [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         for modality, items in questions.items():
             rarity = token_rarity(items, processor)
             left = [
@@ -224,21 +154,12 @@ def rewrite_neurons(
     check_number("memory", memory, above=0)
     check_questions("forget", forget, needed=True)
     mlps = language_mlps(model)
-    if not callable(moments) and [tuple(m.shape) for m in moments] != [
-        (mlp.size, mlp.size) for mlp in mlps
-    ]:
-        raise ValueError(
-            "the moments are of another model: one [n, n] per language MLP of n neurons is needed."
-        )
+    _check_moments(moments, mlps)
     if not on_top:
         check_unchanged(model)
     columns, groups = _columns(model, selected), layers_that_fit(mlps, memory)
     shelf = _Shelf(in_files=len(groups) > 1)
     _put_factors(shelf, moments, columns, groups, ridge)
-    if not any(len(index) for index in columns):
-        raise ValueError(
-            "every layer that may be changed is silent on the retain set; select other neurons."
-        )
     weights = [mlp.after.weight for mlp in mlps]
     saved = (
         (w, 1, i, w.detach().index_select(1, i).cpu())
@@ -269,13 +190,7 @@ def rewrite_neurons(
                 raise ValueError(
                     "the neurons that may be changed write nothing for these facts; select others."
                 )
-            with torch.no_grad():
-                for layer, (weight, index) in enumerate(zip(weights, columns, strict=True)):
-                    if len(index):
-                        step = shelf.get("step", layer, weight.device)
-                        weight.index_add_(
-                            1, index, step.to(weight.dtype), alpha=-strength * margin / fall
-                        )
+            _take_steps(shelf, weights, columns, alpha=-strength * margin / fall)
     return handle
 
 
@@ -329,43 +244,12 @@ def rewrite(
     return rewrite_neurons(model, processor, forget, moments_of, **options, **passes)
 
 
-def add_products(total: Tensor, written: Tensor, z: Tensor) -> None:
-    """Add writtenᵀ z to ``total`` [k, n], in place; neurons that are silent in every row of z
-    [tokens, n] are left out where most are, as in the bundled miniature.
-
-    Args:
-        written: [tokens, k]; z itself for a second moment.
-    """
-    active = z.any(0).nonzero()[:, 0]
-    if 2 * len(active) > z.shape[1]:
-        total.addmm_(written.T, z)
-        return
-    some = z[:, active]
-    if written is z:
-        total[active[:, None], active] += some.T @ some
-    else:
-        total[:, active] += written.T @ some
-
-
-def bytes_of_layer(n: int, hidden: int) -> int:
-    """What rewriting holds of a layer of n neurons, in float32: two [n, n] while moments are
-    summed, later a factor and three [hidden, n].
-    """
-    return max(8 * n**2, 4 * n**2 + 12 * hidden * n)
-
-
-def layers_that_fit(mlps: Sequence[MLP], memory: float) -> list[list[int]]:
-    """Layers in a row that fit ``memory`` bytes (:func:`bytes_of_layer`), or one that does not."""
-    groups: list[list[int]] = []
-    taken = 0
-    for layer, mlp in enumerate(mlps):
-        size = bytes_of_layer(mlp.size, mlp.after.out_features)
-        if not groups or taken + size > memory:
-            groups.append([])
-            taken = 0
-        groups[-1].append(layer)
-        taken += size
-    return groups
+def _check_moments(moments, mlps: Sequence[MLP]) -> None:
+    shapes = [(mlp.size, mlp.size) for mlp in mlps]
+    if not callable(moments) and [tuple(moment.shape) for moment in moments] != shapes:
+        raise ValueError(
+            "the moments are of another model: one [n, n] per language MLP of n neurons is needed."
+        )
 
 
 class _Shelf:
@@ -409,6 +293,10 @@ def _put_factors(shelf: _Shelf, moments, columns: list[Tensor], groups, ridge: f
             if not found[0].any():
                 columns[layer] = columns[layer][:0]
             shelf.put("factor", layer, _factor(found.pop(0), columns[layer], ridge))
+    if not any(len(index) for index in columns):
+        raise ValueError(
+            "every layer that may be changed is silent on the retain set; select other neurons."
+        )
 
 
 def _factor(moment: Tensor, index: Tensor, ridge: float) -> Tensor:
@@ -432,8 +320,12 @@ def _put_steps(shelf: _Shelf, layers, gradients: list[Tensor], columns: list[Ten
     return fall
 
 
-def _zeros(*shape: int, device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device=device)
+@torch.no_grad()
+def _take_steps(shelf: _Shelf, weights, columns: list[Tensor], alpha: float) -> None:
+    for layer, (weight, index) in enumerate(zip(weights, columns, strict=True)):
+        if len(index):
+            step = shelf.get("step", layer, weight.device)
+            weight.index_add_(1, index, step.to(weight.dtype), alpha=alpha)
 
 
 def _columns(model, selected: Tensor | None) -> list[Tensor]:

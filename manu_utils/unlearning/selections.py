@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checks import shown
 from ..models.neurons import MLP, find_neurons, split_selected
 from ..models.saving import read_tensors, write_tensors
 from .pruning import linear_of_rows
@@ -26,14 +27,17 @@ def save_selection(selected: Tensor | dict[str, Tensor], model, path: str | Path
             MLPs.
         path: a new file, ``~`` is the home folder.
         about: what a reader should know, values that JSON can hold: ``variant="coverage",
-            alpha=5.0``.
+            alpha=5.0``; not ``of``, which says what was chosen.
 
     Raises:
-        TypeError, ValueError: no selection of this model, or ``about`` holds what JSON cannot.
+        TypeError, ValueError: no selection of this model, or ``about`` holds what JSON cannot, or
+            ``of``.
         FileExistsError: the file is there already.
         OSError: it cannot be written.
     """
     path = Path(path).expanduser()
+    if "of" in about:
+        raise ValueError(f"of={shown(about['of'])} is said by the file itself; name it otherwise.")
     if isinstance(selected, dict):
         tensors = {name: rows.cpu() for name, rows in selected.items()}
         linear_of_rows(model, tensors)
