@@ -19,12 +19,19 @@ from manu_utils.models.asking import exact_answers, truth_of
 from manu_utils.models.neurons import language_mlps
 from manu_utils.unlearning.erasing import fit_layer, stranger_lessons
 from manu_utils.unlearning.moments import collect_moments
+from manu_utils.unlearning.neuron_paths import neuron_paths, neuron_weights
 from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy_scores
 from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
 from manu_utils.unlearning.saliency import diagonal_fisher, saliency_mask
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
 from manu_utils.unlearning.weakening import knowledge_coefficients, weaken
 from sweep import QUIET, in_rounds, locked, read_table, rewritten, strengths, write_table
+
+
+def weights_of_paths(model, processor, forget, retain):
+    """What MIP-Editor trains."""
+    return neuron_weights(model, neuron_paths(model, processor, forget, **QUIET))
+
 
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {
@@ -35,6 +42,7 @@ HELD = {
     "idk + ce": ("idk", {"retain_term": "cross-entropy"}),
     "rmu": ("rmu", {}),
     "mmunlearner": ("gd", {"mask": partial(saliency_mask, **QUIET)}),
+    "mip-editor": ("rmu", {"mask": weights_of_paths}),
 }
 HELD_RATE, HELD_BATCH = 2e-4, 32  # learning rate; retained questions per modality and step
 HELD_STEPS = (48, 96, 192, 384)
@@ -44,7 +52,7 @@ ONE = (math.nan,)  # of methods with one knob
 # Twelve tries of each method: what is varied first (`weight`), and second (`strength`).
 TRIES = {
     **{name: ((0.25, 1.0, 4.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
-    "rmu": ((4.0, 32.0, 256.0), HELD_STEPS),
+    **{name: ((4.0, 32.0, 256.0), HELD_STEPS) for name in ("rmu", "mip-editor")},
     "task vector": ((12.0, 24.0, 48.0), (1.0, 2.0, 4.0, 8.0)),  # steps of the copy; λ
     "ssd": ((1.0, 2.0, 5.0, 10.0), (1.0, 3.0, 10.0)),  # α; λ
     # α in %; 5.5 % of the neurons score above 0.

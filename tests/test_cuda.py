@@ -68,6 +68,7 @@ from manu_utils.unlearning import (
     manu_of_mip_editor,
     manu_of_open_mmunlearning,
     nearest_strangers,
+    neuron_paths,
     privacy_scores,
     prune,
     pruned_neurons,
@@ -271,6 +272,12 @@ def test_attribution(cpu, gpu, sets):
         )
         assert other.device.type == "cpu"
         close(other, one)
+
+
+def test_neuron_paths(cpu, gpu, sets):
+    few = {modality: asked[:2] for modality, asked in sets["forget"].items()}
+    found, expected = (neuron_paths(*of, few, steps=2, **QUIET) for of in (gpu(), cpu()))
+    assert found.device.type == "cpu" and differing(found, expected) <= 0.1
 
 
 @pytest.fixture(scope="module")

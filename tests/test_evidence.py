@@ -106,3 +106,12 @@ def test_the_model_is_as_it_was(tiny_model, questions):
     for variant in ("coverage", "released_as_run", "paper"):
         evidence.choose(variant, 5.0)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_of_the_retain_set_no_row_a_question_is_kept(tiny_model, questions):
+    """A row a question of a large retain set would be the largest thing in memory."""
+    evidence = Evidence(*tiny_model, **questions, progress=False)
+    n = sum(mlp.size for mlp in evidence.mlps)
+    for modality, asked in questions["forget"].items():
+        assert evidence.attribution("forget")[modality].shape == (len(asked), n)
+        assert evidence.attribution("retain")[modality].shape == (n,)

@@ -171,6 +171,12 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
         with torch.no_grad():
             weight.copy_(before)
     assert fingerprint(model, processor) == first
+    shaped = []
+    for extra in (torch.arange(4.0), torch.arange(4.0).view(2, 2)):  # the same bytes
+        model.register_buffer("extra", extra)
+        shaped.append(fingerprint(model, processor))
+        del model.extra
+    assert shaped[0] != shaped[1]
     size = processor.image_processor.size
     try:
         processor.image_processor.size = {"shortest_edge": 32}
@@ -339,7 +345,9 @@ def test_a_line_that_was_cut_off_is_dropped_and_overwritten(tmp_path):
     for cut in range(1, len(whole)):
         path.write_bytes(whole + whole[:cut])
         assert read_answers(path) == {"1" * 64: "é\nx"}
+    path.write_bytes(whole + whole.replace(b"x", b"a long answer")[:-1])  # longer than what is written over it
     append_answers(path, [record("2", "b\u2028c")])
+    assert path.read_bytes().count(b"\n") == 2 and path.read_bytes().endswith(b"}\n")
     assert read_answers(path) == {"1" * 64: "é\nx", "2" * 64: "b\u2028c"}
     assert read_answers(tmp_path / "none.jsonl") == {}
     assert sorted(file.name for file in tmp_path.iterdir() if not file.name.startswith(".")) == ["answers.jsonl"]

@@ -12,7 +12,7 @@ from manu_utils.models.asking import answer_logits
 from manu_utils.models.encoding import encode
 from manu_utils.models.neurons import find_neurons, towers
 from manu_utils.models.training import answer_loss, fine_tune
-from manu_utils.unlearning import privacy_neurons, weakening
+from manu_utils.unlearning import other_manus, privacy_neurons, weakening
 from manu_utils.unlearning.other_manus import manu_of_mip_editor, manu_of_open_mmunlearning
 from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, integrated_gradients, privacy_scores
 from manu_utils.unlearning.pruning import pruned_neurons
@@ -367,6 +367,16 @@ def test_open_mmunlearnings_manu_zeroes_rows(model, processor, questions):
             expected = np.flatnonzero((score >= threshold) & away)
             assert set(expected) <= set(zeroed) and set(zeroed) <= set(np.flatnonzero((score >= threshold) | ~away)), path
     assert any("vision" in n and not v.equal(before[n]) for n, v in found.items())
+
+
+def test_open_mmunlearnings_manu_looks_at_the_last_layers_alone(model, processor, questions, monkeypatch):
+    monkeypatch.setattr(other_manus, "LAST_LAYERS", 1)  # the small model has fewer than four
+    before = weights_of(model)
+    few = {name: {"multimodal": of["multimodal"][:1]} for name, of in questions.items()}
+    manu_of_open_mmunlearning(model, processor, **few, alpha=20, **QUIET)
+    changed = {n for n, value in model.state_dict().items() if not value.equal(before[n])}
+    last = {members[-1][0] for members in towers(model).values()}
+    assert changed and all(any(name.startswith(f"{path}.") for path in last) for name in changed)
 
 
 # ------------------------------------------------------------------------------------------------ at the door

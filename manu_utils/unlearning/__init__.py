@@ -21,6 +21,7 @@ from .losses import (
     simple_negative_preference,
 )
 from .moments import collect_moments
+from .neuron_paths import neuron_paths, neuron_weights
 from .objectives import REFUSALS, RETAIN_TERMS
 from .other_manus import manu_of_mip_editor, manu_of_open_mmunlearning
 from .privacy_neurons import erase_privacy_neurons, privacy_scores
@@ -44,10 +45,10 @@ __all__ = [
     "importance_rms", "importance_var", "kl_divergence", "kl_minimisation",
     "knowledge_coefficients", "lettered", "load_selection", "log_likelihoods",
     "manu_of_mip_editor", "manu_of_open_mmunlearning", "margin_gradient", "misdirection",
-    "mixed_names", "nearest_strangers", "negative_preference", "pool_layers", "privacy_scores",
-    "prune", "prune_neurons", "prune_rows", "pruned_neurons", "rewrite", "rewrite_neurons",
-    "saliency_mask", "save_selection", "score", "select_by_coverage", "select_neurons",
-    "self_distillation", "simple_negative_preference", "stranger_lessons",
-    "subtract_task_vector", "switched_score", "task_vector", "token_rarity", "unlearn",
-    "unlearn_by_training", "variance", "weaken", "with_system_prompt",
+    "mixed_names", "nearest_strangers", "negative_preference", "neuron_paths", "neuron_weights",
+    "pool_layers", "privacy_scores", "prune", "prune_neurons", "prune_rows", "pruned_neurons",
+    "rewrite", "rewrite_neurons", "saliency_mask", "save_selection", "score",
+    "select_by_coverage", "select_neurons", "self_distillation", "simple_negative_preference",
+    "stranger_lessons", "subtract_task_vector", "switched_score", "task_vector", "token_rarity",
+    "unlearn", "unlearn_by_training", "variance", "weaken", "with_system_prompt",
 ]  # fmt: skip
