@@ -79,7 +79,7 @@ def test_the_pictures_used_last_are_kept_up_to_a_number_of_pixels(decoded, monke
 
     some = {grey: of(grey, 4) for grey in (1, 2, 3)} | {9: of(9, 20)}
     assert shown(1, 2, 1, 2) == 2  # 32 pixels
-    assert shown(1, 3, 1) == 1 and shown(2) == 1  # a third is one too many: that of two rounds ago goes
+    assert shown(1, 3, 1) == 1 and shown(2) == 1  # a third is one too many: 2 goes
     assert shown(9, 9) == 1 and shown(1, 2) == 2  # a large one is kept alone
     assert sum(image.width * image.height for image in pictures._kept.values()) <= 40
 
