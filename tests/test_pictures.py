@@ -34,7 +34,7 @@ def noise():
 def decoded(monkeypatch):
     """A list with one entry for each time that a file was decoded for its pixels."""
     done, plain = [], pictures.open_rgb
-    pictures._last.clear()
+    pictures._kept.clear()
 
     def counting(data):
         done.append(len(data))
@@ -61,7 +61,27 @@ def test_a_picture_is_a_pil_image_without_pixels(noise):
     ):  # fmt: skip
         assert look(picture) == look(noise)
         assert other.getpixel((0, 0)) == noise.getpixel((0, 0))  # two take turns
-    assert picture._im is None and len(pictures._last) == 1
+    assert picture._im is None
+
+
+def test_the_pictures_used_last_are_kept_up_to_a_number_of_pixels(decoded, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_KEPT", 40)
+
+    def of(grey, side):
+        data = encoded(PIL.Image.new("RGB", (side, side), (grey,) * 3))
+        return Picture(lambda: data, (side, side), key=grey)
+
+    def shown(*greys):
+        """How many of these were decoded, one after the other."""
+        before = len(decoded)
+        assert [some[grey].getpixel((0, 0))[0] for grey in greys] == list(greys)
+        return len(decoded) - before
+
+    some = {grey: of(grey, 4) for grey in (1, 2, 3)} | {9: of(9, 20)}
+    assert shown(1, 2, 1, 2) == 2  # 32 pixels
+    assert shown(1, 3, 1) == 1 and shown(2) == 1  # a third is one too many: 2 goes
+    assert shown(9, 9) == 1 and shown(1, 2) == 2  # a large one is kept alone
+    assert sum(image.width * image.height for image in pictures._kept.values()) <= 40
 
 
 def test_drawing_on_a_picture_gives_it_its_own_pixels(noise):
@@ -100,6 +120,7 @@ def test_each_picture_of_a_batch_is_decoded_once(tiny_model, decoded):
     mixed = questions[::3] + questions[1::3] + questions[2::3]
     for make in (batches, shared_batches):
         decoded.clear()
+        pictures._kept.clear()
         for indices, _ in make(mixed, tiny_model[1], 64, with_answer=False):
             assert len(indices) == 12
         assert len(decoded) in ((4, 5) if make is shared_batches else (4,))  # one for its number of tokens

@@ -28,7 +28,8 @@ SCRIPT = ROOT / "examples" / "unlearn_on_several_gpus.py"
 QUIET = {"progress": False}
 SUMS = ("tokens", "total", "total_abs", "total_squares", "n_active")
 
-# What a cell of a notebook would hold: a function, and its launch.
+# What a cell of a notebook would hold: functions, and their launch. Statistics, and of each kind of loss a training, with a
+# batch that two processes cannot share evenly.
 NOTEBOOK = """
 import sys
 
@@ -38,13 +39,11 @@ from safetensors.torch import save_file
 
 from manu_utils import processes
 from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.models import load_model
-from manu_utils.unlearning import collect_activations, collect_attribution
+from manu_utils.models import fine_tune, load_model
+from manu_utils.unlearning import collect_activations, collect_attribution, unlearn_by_training
 
 
-def work(folder):
-    torch.set_num_threads(1)
-    accelerator = processes.start()
+def collect(folder, accelerator):
     model, processor = load_model("tiny", device=accelerator.device)
     every = {m: load_benchmark("tiny", 10).training_questions("forget", m)[:10] for m in ("multimodal", "text")}
     options = {"batch_size": 4, "progress": False}
@@ -62,31 +61,9 @@ def work(folder):
     except ValueError as error:
         print(f"process {accelerator.process_index} of {accelerator.num_processes}: {error}\\n", end="", flush=True)
     save_file(found, f"{folder}/{accelerator.process_index}.safetensors")
-    accelerator.end_training()
 
 
-if __name__ == "__main__":
-    notebook_launcher(work, args=(sys.argv[1],), num_processes=2, use_port=sys.argv[2])
-"""
-
-
-# Of each kind of loss one, with a batch that two processes cannot share evenly.
-TRAINING = """
-import sys
-
-import torch
-from accelerate import notebook_launcher
-from safetensors.torch import save_file
-
-from manu_utils import processes
-from manu_utils.benchmark.loading import load_benchmark
-from manu_utils.models import fine_tune, load_model
-from manu_utils.unlearning import unlearn_by_training
-
-
-def work(folder):
-    torch.set_num_threads(1)
-    accelerator = processes.start()
+def train(folder, accelerator):
     benchmark = load_benchmark("tiny", 10)
     forget, retain = (
         {m: benchmark.training_questions(who, m)[:9] for m in ("multimodal", "text")} for who in ("forget", "retain")
@@ -106,27 +83,19 @@ def work(folder):
         found[method] = torch.cat([(now - then).flatten() for now, then in pairs])
     found["losses"] = torch.tensor([row["loss"] for row in rows[1::2]])
     save_file(found, f"{folder}/{accelerator.num_processes}-{accelerator.process_index}.safetensors")
+
+
+def work(folder):
+    torch.set_num_threads(1)
+    accelerator = processes.start()
+    collect(folder, accelerator)
+    train(folder, accelerator)
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    if sys.argv[3] == "1":
-        work(sys.argv[1])
-    else:
-        notebook_launcher(work, args=(sys.argv[1],), num_processes=2, use_port=sys.argv[2])
+    notebook_launcher(work, args=(sys.argv[1],), num_processes=2, use_port=sys.argv[2])
 """
-
-
-def test_two_processes_train_the_weights_that_one_does(tmp_path):
-    (tmp_path / "cell.py").write_text(TRAINING, encoding="utf-8")
-    for n in (1, 2):
-        launched(tmp_path / "cell.py", tmp_path, free_port(), n)
-    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
-    for method in ("fine_tune", "gd", "npo", "idk_preference"):
-        assert first[method].equal(second[method]) and alone[method].any()
-        assert (first[method] - alone[method]).norm() < 0.01 * alone[method].norm(), method
-    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=1e-6)
-    assert len(second["losses"]) == 0  # one process logs
 
 
 def free_port():
@@ -162,11 +131,11 @@ def trained():
 
 @pytest.fixture(scope="module")
 def in_a_notebook(tmp_path_factory):
-    """What each of two processes of ``notebook_launcher`` found, and what they printed."""
+    """What each of two processes of ``notebook_launcher`` found, what they printed, and the folder of all they wrote."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "cell.py").write_text(NOTEBOOK, encoding="utf-8")
     printed = launched(folder / "cell.py", folder, free_port())
-    return [load_file(folder / f"{process}.safetensors") for process in (0, 1)], printed
+    return [load_file(folder / f"{process}.safetensors") for process in (0, 1)], printed, folder
 
 
 def test_the_script_under_accelerate_launch_gives_the_same_neurons_and_table(trained, benchmark, tmp_path):
@@ -204,6 +173,19 @@ def test_notebook_launcher_gives_the_same_sums(in_a_notebook, trained, benchmark
             assert found[f"{modality} {name} {field}"].equal(getattr(sums, field)), field
         assert found[f"{modality} {name} rows"].equal(rows)
         torch.testing.assert_close(found[f"{modality} {name} mean"], mean, rtol=1e-6, atol=1e-12)
+
+
+def test_two_processes_train_the_weights_that_one_does(in_a_notebook, tmp_path):
+    names = {"__name__": "cell"}
+    exec(compile(NOTEBOOK, "cell", "exec"), names)
+    names["train"](tmp_path, processes.start())
+    alone = load_file(tmp_path / "1-0.safetensors")
+    first, second = (load_file(in_a_notebook[2] / f"2-{process}.safetensors") for process in (0, 1))
+    for method in ("fine_tune", "gd", "npo", "idk_preference"):
+        assert first[method].equal(second[method]) and alone[method].any()
+        assert (first[method] - alone[method]).norm() < 0.01 * alone[method].norm(), method
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=1e-6)
+    assert len(second["losses"]) == 0  # one process logs
 
 
 def test_an_error_is_raised_on_every_process(in_a_notebook):

@@ -9,8 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from manu_utils.models.passes import hooked, quiet_pass
-from manu_utils.models.silent import reads_neurons, silent_skipped
+from manu_utils.models.asking import answer_logits
+from manu_utils.models.encoding import encode
+from manu_utils.models.passes import hooked, last_hidden, quiet_pass
+from manu_utils.models.silent import last_layer_at, reads_neurons, silent_skipped
 from manu_utils.models.training import train_language_model
 from manu_utils.unlearning.moments import add_products
 
@@ -59,6 +61,54 @@ def test_answers_and_gradients_are_those_of_the_whole(bias, x):
             torch.testing.assert_close(mlp(x), whole[0])
             assert flops(mlp, x) < 0.5 * cost
     assert flops(mlp, x) == cost
+
+
+@pytest.fixture
+def many():
+    """3 x 60 tokens; at two of three of them no neuron of :func:`quiet` is active."""
+    torch.manual_seed(1)
+    tokens = torch.randn(3, 60, HIDDEN, dtype=torch.float64)
+    tokens[..., 0] = 1.0
+    tokens[..., 1] = (torch.arange(180) % 3 > 0).double().view(3, 60)
+    return tokens.requires_grad_()
+
+
+def quiet(learns, bias=False):
+    mlp = mlp_of(bias=bias).requires_grad_(learns)
+    with torch.no_grad():
+        mlp.gate_proj.weight[:, 1] = -100.0
+    return mlp
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("reader", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+def test_tokens_at_which_all_are_silent(learns, reader, bias, many):
+    """They cost the first layer alone, where no sum over tokens is asked for."""
+    mlp, seen = quiet(learns, bias), []
+
+    @reads_neurons
+    def look(module, arguments):
+        seen.append(arguments[0].detach())
+
+    def all_of():
+        written = mlp(many)
+        wanted = [many, *mlp.parameters()] if learns else [many]
+        return [written.detach(), *torch.autograd.grad((written**3).sum(), wanted)]
+
+    with hooked([(mlp.down_proj.register_forward_pre_hook, look)] if reader else []):
+        whole = all_of()
+        with silent_skipped(mlp):
+            torch.testing.assert_close(all_of(), whole)
+            with torch.no_grad():
+                torch.testing.assert_close(mlp(many), whole[0])
+                cost = flops(mlp, many)
+    of_gate, of_others = 2 * 180 * HIDDEN * N, 2 * 2 * 180 * HIDDEN * ACTIVE
+    assert cost == of_gate + of_others if bias else of_gate < cost <= of_gate + of_others / 3
+    if reader:
+        assert len({*map(len, seen)}) == 1 and seen[0].shape == (3, 60, N)
+        for again in seen[1:]:
+            torch.testing.assert_close(again, seen[0])
 
 
 @pytest.mark.parametrize(("act", "active"), [("silu", ACTIVE), ("relu", N)])
@@ -118,6 +168,45 @@ def test_a_hook_that_reads_neurons_gets_them_all_and_may_replace_them(x):
             assert flops(mlp, x) < 0.75 * cost
     torch.testing.assert_close(seen[2], seen[0])
     assert seen[2].shape == (3, 5, N)
+
+
+def test_of_the_last_layer_only_what_is_read(double_model, questions):
+    """Logits and gradients are the same; a hook sees other tokens unless it does not look at them."""
+    model, processor = double_model
+    asked = [*questions["forget"]["text"], *questions["retain"]["text"]] * 2
+    batch = encode(asked, processor, with_answer=True)
+    mlp, seen = model.get_decoder().layers[-1].mlp, []
+
+    def look(module, arguments):
+        seen.append(arguments[0].detach())
+
+    def logits():
+        with quiet_pass(model), torch.no_grad():
+            return answer_logits(model, batch)[0]
+
+    read = torch.zeros_like(batch["answer_mask"])
+    read[:, :-1] = batch["answer_mask"][:, 1:]
+    register = mlp.down_proj.register_forward_pre_hook
+    with hooked([(register, reads_neurons(look))]):
+        whole = logits()
+    with hooked([(register, reads_neurons(look, only_read=True))]):
+        torch.testing.assert_close(logits(), whole)
+    every, some = seen
+    torch.testing.assert_close(some[read], every[read])
+    assert every[~read].any() and not some[~read].any()
+    torch.testing.assert_close(logits(), whole)
+
+    with quiet_pass(model), torch.no_grad():
+        places = read.flatten().nonzero()[:, 0]
+        states = last_hidden(model, batch)
+        few = last_hidden(model, batch, places)
+        torch.testing.assert_close(few[read], states[read])
+        assert not torch.allclose(few, states)
+        with hooked([(mlp.register_forward_hook, lambda module, given, out: None)]):
+            torch.testing.assert_close(last_hidden(model, batch, places), states)  # somebody looks
+        torch.testing.assert_close(last_hidden(model, batch, places[:3]), states)  # hardly any
+    with torch.no_grad(), last_layer_at(model, places):  # nothing skips here
+        torch.testing.assert_close(last_hidden(model, batch), states)
 
 
 def test_forward_is_as_it_was_afterwards_and_a_replaced_one_is_left_alone(x):

@@ -2,7 +2,7 @@
 
 A benchmark of 500 people with pictures of 1,024 pixels a side is a quarter of a gigabyte as files
 and nine as pixels. What is asked about a picture holds a :class:`Picture`: a PIL image that reads
-and decodes its file again at each use.
+and decodes its file when it is used.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ MIN_SIDE = 2
 # black
 LEAST_GREY = 16
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
-# the picture decoded last: most are used several times in a row
-_last: list[tuple[Hashable, PIL.Image.Image]] = []
+# the pictures used last, as long as they have no more pixels (12 MB): most are used again
+MOST_KEPT = 4_000_000
+_kept: dict[Hashable, PIL.Image.Image] = {}
 
 
 class Picture(PIL.Image.Image):
-    """A PIL image, RGB, without pixels: it decodes its file at each use (the last is kept).
+    """A PIL image, RGB, without pixels: it decodes its file when it is used. A few are kept: as
+    many as have :data:`MOST_KEPT` pixels together, and one at least.
 
     Whoever draws on it gives it pixels of its own.
 
@@ -55,11 +57,16 @@ class Picture(PIL.Image.Image):
         """The picture with its pixels: a plain PIL image that is not to be drawn on."""
         if self._im is not None:
             return self._new(self._im)
-        for key, image in _last:
-            if key == self.key:
-                return image
-        image = open_rgb(self._read())
-        _last[:] = [(self.key, image)]
+        image = _kept.pop(self.key, None)
+        if image is None:
+            image = open_rgb(self._read())
+            n_pixels = sum(other.width * other.height for other in (image, *_kept.values()))
+            for key, other in list(_kept.items()):  # the one that was not used for longest first
+                if n_pixels <= MOST_KEPT:
+                    break
+                n_pixels -= other.width * other.height
+                del _kept[key]
+        _kept[self.key] = image
         return image
 
     @property

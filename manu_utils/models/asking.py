@@ -47,12 +47,12 @@ def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tens
     if "reads" in batch:
         hidden, _ = read_shared(model, batch)
         return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
-    hidden = last_hidden(model, batch)  # [b, t, hidden]
-    predicts = batch["answer_mask"][:, 1:]  # position p predicts token p + 1
-    rows = predicts.nonzero()[:, 0]
+    rows, positions = batch["answer_mask"][:, 1:].nonzero().T  # position p predicts token p + 1
+    read = rows * batch["input_ids"].shape[1] + positions
+    hidden = last_hidden(model, batch, read).flatten(0, -2)  # [b · t, hidden]
     return (
-        model.get_output_embeddings()(hidden[:, :-1][predicts]),
-        batch["input_ids"][:, 1:][predicts],
+        model.get_output_embeddings()(hidden[read]),
+        batch["input_ids"][rows, positions + 1],
         rows,
     )
 

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import kind_of
-from .silent import silent_skipped
+from .silent import last_layer_at, silent_skipped
 
 
 def check_model(model) -> None:
@@ -187,9 +187,14 @@ def kept_mode(model) -> Iterator[None]:
             module.training = training
 
 
-def last_hidden(model, batch: dict[str, Tensor]) -> Tensor:
+def last_hidden(model, batch: dict[str, Tensor], read: Tensor | None = None) -> Tensor:
     """Read a batch of :func:`encode`: what the unembedding reads, after the final norm, [b, t,
     hidden]. The mask of the answers is no input of a model.
+
+    Args:
+        read: flat indices of the tokens whose states will be looked at, int64; those of the others
+            may be anything. By default all are right.
     """
     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
-    return model.model(**inputs, use_cache=False).last_hidden_state
+    with nullcontext() if read is None else last_layer_at(model, read):
+        return model.model(**inputs, use_cache=False).last_hidden_state

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..benchmark.records import MODALITIES, Question
 from .encoding import check_image_tokens, common_beginning, fitting, image_tokens, opened
 from .prompts import answer_texts, image_token_of, needs_special_tokens
+from .silent import last_layer_at
 
 PICTURES_AT_ONCE = 8  # decoded for a shared batch at a time: large ones are 3 MB and more
 TEXTS_AT_ONCE = 512  # a tokenizer's whole answer takes kilobytes a text
@@ -261,11 +262,12 @@ def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tup
     if "beginning" in batch:
         inputs = {"position_ids": batch["position_ids"], **_begin(model, batch)}
 
-    output = model.model(
-        **inputs,
-        attention_mask=additive_mask(batch["attention_mask"], model),
-        use_cache=use_cache,
-    )
+    with last_layer_at(model, row * batch["input_ids"].shape[1] + position):
+        output = model.model(
+            **inputs,
+            attention_mask=additive_mask(batch["attention_mask"], model),
+            use_cache=use_cache,
+        )
     return output.last_hidden_state[row, position], output.past_key_values
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Colormap, ListedColormap
@@ -30,6 +29,8 @@ def heat_map(
     axes: Axes, table: pd.DataFrame, label: str, *, low: float = 0.0, high: float = 1.0,
 ) -> None:
     """A table as coloured cells with their numbers; cells without one (NaN) are hatched."""
+    import seaborn  # here, since it takes a second to load
+
     look = {"facecolor": "#EEEEEE", "edgecolor": "#999999", "hatch": "///", "linewidth": 0}
     axes.add_patch(Rectangle((0, 0), *table.shape[::-1], **look))
     seaborn.heatmap(

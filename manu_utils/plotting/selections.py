@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL.Image import Image
-from scipy.stats import rankdata
 
 from ..teaching.tables import MODALITY_NAMES
 from .learning import shown
@@ -131,7 +129,8 @@ def rank_plane(one, other, names: tuple[str, str], *, alpha: float, title: str) 
         names: what to call them.
         alpha: percentage of neurons that is pruned.
     """
-    x, y = (100 * rankdata(values) / len(values) for values in (one, other))
+    ranks = (pd.Series(np.asarray(values)).rank().to_numpy() for values in (one, other))
+    x, y = (100 * of_neuron / len(of_neuron) for of_neuron in ranks)
     figure, [[axes]] = panels(title, figsize=(5.2, 4.4))
     picture = axes.hexbin(
         x, y, gridsize=25, extent=(0, 100, 0, 100), bins="log", mincnt=1, cmap=GREYS,
@@ -176,6 +175,8 @@ def neuron_users(table: pd.DataFrame, people: Sequence[str], *, title: str) -> A
         table: mean |z| of each neuron (index) over the answers about each person (columns).
         people: the set of each column, a key of :data:`COLOURS`; a strip above says it.
     """
+    import seaborn  # here, since it takes a second to load
+
     _, [[axes]] = panels(title, figsize=(8, 0.28 * len(table) + 1.5))
     relative = table.div(table.max(axis=1).clip(lower=1e-12), axis=0)
     seaborn.heatmap(

@@ -120,7 +120,7 @@ def collect_activations(
             z = arguments[0].flatten(0, -2)  # [positions, neurons]
             sums.tokens[index] += add_what_counts(sums.parts[index], z, mlp, reading, tau)
 
-        return reads_neurons(hook)
+        return reads_neurons(hook, only_read=True)
 
     counts = (
         (mlp.after.register_forward_pre_hook, count(index, mlp)) for index, mlp in enumerate(mlps)
@@ -133,7 +133,8 @@ def collect_activations(
                 if shared:
                     hidden, _ = read_shared(model, batch)
                 else:
-                    hidden = last_hidden(model, batch).flatten(0, -2)[reading.tokens]
+                    hidden = last_hidden(model, batch, reading.tokens)
+                    hidden = hidden.flatten(0, -2)[reading.tokens]
                 sums.finite.append(torch.isfinite(hidden).all())
                 done.update(len(indices))
     return sums.statistics(tau, questions[0].modality)

@@ -171,7 +171,8 @@ def _attributing(
             inputs_of[path] = z if z.requires_grad else z.detach().requires_grad_()
             return (inputs_of[path],)
 
-        return reads_neurons(hook)  # their product with the gradient is all that is used
+        # their product with the gradient is all that is used, which is 0 where nothing is read
+        return reads_neurons(hook, only_read=True)
 
     def contributions(batch: dict[str, Tensor]) -> Tensor:
         try:  # a function of its own: the next batch is read when this one's tensors are gone
