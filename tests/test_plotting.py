@@ -225,18 +225,6 @@ def test_wilson_holds_the_share_and_narrows(share, n):
     assert high - low < wide_high - wide_low
 
 
-def test_wilson_is_that_of_scipy_and_refuses_what_is_no_share():
-    from scipy.stats import binomtest
-
-    for n in (1, 2, 7, 40, 1000):
-        for n_right in {0, 1, n // 3, n - 1, n}:
-            interval = binomtest(n_right, n).proportion_ci(method="wilson")
-            assert plotting.wilson(n_right / n, n) == pytest.approx((interval.low, interval.high), abs=1e-12)
-    for share, n in ((1.1, 20), (-0.1, 20), (0.5, 0)):
-        with pytest.raises(ValueError, match="is no share of"):
-            plotting.wilson(share, n)
-
-
 # ------------------------------------------------------------------------------------------------ style
 
 

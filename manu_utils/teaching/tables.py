@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import pandas as pd
 
@@ -19,20 +17,11 @@ def layer_name(tower: str, layer: int) -> str:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share of n questions, both ends in 0..1.
+    """The 95 % Wilson interval of a share of n questions, both ends in 0..1."""
+    from scipy.stats import binomtest  # here, since it takes a second to load
 
-    Written out, since scipy.stats, which has it, takes a second to load.
-
-    Raises:
-        ValueError: no question, or a share outside 0..1.
-    """
-    z, n, n_right = NormalDist().inv_cdf(0.975), int(n), round(share * n)
-    if not 0 <= n_right <= n or n == 0:
-        raise ValueError(f"{share} is no share of {n} questions.")
-    p = n_right / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + side) / (1 + z * z / n) for side in (-half, half))
-    return 0.0 if n_right == 0 else low, 1.0 if n_right == n else high
+    interval = binomtest(round(share * n), int(n)).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def answers_table(questions: Sequence[Question], answers: dict[str, Sequence[str]]) -> pd.DataFrame:
