@@ -112,7 +112,6 @@ def collect_activations(
     planned = partial(plan, questions, processor, batch_size, with_answer=True)
     seen = {"pass": "statistics", "tau": tau, "positions": positions, "batch_size": batch_size}
     begun = begin_pass(resume, model, processor, questions, model_key, planned, **seen)
-    sums = _Sums(mlps, begun[2])
     reading: Reading
 
     def count(index: int, mlp: MLP):
@@ -127,6 +126,7 @@ def collect_activations(
     )
     options = {"with_answer": True, "device": model.device}
     with quiet_pass(model), hooked(counts):
+        sums = _Sums(mlps, begun[2])  # made here, where no inference mode of the caller holds
         for _, own, done in parts_left(begun, questions, sums.so_far, "statistics", progress):
             for indices, batch in make(own, processor, batch_size, **options):
                 reading = what_counts(model, batch, positions, len(indices))
@@ -158,7 +158,7 @@ class _Sums:
             part.to(exact_device(mlp.after.weight.device)).clone()
             for mlp, part in zip(mlps, kept.get("sums", zeros).split(self.sizes, 1), strict=True)
         ]
-        self.tokens = kept.get("tokens", torch.zeros(len(mlps), dtype=torch.int64))
+        self.tokens = kept.get("tokens", torch.zeros(len(mlps), dtype=torch.int64)).clone()
         self.finite = [kept["finite"].all()] if kept else []
 
     def so_far(self) -> dict[str, Tensor]:

@@ -141,8 +141,9 @@ def collect_attribution(
     seen = {"pass": "attribution", "reduce": reduce, "rarity": rarity, "batch_size": batch_size}
     begun = begin_pass(resume, model, processor, questions, model_key, plan, **seen)
     kept = begun[2]
-    result = kept["result"].clone() if kept else torch.zeros(shape, dtype=exact)
     with quiet_pass(model), gradients_of(model), _attributing(model, mlps, rarity) as contributions:
+        # made here, where no inference mode of the caller makes it one that cannot be added to
+        result = kept["result"].clone() if kept else torch.zeros(shape, dtype=exact)
         left = parts_left(begun, questions, lambda: {"result": result}, "attribution", progress)
         for part, own, done in left:
             for indices, rows in as_memory_allows(
