@@ -73,6 +73,19 @@ def test_a_killed_pass_goes_on_to_the_same_bits(tiny_model, benchmark, forwards,
     assert forwards["calls"] == 0
 
 
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_goes_on_in_an_inference_mode_of_the_caller(tiny_model, questions, forwards, name, tmp_path):
+    """What is added to is made, and read from a file, where it can be."""
+    given, options = (*tiny_model, questions["forget"]["text"]), {"batch_size": 1, "resume": tmp_path}
+    expected = PASSES[name](*given, batch_size=1)
+    forwards.update(calls=0, die_at=4)
+    with torch.inference_mode():
+        with pytest.raises(Killed):
+            PASSES[name](*given, **options)
+        forwards.update(calls=0, die_at=None)
+        assert same(PASSES[name](*given, **options), expected)
+
+
 def test_sums_of_anything_else_are_left_alone(tiny_model, questions, tmp_path):
     model, processor = tiny_model
     asked = questions["forget"]["text"]
