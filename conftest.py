@@ -6,15 +6,15 @@ from pathlib import Path
 # What takes longest, in this order: two processes that take a file at a time then end together.
 # How long each took stands at the end of a run.
 LONGEST = (
-    "05_evaluation", "08_raise_the_ceiling", "10_text_alone", "02_a_model_that_knows",
-    "06_against_baselines", "09_forgotten_or_hidden", "11_not_only_people", "test_exercises",
-    "04_pruning", "12_the_real_thing", "test_take_with_you", "07b_whose_neurons",
-    "07_paper_and_code", "03_which_neurons_matter", "test_run_all", "test_cuda",
-    "00_start_here", "test_colab",
-    "test_processes", "test_protocols", "test_miniature", "test_evaluation", "test_resume",
-    "test_pruning", "test_released", "test_erasing", "test_baselines", "test_choosing",
-    "test_editing", "test_lens", "test_gpu_shapes", "test_course", "test_explorer_in_browser",
-    "test_environment",
+    "10_text_alone", "05_evaluation", "11_not_only_people", "02_a_model_that_knows",
+    "08_raise_the_ceiling", "test_exercises", "06_against_baselines", "09_forgotten_or_hidden",
+    "12_the_real_thing", "04_pruning", "test_cuda", "test_run_all", "test_processes",
+    "test_protocols", "test_take_with_you", "07b_whose_neurons", "03_which_neurons_matter",
+    "test_evaluation", "test_colab", "test_miniature", "00_start_here", "test_resume",
+    "test_baselines", "07_paper_and_code", "test_sources", "test_pruning", "test_released",
+    "test_architectures", "test_models", "test_editing", "test_course", "test_training",
+    "test_erasing", "test_environment", "test_choosing", "test_lens", "test_gpu_shapes",
+    "test_explorer_in_browser",
 )  # fmt: skip
 
 
