@@ -85,6 +85,13 @@ def encode(
     return {key: value.to(device) for key, value in batch.items()}
 
 
+def predicting(batch: dict[str, Tensor]) -> Tensor:
+    """The positions that predict a token of the answer, each the one before it: bool [b, t]."""
+    mask = torch.zeros_like(batch["answer_mask"])
+    mask[:, :-1] = batch["answer_mask"][:, 1:]
+    return mask
+
+
 def picture_tokens(model, batch: dict[str, Tensor]) -> Tensor:
     """bool [b, t]: which tokens of a batch of :func:`encode` stand for a part of a picture."""
     token = getattr(model.config, "image_token_id", None)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_name, check_real, check_whole
-from ..models.encoding import batches, plan_batches
+from ..models.encoding import batches, plan_batches, predicting
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, exact_device, hooked, last_hidden, quiet_pass
@@ -225,8 +225,7 @@ def _positions(batch: dict[str, Tensor], positions: str) -> Tensor:
     """Bool [b, t]: the language positions that count."""
     if positions == "all":
         return batch["attention_mask"].bool()
-    predicts = torch.zeros_like(batch["answer_mask"])
-    predicts[:, :-1] = batch["answer_mask"][:, 1:]
+    predicts = predicting(batch)
     if positions == "last":
         predicts &= ~batch["answer_mask"]
     return predicts

@@ -37,7 +37,7 @@ from torch import Tensor
 from ..benchmark.records import Question
 from ..checks import check_name, check_questions, check_whole
 from ..models.asking import answer_logits
-from ..models.encoding import batches
+from ..models.encoding import batches, predicting
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons, split_selected
 from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
@@ -129,17 +129,16 @@ def paths_of(
     Raises:
         ValueError: gradients that are not finite, or positions of images that are not known.
     """
-    index, row = _positions(model, mlps[0].tower, batch)
+    index, row, n_positions = _positions(model, mlps[0].tower, batch)
     b = len(batch["input_ids"])
     found: list[Tensor] = []
     with quiet_pass(model), gradients_of(model):
-        z = _activations(model, mlps, batch, index)
+        z = _activations(model, mlps, batch, index, n_positions)
         for last, mlp in enumerate(mlps):
-            sums = [0.0] * (last + 1)
+            sums, path = [0.0] * (last + 1), [on_path[row] for on_path in found]
             for j in range(1, steps + 1):
                 given = [
-                    torch.where(found[layer][row], j / steps * z[layer], z[layer])
-                    for layer in range(last)
+                    torch.where(p, j / steps * z[layer], z[layer]) for layer, p in enumerate(path)
                 ]
                 given.append(j / steps * z[last])
                 slopes = _slopes(model, mlps[: last + 1], batch, index, given)
@@ -149,7 +148,6 @@ def paths_of(
             if slopes[-1] is None:  # not on the way to the answer
                 found.append(torch.zeros(b, mlp.size, dtype=torch.bool, device=row.device))
                 continue
-            path = [torch.where(found[layer][row], 1.0, 0.0) for layer in range(last)]
             z_path = sum((p * z[layer]).sum(1, keepdim=True) for layer, p in enumerate(path))
             g_path = sum((p * sums[layer]).sum(1, keepdim=True) for layer, p in enumerate(path))
             together = (z[last] + z_path) * (sums[last] + g_path) / steps
@@ -189,25 +187,28 @@ def neuron_weights(model, chosen: Tensor) -> dict[str, Tensor]:
     return moves
 
 
-def _positions(model, tower: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which positions of a tower count, counted through the batch, and the question of each."""
+def _positions(model, tower: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, int]:
+    """Which positions of a tower count, counted through the batch, the question of each, and how
+    many there are in all.
+    """
     if tower == "vision":
         row, is_patch = patch_positions(model, batch)
         index = is_patch.nonzero()[:, 0]
-        return index, row[index]
-    mask = torch.zeros_like(batch["answer_mask"])
-    mask[:, :-1] = batch["answer_mask"][:, 1:]
-    return mask.flatten().nonzero()[:, 0], mask.nonzero()[:, 0]
+        return index, row[index], len(is_patch)
+    mask = predicting(batch)
+    return mask.flatten().nonzero()[:, 0], mask.nonzero()[:, 0], mask.numel()
 
 
-def _activations(model, mlps: Sequence[MLP], batch, index: Tensor) -> list[Tensor]:
+def _activations(
+    model, mlps: Sequence[MLP], batch, index: Tensor, n_positions: int
+) -> list[Tensor]:
     """The neurons of each MLP at the positions that count: float32 [positions, neurons]."""
     kept = []
 
     def keep(module, arguments, mlp):
         z = arguments[0].detach().flatten(0, -2)
         if mlp.tower == "vision":
-            check_positions(mlp.path, len(z), len(patch_positions(model, batch)[0]))
+            check_positions(mlp.path, len(z), n_positions)
         kept.append(z[index.to(z.device)].float().to(index.device))
 
     hooks = ((m.after.register_forward_pre_hook, partial(keep, mlp=m)) for m in mlps)

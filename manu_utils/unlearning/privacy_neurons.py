@@ -10,7 +10,7 @@ from torch import Tensor
 from ..benchmark.records import Question
 from ..checks import check_number, check_questions, check_whole
 from ..models.asking import answer_logits
-from ..models.encoding import batches
+from ..models.encoding import batches, predicting
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
 from ..progress import bar
@@ -88,8 +88,7 @@ def integrated_gradients(
     Raises:
         ValueError: gradients that are not finite.
     """
-    mask = torch.zeros_like(batch["answer_mask"])
-    mask[:, :-1] = batch["answer_mask"][:, 1:]
+    mask = predicting(batch)
     rows = mask.nonzero()[:, 0]
     parts = []
     with quiet_pass(model), gradients_of(model):
