@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from manu_utils.models.encoding import encode
+from manu_utils.models.loading import load_model
 from manu_utils.models.neurons import find_neurons
 from manu_utils.unlearning.attribution import answer_margins, collect_attribution, effective_neurons, token_rarity
 from manu_utils.unlearning.coverage import select_by_coverage
@@ -186,6 +187,24 @@ def test_two_passes_in_training_mode_or_under_autocast_are_one_in_eval_mode(tiny
     with torch.inference_mode():
         assert collect((model, tiny_model[1]), questions["text"]).equal(expected)
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_gradients_beyond_the_range_of_float16_are_those_within_it_times_a_number(questions, modality):
+    """Weights of 2^17 make the gradient of a logit infinite in float16; of lesser ones first the product with an
+    activation is, and then the gradient of another layer.
+    """
+    model, processor = load_model("tiny")
+    model.requires_grad_(False).lm_head.weight *= 16  # a sure model
+    half = copy.deepcopy(model).half(), processor
+    asked = questions[modality][:2]
+    ones = torch.ones(len(processor.tokenizer))
+    once = collect(half, asked, rarity=ones)
+    for weight in (2.0**power for power in (8, 10, 12, 17)):
+        often = collect(half, asked, rarity=ones * weight)
+        torch.testing.assert_close(often / weight, once, rtol=0.02, atol=0.02)
+    exact = collect((model, processor), asked, rarity=ones)
+    assert (once.argmax(1) == exact.argmax(1)).all() and torch.allclose(once, exact, rtol=0.1, atol=0.1)
 
 
 def test_a_model_in_float64_and_that_default(double_model, questions):

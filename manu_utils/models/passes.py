@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
@@ -134,6 +134,25 @@ def check_finite(what: str, *tensors: Tensor) -> None:
         raise ValueError(
             f"{what} not finite; load the model in float32 or bfloat16, and check its weights."
         )
+
+
+def gradients_in_range(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """∂value/∂inputs of a scalar; None where nothing depends on it.
+
+    Where a gradient leaves the range of float16, the backward pass starts from a smaller number,
+    and the gradients are scaled up again in float32, as loss scaling does the other way round.
+    """
+    scales = (1.0, 2.0**-8, 2.0**-16)  # exact, but for what becomes too small for float16
+    if not any(tensor.dtype == torch.float16 for tensor in inputs):
+        scales = scales[:1]
+    for scale in scales:
+        keep = scale != scales[-1]
+        found = torch.autograd.grad(value * scale, inputs, allow_unused=True, retain_graph=keep)
+        if not keep or all(part is None or part.isfinite().all() for part in found):
+            break
+    if scale == 1.0:
+        return list(found)
+    return [None if part is None else part.float() / scale for part in found]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..models.asking import answer_logits, as_memory_allows
 from ..models.encoding import batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
-from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
+from ..models.passes import check_finite, gradients_in_range, gradients_of, hooked, quiet_pass
 from ..models.prompts import answer_texts
 from ..models.silent import reads_neurons
 from .partial import begin_pass, parts_left
@@ -180,7 +180,7 @@ def _attributing(
             with torch.enable_grad():
                 margin = answer_margins(model, batch, rarity).sum()
                 inputs = list(inputs_of.values())
-                gradients = torch.autograd.grad(margin, inputs, allow_unused=True)
+                gradients = gradients_in_range(margin, inputs)
             gradient_of = dict(zip(inputs_of, gradients, strict=True))
             return _contributions(model, mlps, batch, inputs_of, gradient_of)
         finally:
@@ -205,7 +205,8 @@ def _contributions(
         if gradient is None:  # not on the way to the answer: no image, or after the feature layer
             parts.append(torch.zeros(b, mlp.size, dtype=torch.float32))
             continue
-        product = (inputs_of[mlp.path].detach() * gradient).float()
+        wide = torch.promote_types(gradient.dtype, torch.float32)  # a product may leave float16
+        product = (inputs_of[mlp.path].detach() * gradient.to(wide)).float()
         if mlp.tower == "vision":
             product = _by_question(mlp.path, product.flatten(0, -2), question, b)
         total_of = product.sum(1)

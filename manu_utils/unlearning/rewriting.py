@@ -25,7 +25,7 @@ from ..checks import check_names, check_number, check_questions, check_whole
 from ..models.asking import as_memory_allows, known
 from ..models.encoding import batches
 from ..models.neurons import MLP, find_neurons, language_mlps, split_selected
-from ..models.passes import check_finite, gradients_of, quiet_pass
+from ..models.passes import check_finite, gradients_in_range, gradients_of, quiet_pass
 from ..models.prefix_tree import can_share, shared_batches
 from ..progress import bar
 from .attribution import answer_margins, token_rarity
@@ -79,7 +79,7 @@ def margin_gradient(
             def add(batch: dict[str, Tensor], rarity=rarity, left=left) -> float:
                 with torch.enable_grad():
                     margin = answer_margins(model, batch, rarity).sum() / len(left)
-                    parts = torch.autograd.grad(margin, weights, allow_unused=True)
+                    parts = gradients_in_range(margin, weights)
                 for gradient, part in zip(gradients, parts, strict=True):
                     # Mllama passes its cross-attention layers only with an image
                     if part is not None:
