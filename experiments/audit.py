@@ -1,6 +1,6 @@
 """Forgotten or hidden: every attack on every method, the long run behind notebook 09.
 
-    python experiments/audit.py                    # about two hours of one core; resumable
+    python experiments/audit.py                    # about half a day of one core; resumable
     python experiments/audit.py --seeds 0 1 2      # three seeds of every method
 
 The settings are those that experiments/compare.py chose (comparison_choice.csv) and, of erasing and
@@ -54,12 +54,13 @@ KEYS = ["scale", "seed", "forget_ratio", "method", "settings"]
 COLUMNS = [*KEYS, "audit", "measure", "set", "modality", "value", "n"]
 REFERENCES = ("vanilla", "never met", "retrained")
 COMPARED = ("paper", "coverage", "rewrite", "gd", "kl", "npo")  # as compare.py chose them
-CHOSEN = ("npo + kl", "simnpo + ce", "gd + ce", "rmu", "idk + ce", "erase")  # as rivals.py chose
+CHOSEN = (  # as rivals.py chose them
+    "npo + kl", "simnpo + ce", "gd + ce", "undial + ce", "rmu", "mmunlearner", "mip-editor",
+    "idk + ce", "erase", "erase + gd", "erase + rmu",
+)  # fmt: skip
 METHOD_ORDER = (*REFERENCES, *COMPARED, *CHOSEN)
-# Open answers and letters of the others are in comparison.csv and rivals.csv for three seeds, too.
-# Two of held gradient difference, whose seeds lie far apart there.
-SEEDS = {method: (0,) for method in METHOD_ORDER} | {"gd + ce": (0, 1)}
-SEEDS |= dict.fromkeys(("rmu", "erase"), (0, 1, 2))
+# Open answers and letters of those with one are in comparison.csv for three, too.
+SEEDS = dict.fromkeys(METHOD_ORDER, (0,)) | dict.fromkeys(CHOSEN, (0, 1, 2))
 STEPS, RATE = (0, 2, 4, 8, 16), 3e-4  # of relearning
 N_TAUGHT = 12  # retained people who are taught in relearning
 VALUES = {name: attribute.values for name, attribute in ATTRIBUTES.items()}

@@ -29,6 +29,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -149,10 +150,11 @@ class Bench:
         frame = evaluate(model or self.model, self.processor, sets or self.sets, **QUIET)
         return summarise(frame).to_dict("records")
 
-    def path(self, method, given, lr, steps, seed, measure, **options):
+    def path(self, method, given, lr, steps, seed, measure, start=None, **options):
         """step -> what ``measure`` finds there, along one path of a training baseline.
 
         Args:
+            start: a context in which the model is what training begins with; without, vanilla.
             options: others of ``unlearn_by_training``.
         """
         found, visits = {}, itertools.count()
@@ -164,11 +166,12 @@ class Bench:
 
         self.reset()
         forget = {m: self.training["forget"][m] for m in modalities_of(given)}
-        unlearn_by_training(
-            method, self.model, self.processor, forget, self.training["retain"], lr=lr,
-            steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed,
-            **options, **QUIET,
-        )  # fmt: skip
+        with start or nullcontext():
+            unlearn_by_training(
+                method, self.model, self.processor, forget, self.training["retain"], lr=lr,
+                steps=max(steps), batch_size=BATCH, watch=watch, every=EVERY, seed=seed,
+                **options, **QUIET,
+            )  # fmt: skip
         self.reset()
         return found
 

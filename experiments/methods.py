@@ -36,23 +36,32 @@ def weights_of_paths(model, processor, forget, retain):
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {
     "gd + ce": ("gd", {}),
+    "gd + ce, lora": ("gd", {"lora_rank": 16}),
     "npo + kl": ("npo", {"retain_term": "kl"}),
+    "npo + kl, lora": ("npo", {"retain_term": "kl", "lora_rank": 16}),
     "simnpo + ce": ("simnpo", {"retain_term": "cross-entropy"}),
     "undial + ce": ("undial", {"retain_term": "cross-entropy"}),
     "idk + ce": ("idk", {"retain_term": "cross-entropy"}),
     "rmu": ("rmu", {}),
     "mmunlearner": ("gd", {"mask": partial(saliency_mask, **QUIET)}),
     "mip-editor": ("rmu", {"mask": weights_of_paths}),
+    "erase + gd": ("gd", {}),  # from the model that erasing leaves
+    "erase + rmu": ("rmu", {}),
 }
+ERASED = (1.0, 0.003)  # β and ridge of erasing there: its own choice
 HELD_RATE, HELD_BATCH = 2e-4, 32  # learning rate; retained questions per modality and step
-HELD_STEPS = (48, 96, 192, 384)
+HELD_STEPS = (96, 192, 384, 768)
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0)
 N_FISHER = 300  # questions per modality and set that SSD reads
 ONE = (math.nan,)  # of methods with one knob
 # Twelve tries of each method: what is varied first (`weight`), and second (`strength`).
 TRIES = {
-    **{name: ((0.25, 1.0, 4.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
+    **{name: ((1.0, 4.0, 16.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
+    "simnpo + ce": ((0.25, 1.0, 4.0), HELD_STEPS),
+    "undial + ce": ((0.0625, 0.25, 1.0), HELD_STEPS),
     **{name: ((4.0, 32.0, 256.0), HELD_STEPS) for name in ("rmu", "mip-editor")},
+    "erase + gd": ((4.0, 16.0, 64.0), (12, 24, 48, 96)),
+    "erase + rmu": ((4.0, 32.0, 256.0), (48, 96, 192, 384)),
     "task vector": ((12.0, 24.0, 48.0), (1.0, 2.0, 4.0, 8.0)),  # steps of the copy; λ
     "ssd": ((1.0, 2.0, 5.0, 10.0), (1.0, 3.0, 10.0)),  # α; λ
     # α in %; 5.5 % of the neurons score above 0.
@@ -143,6 +152,8 @@ class Lab:
         if method in HELD:
             loss, options = HELD[method]
             options = options | {"retain_weight": weight, "retain_batch_size": HELD_BATCH}
+            if method.startswith("erase"):
+                options["start"] = self.erased(*ERASED, seed)
             at = (HELD_RATE, values, seed, lambda _: measure())
             return bench.path(loss, "both", *at, **options)
         bench.reset()

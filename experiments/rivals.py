@@ -1,6 +1,6 @@
 """Every method at settings that were chosen alike: the run behind "Fair rivals" of notebook 06.
 
-    python experiments/rivals.py             # about half a day of one core; resumable
+    python experiments/rivals.py             # a day of one core, half an hour of a GPU; resumable
     python experiments/rivals.py --methods "npo + kl" ssd    # a part; two may share the work
 
 Two stages, each kept in data/results:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from manu_utils.models import loading, precision
 from manu_utils.paths import whole
 from manu_utils.progress import print_what_can_be
 from manu_utils.unlearning.evidence import Evidence
@@ -154,11 +155,15 @@ def begin(state: str, about: Path, command: str, tables: Sequence[Path]) -> None
 def read_arguments(
     parser: argparse.ArgumentParser, given: Sequence[str] | None
 ) -> argparse.Namespace:
-    """The arguments of a long run, with the two that all of them have."""
+    """The arguments of a long run, with the two that all of them have. From now on models are read
+    and trained in float32 on a GPU, too.
+    """
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
+    if torch.cuda.is_available():
+        precision.pick_dtype = loading.pick_dtype = lambda device: torch.float32
     return arguments
 
 

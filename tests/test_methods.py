@@ -2,6 +2,7 @@
 erasing is given.
 """
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,6 +13,7 @@ import audit
 import compare
 import methods
 from manu_utils.benchmark.records import MODALITIES
+from sweep import RESULTS
 
 
 def tried(values, draws=(1, 2)):
@@ -94,6 +96,30 @@ def test_a_model_is_changed_for_each_strength_and_put_back(lab, monkeypatch):
         found = lab.results(method, weight, values, 0, changed)
         assert list(found) == list(values) and min(found.values()) > 0, method
         assert all(torch.equal(p, before[n]) for n, p in lab.model.state_dict().items()), method
+
+
+def test_what_is_joined_begins_with_the_erased_model_and_ends_with_vanilla(lab, monkeypatch):
+    before = {n: p.clone() for n, p in lab.model.state_dict().items()}
+    path, erased = "model.language_model.layers.0.mlp.down_proj.weight", []
+
+    @contextmanager
+    def erase(beta, ridge, seed):
+        erased.append((beta, ridge, seed))
+        with torch.no_grad():
+            lab.model.state_dict()[path].zero_()
+        yield
+
+    monkeypatch.setattr(lab, "erased", erase)
+    monkeypatch.setattr(methods, "HELD_BATCH", 2)
+    monkeypatch.setattr(compare, "EVERY", 1)
+    found = lab.results("erase + gd", 4.0, (0, 1), 2, lambda: lab.model.state_dict()[path].clone())
+    assert erased == [(*methods.ERASED, 2)] and not found[0].any() and found[1].any()
+    assert all(torch.equal(p, before[n]) for n, p in lab.model.state_dict().items())
+
+
+def test_erasing_is_joined_at_its_own_choice():
+    tried = pd.read_csv(RESULTS / "rivals_choice.csv")
+    assert methods.best_settings(tried[tried["method"] == "erase"])["erase"] == methods.ERASED
 
 
 def test_merit_is_of_both_tasks(monkeypatch):

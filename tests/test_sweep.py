@@ -1,5 +1,6 @@
 """What the long runs share: killed and resumed, another state, two processes, whole files."""
 
+import argparse
 import ast
 import json
 import os
@@ -162,3 +163,13 @@ def test_a_script_imports_what_lies_beside_it_or_is_installed(folder):
             modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not elsewhere & set(modules), f"{file.name}, line {node.lineno}"
+
+
+def test_on_a_gpu_a_long_run_reads_and_trains_in_float32(monkeypatch):
+    for module in (runs.precision, runs.loading):
+        monkeypatch.setattr(module, "pick_dtype", runs.precision.pick_dtype)  # put back at the end
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.get_num_threads()
+    arguments = runs.read_arguments(argparse.ArgumentParser(), ["--threads", str(before)])
+    assert runs.precision.pick_dtype("cuda") == runs.loading.pick_dtype("cuda") == torch.float32
+    assert arguments.out == runs.RESULTS and torch.get_num_threads() == before

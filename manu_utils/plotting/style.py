@@ -49,6 +49,10 @@ METHOD_STYLES: dict[str, Style] = {
     "npo + kl": ("#7A2E3E", (3, 1, 0)), "simnpo + ce": ("#D48A97", (5, 1, 0)),
     "erase": ("#1B1BB3", (6, 1, 0)), "idk + ce": ("#2E8B8B", (7, 1, 0)),
     "gd + ce": ("#4C6B12", (8, 1, 0)), "rmu": ("#B59A6A", (4, 1, 45)),
+    "gd + ce, lora": ("#93A85A", (8, 2, 0)), "npo + kl, lora": ("#A8808A", (3, 1, 60)),
+    "undial + ce": ("#6E5A7E", (9, 1, 0)), "mmunlearner": ("#5E8C6A", (5, 1, 36)),
+    "mip-editor": ("#8E9AAF", (6, 2, 0)), "erase + gd": ("#3F5BD9", (6, 1, 30)),
+    "erase + rmu": ("#8A7BE0", (4, 2, 45)),
 }  # fmt: skip
 IMAGES_ONLY = ", images only"  # after the name of a method that was trained on image + text alone
 
