@@ -12,7 +12,7 @@
 #                 made again in data/tiny_llava/retrained, the others go into build/retrained
 # make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
 # make audit      settings of every method by one rule, then every attack on every method: the long runs behind notebook 06,
-#                 section 11, and notebook 09 (over half a day of one core; resumable)
+#                 section 11, and notebook 09 (a day and a half of one core; resumable)
 # make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
 # make mutants    do the tests see it when one line of a core module is wrong? (by hand, not part of make test)
 # make repository rewrite the public address in notebooks, README and pyproject (URL=https://github.com/you/fork), and the
