@@ -321,7 +321,8 @@ def test_the_costs_at_the_true_shape():
     whole, limited = table[table["limit_gb"].isna()], table[table["limit_gb"] == 24].set_index("step")
     assert list(whole["step"]) == ["load", *STEPS] and not limited["seconds"].any() and len(limited) == 10
     assert (table[table["step"] == "load"]["note"].str.startswith("7.06 billion")).all()
-    assert (table["peak_gb"] <= table["reserved_gb"]).all() and (limited["reserved_gb"] <= 24).all()
+    fits = limited[limited["outcome"] == "done"]
+    assert (table["peak_gb"] <= table["reserved_gb"]).all() and (fits["reserved_gb"] < 24).all()
     assert limited.loc[["rewrite, one round", "erase"], "reserved_gb"].tolist() == [20.7, 23.7]
     assert not other["seconds"].any() and other.set_index("step").loc["coverage", "peak_gb"] == 38.5
     seconds, peak, reserved = (whole.set_index("step")[name] for name in ("seconds", "peak_gb", "reserved_gb"))

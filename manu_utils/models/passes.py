@@ -142,17 +142,15 @@ def gradients_in_range(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor |
     Where a gradient leaves the range of float16, the backward pass starts from a smaller number,
     and the gradients are scaled up again in float32, as loss scaling does the other way round.
     """
-    scales = (1.0, 2.0**-8, 2.0**-16)  # exact, but for what becomes too small for float16
-    if not any(tensor.dtype == torch.float16 for tensor in inputs):
-        scales = scales[:1]
-    for scale in scales:
-        keep = scale != scales[-1]
-        found = torch.autograd.grad(value * scale, inputs, allow_unused=True, retain_graph=keep)
-        if not keep or all(part is None or part.isfinite().all() for part in found):
+    half = any(tensor.dtype == torch.float16 for tensor in inputs)
+    found = torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=half)
+    # powers of two: exact, but for what becomes too small for float16
+    for scale in (2.0**-8, 2.0**-16) if half else ():
+        if all(part is None or part.isfinite().all() for part in found):
             break
-    if scale == 1.0:
-        return list(found)
-    return [None if part is None else part.float() / scale for part in found]
+        again = torch.autograd.grad(value * scale, inputs, allow_unused=True, retain_graph=True)
+        found = [None if part is None else part.float() / scale for part in again]
+    return list(found)
 
 
 @contextmanager
