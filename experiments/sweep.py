@@ -17,7 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from manu_utils.models import loading, precision
+from manu_utils.models import precision
 from manu_utils.paths import whole
 from manu_utils.progress import print_what_can_be
 from manu_utils.unlearning.evidence import Evidence
@@ -163,7 +163,7 @@ def read_arguments(
     arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
     if torch.cuda.is_available():
-        precision.pick_dtype = loading.pick_dtype = lambda device: torch.float32
+        precision.pick_dtype = lambda device: torch.float32
     return arguments
 
 

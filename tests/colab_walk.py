@@ -126,7 +126,7 @@ def stub(
     import torch
 
     from manu_utils.evaluation import official, robust, tables
-    from manu_utils.models import loading, precision
+    from manu_utils.models import precision
     from manu_utils.teaching import scales
 
     wanted = scales.SCALES[scale]
@@ -162,7 +162,7 @@ def stub(
     with contextlib.ExitStack() as stack:
         for place, name, value in (
             (datasets, "load_dataset", load_dataset), (datasets, "get_dataset_config_names", config_names),
-            (precision, "pick_dtype", as_on_a_t4), (loading, "pick_dtype", as_on_a_t4),
+            (precision, "pick_dtype", as_on_a_t4),
             (huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub")),
             (huggingface_hub.constants, "HF_HUB_OFFLINE", True),
         ):  # fmt: skip

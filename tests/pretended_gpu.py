@@ -146,7 +146,7 @@ def move(model):
 @contextlib.contextmanager
 def pretended_gpu(dtype: torch.dtype = torch.float32):
     """Inside, ``device="cuda"`` works, and training on it computes in ``dtype``."""
-    from manu_utils.models import loading, precision
+    from manu_utils.models import precision
 
     def pick_dtype(device):
         return dtype if _is_gpu(device) else torch.float32
@@ -155,7 +155,7 @@ def pretended_gpu(dtype: torch.dtype = torch.float32):
         for place, name, value in (
             (torch.cuda, "mem_get_info", lambda device: (10**12, 10**12)),
             (torch.cuda, "memory_reserved", lambda device: 0), (torch.cuda, "memory_allocated", lambda device: 0),
-            (precision, "pick_dtype", pick_dtype), (loading, "pick_dtype", pick_dtype),
+            (precision, "pick_dtype", pick_dtype),
         ):  # fmt: skip
             stack.enter_context(mock.patch.object(place, name, value))
         stack.enter_context(mock.patch.object(torch.nn.Module, "to", _module_to(torch.nn.Module.to)))

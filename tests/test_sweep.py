@@ -166,10 +166,9 @@ def test_a_script_imports_what_lies_beside_it_or_is_installed(folder):
 
 
 def test_on_a_gpu_a_long_run_reads_and_trains_in_float32(monkeypatch):
-    for module in (runs.precision, runs.loading):
-        monkeypatch.setattr(module, "pick_dtype", runs.precision.pick_dtype)  # put back at the end
+    monkeypatch.setattr(runs.precision, "pick_dtype", runs.precision.pick_dtype)  # put back at the end
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.get_num_threads()
     arguments = runs.read_arguments(argparse.ArgumentParser(), ["--threads", str(before)])
-    assert runs.precision.pick_dtype("cuda") == runs.loading.pick_dtype("cuda") == torch.float32
+    assert runs.precision.pick_dtype("cuda") == torch.float32
     assert arguments.out == runs.RESULTS and torch.get_num_threads() == before

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ..checks import check_source, shown
+from . import precision
 from .adapters import merge_adapter, read_adapter_config
 from .checkpoints import no_loading_bar, no_processor, place_of, plain_errors
 from .neurons import towers
-from .precision import pick_device, pick_dtype
 from .processors import fit_processor, load_processor
 from .prompts import chat_template
 
@@ -43,7 +43,8 @@ def load_model(
         processor: where the processor comes from, if not from ``source``
             (``"MLLMMU/LLaVA_Vanilla"`` ships none).
         base: the model that the adapter in ``source`` belongs to, if not the one that it names.
-        dtype, device: default :func:`pick_dtype` and :func:`pick_device`.
+        dtype, device: default ``pick_dtype`` and ``pick_device`` of
+            :mod:`manu_utils.models.precision`.
         device_map: such as ``"auto"``, to spread a model over several devices (needs accelerate);
             instead of ``device``.
 
@@ -86,9 +87,9 @@ def load_model(
     config = _config_of(source, place)
     home = place if processor is None else place_of(processor)
     loaded_processor = _processor_of(processor or source, home, config)
-    device = pick_device() if device is None else _device_that_is_there(device)
+    device = precision.pick_device() if device is None else _device_that_is_there(device)
     options = {
-        "dtype": dtype or pick_dtype(device),
+        "dtype": dtype or precision.pick_dtype(device),
         "trust_remote_code": False,
         "output_loading_info": True,
     }
