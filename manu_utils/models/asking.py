@@ -18,7 +18,7 @@ from .. import processes
 from ..benchmark.records import Question, check_list
 from ..checks import check_whole
 from ..progress import bar
-from .encoding import batches, plan_batches
+from .encoding import batches, plan_batches, predicting
 from .passes import check_finite, check_processor, last_hidden, quiet_pass
 from .prefix_tree import (
     can_share,
@@ -47,7 +47,7 @@ def answer_logits(model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tens
     if "reads" in batch:
         hidden, _ = read_shared(model, batch)
         return model.get_output_embeddings()(hidden), batch["targets"], batch["reads"][:, 0]
-    rows, positions = batch["answer_mask"][:, 1:].nonzero().T  # position p predicts token p + 1
+    rows, positions = predicting(batch).nonzero().T
     read = rows * batch["input_ids"].shape[1] + positions
     hidden = last_hidden(model, batch, read).flatten(0, -2)  # [b · t, hidden]
     return (

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..benchmark.records import Question
 from ..checks import check_number, check_whole, shown
 from ..models.asking import answer_logits
-from ..models.encoding import fitting
+from ..models.encoding import fitting, predicting
 from ..models.neurons import towers
 from ..models.passes import hooked, last_hidden
 from ..models.training import answer_loss
@@ -172,7 +172,7 @@ def layer_states(model, batch: dict[str, Tensor], layer: int) -> Tensor:
 
     with hooked([(model.get_submodule(path).register_forward_hook, keep)]):
         last_hidden(model, batch)
-    return found[0][:, :-1][batch["answer_mask"][:, 1:]]
+    return found[0][predicting(batch)]
 
 
 def checked_settings(method: str, given: Mapping, model, seed: int) -> dict:
