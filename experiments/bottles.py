@@ -52,8 +52,7 @@ from sweep import (
 
 DATA, MODELS = data_dir() / "bottles_mini", data_dir() / "bottles_llava"
 ALL = read_bottles(DATA)
-ALPHAS = (2.0, 3.5, 5.0, 10.0, 20.0, 25.0)
-STEPS, TRAINING = (8, 16, 32), {"lr": 3e-4, "batch_size": 10, "retain_batch_size": 20}
+STEPS, TRAINING = (16, 48, 144), {"lr": 3e-4, "batch_size": 10, "retain_batch_size": 20}
 TRAINED = {
     "gd": ("gd", {}),
     "kl": ("kl", {}),
@@ -63,10 +62,10 @@ TRAINED = {
 # Six tries of each method: a weight (of the retain term; ridge; β), and a strength (steps, rounds,
 # α in %, ridge).
 TRIES = {
-    "paper": ((0.0,), ALPHAS),
-    "coverage": ((0.0,), ALPHAS),
-    "rewrite": ((0.1, 1.0), (2, 4, 8)),
-    "erase": ((0.1, 0.3, 1.0), (0.003, 0.03)),
+    "paper": ((0.0,), (10.0, 20.0, 25.0, 30.0, 40.0, 50.0)),
+    "coverage": ((0.0,), (2.0, 3.5, 5.0, 10.0, 20.0, 25.0)),
+    "rewrite": ((0.03, 0.1, 0.3), (8, 16)),
+    "erase": ((0.03, 0.1, 0.3), (0.001, 0.003)),
     **{name: ((1.0, 8.0), STEPS) for name in TRAINED},
 }
 METHODS = ("vanilla", "retrained", *TRIES)

@@ -178,8 +178,15 @@ def teach(
 
 
 def taught(name: str, questions: list[Question]):
-    """(model, processor) of which the questions are known, kept in build."""
-    place = PLACE / f"{name}-{state_of(recipe_only=True)}"
+    """(model, processor) of which the questions are known, kept in build under the name and a
+    fingerprint of the recipe.
+    """
+    return known_by(f"{name}-{state_of(recipe_only=True)}", questions)
+
+
+def known_by(name: str, questions: list[Question]):
+    """The same, kept in build under this name alone."""
+    place = PLACE / name
     if not (place / "config.json").exists():
         (model, processor), started, epochs = pretrained(), time.process_time(), EPOCHS
         sample = random.Random(1).sample(questions, min(32, len(questions)))

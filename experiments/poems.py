@@ -29,7 +29,8 @@ from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.pruning import prune, pruned_neurons
 from manu_utils.unlearning.rewriting import rewrite
 from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, kept, strengths, sweep
-from text_alone import RECIPE, plain
+from text_alone import RECIPE
+from text_methods import plain
 
 PLACE = BUILD / "poems"
 OWN = world.draw_world_of_poems()

@@ -1,66 +1,92 @@
-"""The settings of notebook 10, looked for on stand-in authors: data/results/text_alone.csv.
+"""All methods in text alone, by TOFU's and WMDP's measures: data/results/text_alone_choice.csv and
+text_alone.csv, behind notebook 10.
 
-    python experiments/text_alone.py        # about six minutes of one core; a killed run goes on
+    python experiments/text_alone.py        # about two hours of one core; a killed run goes on
 
-The first four authors of tofu_mini stand in for the last four, whom the notebook reports on and who
-are left alone here. A model that was never taught the stand-ins is the reference. Every setting of
-every method is held against it: the distance of the Kolmogorov-Smirnov test between the truth
-ratios, and the share of exact answers about the stand-ins, the authors kept and the known ones.
+1. choice: twelve tries of every method on stand-in authors, the first four and the next four of
+   tofu_mini (`draw`); nobody is in both, and the last four, who are reported, are left alone. A
+   model that was never taught the stand-ins is the reference. Every try is held against it: the
+   distance of the Kolmogorov-Smirnov test between the truth ratios, and the share of exact answers
+   about the stand-ins, the authors kept and the known ones. Chosen is the smallest distance, in the
+   mean of both draws, among the tries that keep four fifths of what vanilla says exactly about the
+   authors kept; where none does, the one that keeps most.
+2. report: at these settings, the last four authors and, as a request of its own, the potions of the
+   quiz; three seeds, each with a vanilla and a retrained model of its own.
 
-The notebook takes, of each method, the smallest distance among the settings that keep four fifths
-of what vanilla says exactly about the authors kept; where none does, the one that keeps most. The
-number of steps is looked at along one run, since the learning rate does not decay.
+The number of steps is looked at along one run, since the learning rate does not decay.
 """
 
+import argparse
 import random
-from functools import cache
+from functools import cache, lru_cache, partial
 
-import torch
+import pandas as pd
 
 from manu_utils.auditing.distances import ks_distance
-from manu_utils.benchmark.tofu import TofuSet
+from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.evaluation.tofu import ask_tofu, forget_quality
 from manu_utils.miniature import text_model
 from manu_utils.miniature.authors import FACTS
 from manu_utils.miniature.text_model import author_lessons, lesson
 from manu_utils.miniature.text_world import FORGET, draw_world, perturbed
-from manu_utils.models.asking import known
 from manu_utils.paths import data_dir
-from manu_utils.unlearning.baselines import METHODS, unlearn_by_training
-from manu_utils.unlearning.evidence import Evidence
-from manu_utils.unlearning.pruning import select_neurons
-from manu_utils.unlearning.scores import switched_score
-from sweep import BUILD, QUIET, RESULTS, at_steps, begin, fingerprint, kept, strengths, sweep
+from manu_utils.unlearning.strangers import mixed_names
+from sweep import BUILD, QUIET, RESULTS, begin, fingerprint, kept, read_arguments, read_table, sweep
+from text_measures import (
+    OF_AUTHORS,
+    OF_QUIZ,
+    Measures,
+    exact,
+    free_potions,
+    quiz_by_name,
+    quiz_files,
+)
+from text_methods import HELD, TRIES, Request, results
 
 PLACE, DATA = BUILD / "text_alone", data_dir() / "tofu_mini"
-N = FORGET[10]
-N_RETAIN = 200  # questions of the authors kept that a method is given, as in the notebook
-STRENGTHS = {
-    "paper": (2.0, 5.0, 10.0, 20.0, 30.0),
-    "coverage": (2.0, 5.0, 10.0, 20.0, 30.0),
-    "rewrite": (1, 2, 4, 8),
-}
-STEPS, TRAINING = (6, 8, 10, 12, 14, 16, 20, 26), {"lr": 1e-4, "batch_size": 24}
+N, DRAWS, SEEDS = FORGET[10], (1, 2), (0, 1, 2)
+N_RETAIN = 200  # questions of what is kept that a method is given, as in the notebook
+ENOUGH = 0.8  # of vanilla's exact answers about the authors kept
+TEMPLATE = "USER: {question}\nASSISTANT:"  # the words that the models were taught
 #: What every model of text_model depends on.
 RECIPE = [
     text_model.SCHOOL, text_model.LESSONS, text_model.BATCH, text_model.BESIDE,
     text_model.PENALTY, text_model.NEURONS, text_model.HIDDEN, text_model.LAYERS,
 ]  # fmt: skip
-COLUMNS = ["method", "setting", "distance", "quality", "forget", "retain", "known authors"]
+REFERENCES = ("vanilla", "retrained")
+CHOICE = ["method", "draw", "weight", "setting", "distance", "quality", "forget", "retain",
+          "known authors"]  # fmt: skip
+REPORT = ["method", "seed", "weight", "setting", *OF_AUTHORS, *OF_QUIZ]
 
 
-def model_of(name: str, taught=None):
+# ------------------------------------------------------------------------------------------- models
+
+
+def model_of(name: str, taught=None, seed: int = 0):
     """(model, processor), kept in build: the base, or the base taught these authors."""
-    model, processor = text_model.build_language_model() if taught is None else model_of("base")
+    if taught is None:
+        model, processor = text_model.build_language_model(seed=seed)
+    else:
+        model, processor = model_of("base", seed=seed)
 
     def train():
         if taught is None:
-            text_model.go_to_school(model, processor)
+            text_model.go_to_school(model, processor, seed=seed)
         else:
-            text_model.teach(model, processor, author_lessons(taught))
+            text_model.teach(model, processor, author_lessons(taught), seed=seed)
 
-    place = PLACE / f"{name}-{state_of(recipe_only=True)}.safetensors"
+    place = PLACE / f"{name}-{seed}-{state_of(recipe_only=True)}.safetensors"
     return kept(place, model, train), processor
+
+
+def state_of(recipe_only: bool = False) -> str:
+    if recipe_only:
+        return fingerprint(repr(RECIPE))
+    grids = [TRIES, list(HELD), N_RETAIN, ENOUGH, DRAWS]
+    return fingerprint(repr([*RECIPE, *grids]), DATA / "full.json")
+
+
+# ------------------------------------------------------------------------------------------- choice
 
 
 def set_of(authors) -> TofuSet:
@@ -75,83 +101,149 @@ def set_of(authors) -> TofuSet:
     )
 
 
-def plain(
-    evidence: Evidence, method: str, alpha: float, *, seed: int = 0, exclude=None
-) -> torch.Tensor:
-    """What a pruning chooses; ``paper`` without the contrast, which one modality does not have.
+class StandIns:
+    """One draw of authors who play the forget set."""
 
-    Args:
-        exclude: neurons that are not to be chosen, bool [n_neurons].
+    def __init__(self, draw: int):
+        world = draw_world()
+        played = world.authors[(draw - 1) * N : draw * N]
+        others = [author for author in world.authors[:-N] if author not in played]
+        self.retrained = model_of(
+            f"stand-ins {draw}", [author for author in world.authors if author not in played]
+        )
+        self.asked = {"forget": set_of(played)}
+        lessons = author_lessons(others)
+        retain = random.Random(0).sample(lessons, N_RETAIN)
+        self.request = Request(
+            *model_of("vanilla", world.authors), author_lessons(played), retain, free_names()
+        )
+        self.panels = {
+            "forget": author_lessons(played),
+            "retain": random.Random(1).sample(lessons, 160),
+            "known authors": random.Random(1).sample(author_lessons(world.public), 80),
+        }
+        self.target = self.ratios(*self.retrained)
+
+    def ratios(self, model, processor) -> list[float]:
+        found = ask_tofu(model, processor, self.asked, generate=False, **QUIET)
+        return list(found["truth_ratio"])
+
+    def measure(self, model, processor) -> dict:
+        ratios = self.ratios(model, processor)
+        found = {"distance": ks_distance(ratios, self.target)}
+        found["quality"] = forget_quality(ratios, self.target)
+        return found | {n: exact(model, processor, asked) for n, asked in self.panels.items()}
+
+    def tries(self, method: str, erased) -> list[dict]:
+        if method in REFERENCES:
+            given = self.request.given if method == "vanilla" else self.retrained
+            return [{"setting": 0} | self.measure(*given)]
+        weights, values = TRIES[method]
+        return [
+            {"weight": weight, "setting": setting} | row
+            for weight in weights
+            for setting, row in results(
+                self.request, method, weight, values, 0,
+                lambda: self.measure(*self.request.given), erased,
+            ).items()
+        ]  # fmt: skip
+
+
+def free_names() -> list[str]:
+    """Names of authors who are nobody: not taught, not known, and not of the holdout."""
+    return mixed_names(draw_world().names)
+
+
+def best(table: pd.DataFrame, method: str) -> tuple[float, float]:
+    """(weight, setting) by the rule above, from the table of the choice.
+
+    Raises:
+        ValueError: the method was not tried on every draw.
     """
-    if method != "paper":
-        return evidence.choose(method, alpha, seed=seed, exclude=exclude)
-    sums = (evidence.statistics(name) for name in ("forget", "retain"))
-    scores = switched_score(*sums, mlps=evidence.mlps, contrast=False)
-    if exclude is not None:
-        scores = scores.masked_fill(exclude, -torch.inf)
-    return select_neurons(scores, evidence.mlps, alpha)
+    level = ENOUGH * table[table["method"] == "vanilla"]["retain"].mean()
+    rows = table[table["method"] == method]
+    if set(rows["draw"]) != set(DRAWS):
+        raise ValueError(f"{method} was not tried on the draws {DRAWS}.")
+    tries = rows.groupby(["weight", "setting"], dropna=False)
+    means = tries[["distance", "retain"]].mean().reset_index()
+    enough = means[means["retain"] >= level].sort_values(["distance", "weight", "setting"])
+    row = (enough if len(enough) else means.sort_values("retain", ascending=False)).iloc[0]
+    return row["weight"], row["setting"]
 
 
-def state_of(recipe_only: bool = False) -> str:
-    if recipe_only:
-        return fingerprint(repr(RECIPE))
-    return fingerprint(repr([*RECIPE, STRENGTHS, STEPS, TRAINING]), DATA / "full.json")
+# ------------------------------------------------------------------------------------------- report
 
 
-def run() -> None:
-    world = draw_world()
-    forget_of, kept = world.authors[:N], world.authors[N:-N]
-    asked = {"forget": set_of(forget_of)}
-    lessons = {"forget": author_lessons(forget_of), "retain": author_lessons(kept)}
-    sample = random.Random(0).sample(lessons["retain"], N_RETAIN)
-    given = [{"text": lessons["forget"]}, {"text": sample}]
-    panels = {
-        "forget": lessons["forget"],
-        "retain": random.Random(1).sample(lessons["retain"], 160),
-        "known authors": random.Random(1).sample(author_lessons(world.public), 80),
-    }
+class Report:
+    """One seed: its vanilla and its retrained model, and the two requests."""
+
+    def __init__(self, seed: int):
+        world, self.seed, quiz = draw_world(), seed, quiz_by_name()
+        forget, kept = author_lessons(world.authors[-N:]), author_lessons(world.authors[:-N])
+        vanilla = model_of("vanilla", world.authors, seed)
+        retain = random.Random(seed).sample(kept, N_RETAIN)
+        self.requests = (
+            Request(*vanilla, forget, retain, free_names()),
+            Request(*vanilla, quiz["potions"], quiz["herbs"] + retain, free_potions()),
+        )
+        self.measures = Measures(
+            model_of("retrained", world.authors[:-N], seed), load_tofu_sets(DATA, 10), forget,
+            load_tofu_holdout(DATA, 10), TEMPLATE, quiz_files(), quiz,
+        )  # fmt: skip
+
+    def rows(self, method: str, settings: dict) -> list[dict]:
+        both = (self.measures.of_authors, self.measures.of_quiz)
+        vanilla = self.requests[0].given
+        if method in REFERENCES:
+            given = vanilla if method == "vanilla" else self.measures.retrained
+            return [{"setting": 0} | both[0](*given) | both[1](*given)]
+        (weight, setting), row = settings[method], {}
+        for request, measure in zip(self.requests, both, strict=True):
+            at = (request, method, weight, (setting,), self.seed)
+            (found,) = results(*at, partial(measure, *vanilla), settings["erase"]).values()
+            row |= found
+        return [{"weight": weight, "setting": setting} | row]
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def run(out=RESULTS) -> None:
+    choice, report = out / "text_alone_choice.csv", out / "text_alone.csv"
+    stand_ins, of_seed = lru_cache(maxsize=1)(StandIns), lru_cache(maxsize=1)(Report)
 
     @cache
-    def ratios_of_retrained() -> list[float]:
-        model, processor = model_of("stand-ins", world.authors[N:])
-        return list(ask_tofu(model, processor, asked, generate=False, **QUIET)["truth_ratio"])
+    def settings() -> dict:
+        table = read_table(choice, CHOICE)
+        return {method: best(table, method) for method in TRIES}
 
-    def measure(model, processor) -> dict:
-        ratios = ask_tofu(model, processor, asked, generate=False, **QUIET)["truth_ratio"]
-        found = {"distance": ks_distance(ratios, ratios_of_retrained())}
-        found["quality"] = forget_quality(ratios, ratios_of_retrained())
-        for name, questions in panels.items():
-            found[name] = known(model, processor, questions, **QUIET).double().mean().item()
-        return found
+    def tried(method: str, draw: int) -> list[dict]:
+        joined = method == "erase + gd"
+        erased = best(read_table(choice, CHOICE), "erase") if joined else None
+        return stand_ins(draw).tries(method, erased)
 
-    def rows_of(method: str) -> list[dict]:
-        if method == "retrained":
-            return [{"setting": 0} | measure(*model_of("stand-ins", world.authors[N:]))]
-        model, processor = model_of("vanilla", world.authors)
-        if method == "vanilla":
-            return [{"setting": 0} | measure(model, processor)]
-        if method in METHODS:
-            rows = []
+    methods = [*REFERENCES, *(method for method in TRIES if method != "erase + gd")]
+    units = [(m, draw) for draw in DRAWS for m in methods]
+    units += [("erase + gd", draw) for draw in DRAWS]  # begins where erasing is best on both
+    keyed = [
+        ({"method": m, "draw": draw}, lambda m=m, draw=draw: tried(m, draw)) for m, draw in units
+    ]
+    sweep(choice, CHOICE, keyed, float_format="%.4g")
+    keyed = [
+        ({"method": m, "seed": seed}, lambda m=m, seed=seed: of_seed(seed).rows(m, settings()))
+        for seed in SEEDS
+        for m in (*REFERENCES, *TRIES)
+    ]
+    sweep(report, REPORT, keyed, float_format="%.4g")
 
-            def look(step: int) -> None:
-                rows.append({"setting": step} | measure(model, processor))
 
-            options = {**at_steps(STEPS, look), **TRAINING, **QUIET}
-            unlearn_by_training(method, model, processor, *given, **options)
-            return rows
-        evidence = Evidence(model, processor, *given, modalities=("text",), **QUIET)
-        return [
-            {"setting": strength} | measure(model, processor)
-            for strength in strengths(evidence, method, STRENGTHS[method], choose=plain)
-        ]
-
-    methods = ("vanilla", "retrained", *STRENGTHS, *METHODS)
-    units = [({"method": method}, lambda method=method: rows_of(method)) for method in methods]
-    sweep(RESULTS / "text_alone.csv", COLUMNS, units, float_format="%.4g")
+def main(given=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    out = read_arguments(parser, given).out
+    tables = [out / "text_alone_choice.csv", out / "text_alone.csv"]
+    begin(state_of(), out / "text_alone.json", "python experiments/text_alone.py", tables)
+    run(out)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    place = RESULTS / "text_alone.csv"
-    begin(state_of(), place.with_suffix(".json"), "python experiments/text_alone.py", [place])
-    run()
+    main()

@@ -49,3 +49,19 @@ def test_quiz_dots_tell_question_and_choices_in_grey():
     hollow = [line.get_xdata()[0] for line in marks if line.get_markerfacecolor() == "white"]
     assert sorted(hollow) == [20, 25, 40, 50]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["vanilla", "rewrite"]
+
+
+def test_seed_dots_draw_every_seed_and_the_mean():
+    rows = [("vanilla", 0.5, 1), ("vanilla", 0.4, 2), ("retrained", 0.1, 3), ("erase", 0.2, 4)]
+    frame = pd.DataFrame(rows, columns=["method", "distance", "auc"])
+    grid = plotting.seed_dots(frame, {"D": "distance", "AUC": "auc"}, title="title")
+    for axes, column in zip(grid, ("distance", "auc"), strict=True):
+        dots = [line for line in axes.lines if line.get_marker() == "o"]
+        drawn = {int(line.get_ydata()[0]): list(line.get_xdata()) for line in dots}
+        expected = [list(frame[frame["method"] == name][column]) for name in ("vanilla", "erase")]
+        assert drawn == dict(enumerate(expected))
+        means = [line.get_xdata()[0] for line in axes.lines if line.get_linewidth() == 2]
+        assert means == pytest.approx([np.mean(values) for values in expected])
+        dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        assert dashed == [frame[frame["method"] == "retrained"][column].mean()]
+    assert [label.get_text() for label in grid[0].get_yticklabels()] == ["vanilla", "erase"]

@@ -51,7 +51,7 @@ from .selections import (
     where_it_cut,
 )
 from .style import COLOURS, METHOD_STYLES, SET_MARKERS, method_style, save_figure
-from .text_alone import quality_plane, quiz_dots, ratio_steps
+from .text_alone import quality_plane, quiz_dots, ratio_steps, seed_dots
 
 __all__ = [
     # shared
@@ -79,7 +79,7 @@ __all__ = [
     # explorer
     "Explorer", "choices_by_alpha", "explored",
     # text alone
-    "quality_plane", "quiz_dots", "ratio_steps",
+    "quality_plane", "quiz_dots", "ratio_steps", "seed_dots",
     # poems
     "recited_words", "taken_along", "words_and_facts",
     # behaviours

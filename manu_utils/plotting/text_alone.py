@@ -136,3 +136,45 @@ def quiz_dots(frame: pd.DataFrame, *, title: str, chance: float = 25.0) -> Axes:
     ]  # fmt: skip
     legend_below(figure, keys, n_columns=4)
     return axes
+
+
+@styled
+def seed_dots(
+    frame: pd.DataFrame,
+    measures: dict[str, str],
+    *,
+    title: str,
+    reference: str = "retrained",
+) -> list[Axes]:
+    """Several measures of every method, a panel each: a hollow dot for every seed, a bar at their
+    mean. The dashed line is the mean of the reference.
+
+    Args:
+        frame: one row per ``method`` and seed, methods in the order to draw.
+        measures: title of a panel -> column.
+        reference: a method of ``frame``; it gets no row.
+    """
+    names = [name for name in dict.fromkeys(frame["method"]) if name != reference]
+    size = (8, 0.25 * len(names) + 1.5)
+    figure, [grid] = panels(title, 1, len(measures), figsize=size, sharey=True)
+    for axes, (name, column) in zip(grid, measures.items(), strict=True):
+        aim = frame.loc[frame["method"] == reference, column].mean()
+        axes.axvline(aim, color=REFERENCE, linewidth=1.2, linestyle="--", zorder=1)
+        for row, method in enumerate(names):
+            axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
+            values = frame.loc[frame["method"] == method, column]
+            axes.plot(values, [row] * len(values), "o", color="black", markersize=4.5,
+                      markerfacecolor="white", zorder=2)  # fmt: skip
+            middle = values.mean()
+            axes.plot([middle, middle], [row - 0.33, row + 0.33], color="black", linewidth=2)
+        axes.set_title(name)
+    name_rows(grid, names)
+    keys = [
+        Line2D([], [], linestyle="", marker="o", color="black", markerfacecolor="white",
+               markersize=4.5, label="a seed"),
+        Line2D([], [], linestyle="", marker="|", markersize=10, markeredgewidth=2, color="black",
+               label="the mean"),
+        Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.2, label=reference),
+    ]  # fmt: skip
+    legend_below(figure, keys, n_columns=3)
+    return list(grid)
