@@ -8,7 +8,7 @@ Scores: loss (Yeom et al., arXiv 1709.01604), zlib and reference (Carlini et al.
 % (Shi et al., 2310.16789), Min-K++ (Zhang et al., 2404.02936), gradient norm (as for language
 models in 2402.17012); settings as in OpenUnlearning (2506.12618). They are taken on the tokens of
 the answer, given picture and question; the token that ends an answer is left out, since every model
-knows it.
+knows it. A raw text has none.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def membership_scores(
     model is unchanged.
 
     Args:
-        questions: with answers, of both modalities if wanted, such as :func:`open_questions`.
+        questions: with answers, of both modalities if wanted, such as :func:`open_questions`; or
+            raw texts, such as the sides of :func:`load_muse`.
         reference: a model of the same processor that was not taught these people, or None for no
             such column.
         k: the share of tokens that Min-K % and Min-K++ look at, above 0 and at most 1.
@@ -101,8 +102,8 @@ def membership_scores(
 
     Raises:
         TypeError: questions that are no list, a wrapped model, or a number of the wrong type.
-        ValueError: no questions, an empty answer, k or batch_size out of range, or logits that are
-            not finite.
+        ValueError: no questions, questions and raw texts at once, an empty answer, k or batch_size
+            out of range, or logits that are not finite.
     """
     import pandas as pd
 
@@ -115,6 +116,8 @@ def membership_scores(
             if questions
             else "there is no question to score; pass at least one."
         )
+    if len({q.task == "raw" for q in questions}) > 1:
+        raise ValueError("some questions are raw texts; score them apart, their scores differ.")
     asked = [questions[index] for index in fitting(questions, processor, with_answer=True)[0]]
     found = _answer_scores(model, processor, asked, k, batch_size, progress)
     frame = pd.DataFrame(found.numpy(), columns=["loss", "min_k", "min_k_pp"])
@@ -132,10 +135,12 @@ def membership_scores(
     )
 
 
-def _without_ends(rows: Tensor) -> Tensor:
-    """bool [m]: not the last token of a question; ``rows`` int64 [m] holds the question of each,
-    all of one together.
+def _without_ends(rows: Tensor, questions: Sequence[Question]) -> Tensor:
+    """bool [m]: not the token that ends an answer, the last of a question that is no raw text;
+    ``rows`` int64 [m] holds the question of each, all of one together.
     """
+    if questions[0].task == "raw":
+        return torch.ones_like(rows, dtype=torch.bool)
     return torch.cat([rows[1:] == rows[:-1], rows.new_zeros(1, dtype=torch.bool)])
 
 
@@ -148,8 +153,8 @@ def _answer_scores(
     def scores(batch: dict[str, Tensor]) -> list[tuple[float, float, float]]:
         logits, targets, rows = answer_logits(model, batch)
         log_p, z = (values.double().cpu() for values in token_log_probs(logits, targets))
-        sizes = (rows.bincount() - 1).tolist()
-        kept = _without_ends(rows).cpu()
+        kept = _without_ends(rows, questions)
+        sizes, kept = rows[kept].bincount().tolist(), kept.cpu()
         parts = zip(log_p[kept].split(sizes), z[kept].split(sizes), strict=True)
         return [(loss_score(a), min_k_score(a, k), min_k_score(b, k)) for a, b in parts]
 
@@ -175,7 +180,7 @@ def _gradient_norms(model, processor, questions: Sequence[Question], progress: b
             model, encode([question], processor, True, device_of(model))
         )
         log_p, _ = token_log_probs(logits, targets)
-        (-log_p[_without_ends(rows)].mean()).backward()
+        (-log_p[_without_ends(rows, questions)].mean()).backward()
         return torch.stack([norm.cpu() for norm in norms]).mean().item()
 
     own = [weight.grad for weight in weights]  # the caller's

@@ -107,10 +107,14 @@ def asked_values(
 
     Raises:
         TypeError: no list of questions, or values that are no mapping of names to values.
-        ValueError: no answer holds a value, values that are not two different ones, or an answer
-            that holds values of two attributes.
+        ValueError: no answer holds a value, values that are not two different ones, an answer
+            that holds values of two attributes, or raw texts without a prompt.
     """
     check_list(questions)
+    if bare := next((q for q in questions if not q.question), None):
+        raise ValueError(
+            f"{bare.person_id}: a text without a prompt asks for no value; pass questions."
+        )
     names = names or {}
     pools = _pools(find_values(questions, names) if values is None else values)
     asked, without = [], []

@@ -50,15 +50,16 @@ if TYPE_CHECKING:
 
 
 def read_columns(
-    source: str | Path, config: str, columns: Sequence[str], *, images: bool = False
-) -> Dataset:
+    source: str | Path, config: str, columns: Sequence[str], *, split: str = "train",
+    images: bool = False,
+) -> Dataset:  # fmt: skip
     """The rows of a config that must have these columns, with ``images`` also ``image``."""
-    rows = read_config(source, config, images=images)
+    rows = read_config(source, config, split=split, images=images)
     wanted = [*columns, "image"] if images else columns
     if missing := [column for column in wanted if column not in rows.column_names]:
         raise ValueError(
-            f"{config} of {source} has no column {', '.join(missing)}; its columns are "
-            f"{', '.join(rows.column_names)}."
+            f"{rows.info.config_name} of {source} has no column {', '.join(missing)}; its columns "
+            f"are {', '.join(rows.column_names)}."
         )
     return rows
 

@@ -44,12 +44,14 @@ def config_names(source: str | Path) -> list[str] | None:
 
 
 def read_config(
-    source: str | Path, config: str, *, images: bool = True, people: Sequence[str] | None = None
-) -> Dataset:
-    """The single split, ``train``, of one config.
+    source: str | Path, config: str, *, split: str = "train", images: bool = True,
+    people: Sequence[str] | None = None,
+) -> Dataset:  # fmt: skip
+    """One split of one config, by default the single one that most have.
 
     A folder may be a clone (``git clone`` with LFS, ``hf download``) with a README that names the
-    configs, or hold just the files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines). Small
+    configs, or hold just the files: ``<config>/*.parquet`` or ``<config>.json`` (JSON lines), of
+    another split ``<config>/<split>-*.parquet`` or ``<config>/<split>.json``. Small
     parquet files, such as the bundled ones, are read into memory; what is larger goes through the
     cache of ``datasets``, which maps it from disk.
 
@@ -70,14 +72,15 @@ def read_config(
 
     folder = Path(source)
     local = folder.is_dir()
-    arguments: dict = {"path": str(source), "name": config}
+    name, of_it = (config, "") if split == "train" else (f"{config}/{split}", f"{split}-")
+    arguments: dict = {"path": str(source), "name": config, "split": split}
     kind, in_memory, files = "parquet", False, []
     # `datasets` is given files, never the folder, of which it would fetch what a README names
     if local:
-        if not (files := _files(folder, config)):
+        if not (files := _files(folder, config, split)):
             raise ValueError(
-                f"{source} has no config {config} that can be read: no {config}/*.parquet, no "
-                f"{config}.json, and no such file inside the folder that its README.md names."
+                f"{source} has no config {name} that can be read: no {config}/{of_it}*.parquet, no "
+                f"{name}.json, and no such file inside the folder that its README.md names."
             )
         arguments["cache_dir"] = _cache_of(folder)
         kind = _FORMATS[files[0].suffix]
@@ -86,13 +89,13 @@ def read_config(
         )
         # `datasets` takes paths for patterns.
         paths = [glob.escape(str(file.absolute())) for file in files]
-        arguments |= {"path": kind, "name": None, "data_files": {"train": paths}}
+        arguments |= {"path": kind, "name": None, "data_files": {split: paths}}
         if features := _declared(folder, config):
             arguments["features"] = features
-    empty = f"{config} of {source} is empty; fetch the file again."
+    empty = f"{name} of {source} is empty; fetch the file again."
     if people is not None:
         empty = (
-            f"{config} of {source} is empty, or has none of the people asked for, such as "
+            f"{name} of {source} is empty, or has none of the people asked for, such as "
             f"{', '.join(people[:5])}."
         )
     known = datasets.exceptions.DatasetGenerationError, ConnectionError, OSError, ValueError
@@ -106,9 +109,9 @@ def read_config(
                 loaded = _read_without_images(arguments, _only(people, kind, files))
             if loaded is None:
                 only = _only(people, kind, files)
-                loaded = datasets.load_dataset(split="train", **arguments, **only)
+                loaded = datasets.load_dataset(**arguments, **only)
         except known as error:
-            raise _in_plain_words(error, source, config, files, empty) from error
+            raise _in_plain_words(error, source, name, files, empty) from error
     if not images:
         loaded = loaded.remove_columns([n for n in IMAGE_COLUMNS if n in loaded.column_names])
     loaded = _of_people(_with_written_ids(loaded), people)
@@ -116,7 +119,7 @@ def read_config(
         raise ValueError(empty)
     if local:
         loaded = with_files_inside(loaded, folder, folder / config)
-    loaded.info.config_name = config
+    loaded.info.config_name = name
     return loaded
 
 
@@ -216,7 +219,7 @@ def _read_without_images(arguments: dict, filters: dict) -> Dataset | None:
     # Columns of text are short and far apart: reading ahead by the Hub client's 5 MB would fetch
     # the pictures between them.
     options = {"hf": {"block_size": 1 << 16}}
-    arguments = {"split": "train", "streaming": True, "storage_options": options} | arguments
+    arguments = {"streaming": True, "storage_options": options} | arguments
     try:
         with no_dataset_bars():
             stream = datasets.load_dataset(**arguments)
@@ -242,14 +245,14 @@ def _header(folder: Path) -> dict:
         return {}
 
 
-def _named(folder: Path) -> dict[str, list[str]]:
-    """The configs that a folder's README names, each with the patterns of its training files."""
+def _named(folder: Path, split: str = "train") -> dict[str, list[str]]:
+    """The configs that a folder's README names, each with the patterns of the files of a split."""
     named = {}
     for one in _header(folder).get("configs") or []:
         if given := one.get("data_files"):
             parts = given if isinstance(given, list) else [given]
             parts = [part if isinstance(part, dict) else {"path": part} for part in parts]
-            paths = [part.get("path") for part in parts if part.get("split", "train") == "train"]
+            paths = [part.get("path") for part in parts if part.get("split", "train") == split]
             named[str(one.get("config_name"))] = [
                 str(path)
                 for entry in paths
@@ -268,18 +271,19 @@ def _declared(folder: Path, config: str) -> datasets.Features | None:
     return info.features if info else None
 
 
-def _files(folder: Path, config: str) -> list[Path]:
-    """The data files of a config, all of one format: as the README names them, or by layout.
+def _files(folder: Path, config: str, split: str) -> list[Path]:
+    """The data files of a split, all of one format: as the README names them, or by layout.
 
     Raises:
         ValueError: a file is a pointer of Git LFS, or the README names one that is not in the
             folder.
     """
-    patterns = _named(folder).get(config, ())
+    patterns = _named(folder, split).get(config, ())
     files = sorted({file for pattern in patterns for file in _matching(folder, pattern)})
-    files = files or sorted((folder / config).glob("*.parquet"))
+    stem, of_it = (config, "*") if split == "train" else (f"{config}/{split}", f"{split}-*")
+    files = files or sorted((folder / config).glob(f"{of_it}.parquet"))
     files = files or [
-        path for path in (folder / f"{config}.json", folder / f"{config}.jsonl") if path.is_file()
+        path for path in (folder / f"{stem}.json", folder / f"{stem}.jsonl") if path.is_file()
     ]
     for file in files:
         if file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS):

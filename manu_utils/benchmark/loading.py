@@ -152,6 +152,11 @@ def _recognise(source: str | Path) -> str:
         return "CLEAR"
     if {"full", "real_authors"} <= set(configs):
         return "TOFU"
+    if {"knowmem", "verbmem"} <= set(configs):
+        raise ValueError(
+            f"{source} is laid out like MUSE, which asks about texts and has no people; read it "
+            "with load_muse."
+        )
     found = ", ".join(configs[:20]) or "none"
     raise ValueError(
         f"{source} is laid out like none of the benchmarks known here; configs found: {found}. "

@@ -38,13 +38,16 @@ class Question:
         image: portrait, or None for a text-only question. One from a dataset is a
             :class:`Picture`, a PIL image that is decoded when it is used. Questions of one task
             about one picture hold the same object.
-        task: ``"training"``, ``"generation"``, ``"cloze"`` or ``"classification"``.
+        task: ``"training"``, ``"generation"``, ``"cloze"`` or ``"classification"``; or ``"raw"``,
+            a text that a model without a chat goes on with: the question is all that it reads,
+            empty for a text from its first word on, and the answer follows without a space.
         options: letter -> words for classification, else None.
 
     Raises:
         TypeError: an ID or a question that is no text: 7 and "007" would be two people.
         ValueError: an image that is no PIL image, such as a path or an address (nothing is opened
-            or fetched), or whose size no processor takes (:func:`checked_size`).
+            or fetched), or whose size no processor takes (:func:`checked_size`); a raw text with
+            an image or options.
     """
 
     person_id: str
@@ -58,6 +61,10 @@ class Question:
         for name, value in (("person_id", self.person_id), ("question", self.question)):
             if not isinstance(value, str):
                 raise TypeError(f"{name}={shown(value)} of a question must be text, such as '007'.")
+        if self.task == "raw" and (self.image is not None or self.options):
+            raise ValueError(
+                f"{self.person_id}: a raw text has neither image nor options; use another task."
+            )
         if self.image is None:
             return
         if not isinstance(self.image, PIL.Image.Image):

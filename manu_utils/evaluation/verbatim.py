@@ -6,13 +6,15 @@ leakage; who runs the model wants (4) utility on the rest, also when (5) more is
 once and when (6) requests follow one another. Where the law protects the words and not the facts,
 (2) may stay: :func:`six_questions` gives the number and leaves the judgement to the reader.
 
-As in MUSE's code: greedy answers of at most 128 (a continuation) or 32 tokens (an answer), the
-truth cut to as many; mean F1 of ROUGE-L over words in lower case, not stemmed. What it does and
-these functions do not: its answers to questions follow shots from a file of their own, and it
-compares an AUC that counts the other way round, which the formula of
-:func:`manu_utils.auditing.privleak` undoes. The longest common part (as in CoTaEval, 2406.18664)
-and extraction strength (:mod:`manu_utils.evaluation.tofu`) are not MUSE's: ROUGE-L counts words
-that come in order with gaps between them, which two texts of one grammar have anyway.
+As in MUSE's code: greedy answers of at most 128 (a continuation, whose truth is cut to as many) or
+32 tokens (an answer); mean F1 of ROUGE-L over words in lower case, not stemmed. Its own files
+(:func:`manu_utils.benchmark.load_muse`) are raw texts, with the shots in the prompt, and an answer
+ends before :data:`STOPS`. What it does and these functions do not: it loads models in 8 bits, takes
+out spaces before punctuation when it decodes, and compares an AUC that counts the other way round,
+which the formula of :func:`manu_utils.auditing.privleak` undoes. The longest common part (as in
+CoTaEval, 2406.18664) and extraction strength (:mod:`manu_utils.evaluation.tofu`) are not MUSE's:
+ROUGE-L counts words that come in order with gaps between them, which two texts of one grammar have
+anyway.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..benchmark.records import Question
+from ..benchmark.records import Question, check_list
 from ..checks import check_whole
 from ..models.asking import generate_answers
 from .tofu import answer_measures
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTINUATION_TOKENS, ANSWER_TOKENS = 128, 32
+STOPS = ("\n\n", "\nQuestion", "Question:")  # where a model after shots goes on to the next
 QUESTIONS = (
     "1 verbatim memory", "2 knowledge memory", "3 privacy leakage", "4 utility", "5 scalability",
     "6 sustainability",
@@ -126,11 +129,12 @@ def ask_verbatim(
         the model).
 
     Raises:
-        TypeError, ValueError: no question, an empty answer, max_new_tokens or batch_size below 1,
-            or logits that are not finite.
+        TypeError, ValueError: no question, questions and raw texts at once, an empty answer,
+            max_new_tokens or batch_size below 1, or logits that are not finite.
     """
     options = {"batch_size": batch_size, "progress": progress}
-    frame = _asked(model, processor, questions, max_new_tokens, options)
+    more = {"max_new_tokens": max_new_tokens, "cut": True}
+    frame = _asked(model, processor, questions, **more, **options)
     longest = [
         longest_common_part(*pair) for pair in zip(frame["written"], frame["truth"], strict=True)
     ]
@@ -150,6 +154,9 @@ def ask_knowledge(
 ) -> pd.DataFrame:  # fmt: skip
     """How well a model answers questions about a text. The model is as it was.
 
+    Args:
+        questions: such as those of :func:`manu_utils.benchmark.load_muse`, which are raw texts.
+
     Returns:
         One row a question: person_id, prompt, truth, written, rouge (F1), recall and exact (the
         same words).
@@ -158,30 +165,42 @@ def ask_knowledge(
         TypeError, ValueError: see :func:`ask_verbatim`.
     """
     options = {"batch_size": batch_size, "progress": progress}
-    frame = _asked(model, processor, questions, max_new_tokens, options)
+    more = {"max_new_tokens": max_new_tokens, "cut": False, "stop": STOPS}
+    frame = _asked(model, processor, questions, **more, **options)
     pairs = zip(frame["written"], frame["truth"], strict=True)
     frame["exact"] = [words_of(written) == words_of(truth) for written, truth in pairs]
     return frame
 
 
-def _asked(model, processor, questions, max_new_tokens: int, options: dict) -> pd.DataFrame:
+def _asked(
+    model, processor, questions: Sequence[Question], *, max_new_tokens: int, cut: bool,
+    stop: Sequence[str] = (), **options,
+) -> pd.DataFrame:  # fmt: skip
+    """What is written and what is true, compared.
+
+    Args:
+        cut: whether a truth ends after ``max_new_tokens``, too.
+        stop: where an answer to a raw text ends.
+        options: of :func:`generate_answers`.
+    """
     import pandas as pd
 
+    check_list(questions)
     check_whole("max_new_tokens", max_new_tokens)
-    written = generate_answers(
-        model, processor, questions, max_new_tokens=max_new_tokens, **options
-    )
+    raw = {question.task == "raw" for question in questions}
+    if len(raw) > 1:
+        raise ValueError("some questions are raw texts; ask them apart, they end otherwise.")
+    options |= {"max_new_tokens": max_new_tokens, "stop": stop if True in raw else ()}
+    written = generate_answers(model, processor, questions, **options)
     if empty := next((q for q in questions if not words_of(q.answer)), None):
         raise ValueError(
             f"{empty.question!r} has no words as answer; there is nothing to compare with."
         )
     tokenizer = processor.tokenizer
-    truths = [
-        tokenizer.decode(
-            tokenizer(q.answer)["input_ids"][:max_new_tokens], skip_special_tokens=True
-        )
-        for q in questions
-    ]
+    truths = [q.answer.removeprefix(" ") for q in questions]  # which load_muse puts before a truth
+    if cut:
+        ids = [own[:max_new_tokens] for own in tokenizer(truths)["input_ids"]]
+        truths = [tokenizer.decode(own, skip_special_tokens=True) for own in ids]
     scores = [rouge_l(*pair) for pair in zip(written, truths, strict=True)]
     return pd.DataFrame(
         {

@@ -63,6 +63,7 @@ def generate_answers(
     questions: Sequence[Question],
     *,
     max_new_tokens: int = 50,
+    stop: Sequence[str] = (),
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[str]:
@@ -75,14 +76,19 @@ def generate_answers(
 
     Nothing of the model's own generation settings counts but its end and padding tokens.
 
+    Args:
+        stop: an answer ends before the first of these texts, such as "\\n\\n" after few shots.
+
     Raises:
         TypeError: no list of questions, max_new_tokens or batch_size is no whole number, or the
             model is wrapped.
-        ValueError: no questions, max_new_tokens or batch_size below 1, or logits that are not
-            finite.
+        ValueError: no questions, max_new_tokens or batch_size below 1, an empty ``stop``, a prompt
+            without tokens, or logits that are not finite.
     """
     check_list(questions)
     check_processor(processor)
+    if isinstance(stop, str) or not all(stop):
+        raise ValueError(f"stop={stop!r} must be a list of texts, none of them empty.")
     tokenizer, greedy = processor.tokenizer, greedy_config(model, processor, max_new_tokens)
     answers = [""] * len(questions)
 
@@ -98,6 +104,8 @@ def generate_answers(
         for index, text in zip(
             indices, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
         ):
+            for end in stop:  # before it is stripped: it may begin with one
+                text = text.partition(end)[0]
             answers[index] = text.strip()
     return answers
 
@@ -151,7 +159,7 @@ def known(
 
     Greedy decoding writes the truth exactly if the arg-max at every token of it is that token, and
     then any token that ends an answer, so one forward pass decides. For classification the truth is
-    the letter.
+    the letter; a raw text has no end, and the greedy answer begins with the truth.
 
     Returns:
         bool [n_questions], on the CPU; false where the truth is too long for the model, which a

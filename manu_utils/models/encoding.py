@@ -12,7 +12,14 @@ from torch import Tensor
 from ..benchmark.pictures import Picture, decoded
 from ..benchmark.records import MODALITIES, Question
 from .passes import check_processor
-from .prompts import answer_texts, image_token_of, needs_special_tokens, prompt, uses_chat
+from .prompts import (
+    answer_texts,
+    are_raw,
+    image_token_of,
+    needs_special_tokens,
+    prompt,
+    uses_chat,
+)
 
 
 def encode(
@@ -30,8 +37,10 @@ def encode(
         the answer, end of sequence included. What else the processor returns is passed through.
 
     Raises:
-        ValueError: no question, mixed modalities, a prompt whose image tokens do not match the
-            image's features, or a processor that writes something after the answer.
+        ValueError: no question, mixed modalities, raw texts among questions in a chat, a prompt
+            whose image tokens do not match the image's features or that has none, an answer of
+            which no token can be predicted (:func:`answer_start`), or a processor that writes
+            something after the answer.
     """
     if not questions:
         raise ValueError("a batch needs at least one question.")
@@ -39,7 +48,7 @@ def encode(
         raise ValueError(
             "a batch holds one modality; encode questions with and without an image separately."
         )
-    tokenizer = processor.tokenizer
+    tokenizer, raw = processor.tokenizer, are_raw(questions, processor)
     prompts = [prompt(question, processor) for question in questions]
     special = needs_special_tokens(prompts, processor)
     texts = prompts
@@ -56,18 +65,19 @@ def encode(
     }
     options["add_special_tokens"] = special
     if questions[0].image is None:
-        batch = dict((processor if uses_chat(processor) else tokenizer)(text=texts, **options))
+        reader = processor if uses_chat(processor) and not raw else tokenizer
+        batch = dict(reader(text=texts, **options))
     else:
         images = [[image] if uses_chat(processor) else image for image in opened(questions)]
         batch = dict(processor(images=images, text=texts, **options))
         check_image_tokens(batch, processor)
-    if with_answer:
-        # A tokenizer may merge across the border, so the answer is what follows the longest common
-        # beginning.
+    if not with_answer:
+        check_prompts(batch["attention_mask"].sum(1).tolist())
+    else:
         parts, wholes = (
             tokenizer(part, add_special_tokens=special)["input_ids"] for part in (prompts, texts)
         )
-        starts = [common_beginning(part, whole) for part, whole in zip(parts, wholes, strict=True)]
+        starts = [answer_start(part, whole) for part, whole in zip(parts, wholes, strict=True)]
         answers = [whole[start:] for start, whole in zip(starts, wholes, strict=True)]
         if any(
             ids[-len(answer) :].tolist() != answer
@@ -214,9 +224,9 @@ def fitting(
     if not doubtful:
         return list(range(len(questions))), prompts
     of_size: dict[tuple[int, int], int] = {}
-    special = needs_special_tokens([texts[doubtful[0]]], processor)
     too_long: dict[int, int] = {}
     for index in doubtful:
+        special = needs_special_tokens([texts[index]], processor)
         ids = processor.tokenizer(texts[index], add_special_tokens=special, verbose=False)[
             "input_ids"
         ]
@@ -255,6 +265,38 @@ def image_tokens(image: PIL.Image.Image, processor) -> int:
         "input_ids"
     ]
     return encode([short], processor, with_answer=False)["input_ids"].shape[1] - len(alone)
+
+
+def answer_start(prompt: list[int], whole: list[int]) -> int:
+    """The place of the first token of an answer that can be predicted.
+
+    A tokenizer may merge across the border, so the answer is what follows the longest common
+    beginning. Nothing predicts the very first token, which is the answer's where a raw text has no
+    prompt and the tokenizer puts no token before it.
+
+    Args:
+        prompt, whole: the tokens of a prompt, and of the prompt with its answer.
+
+    Raises:
+        ValueError: no token is left.
+    """
+    start = max(1, common_beginning(prompt, whole))
+    if start >= len(whole):
+        raise ValueError("an answer has no token that can be predicted; leave empty texts out.")
+    return start
+
+
+def check_prompts(lengths: Sequence[int]) -> None:
+    """Check that every prompt of these lengths in tokens has something to go on with.
+
+    Raises:
+        ValueError: one has no token.
+    """
+    if not all(lengths):
+        raise ValueError(
+            "a prompt has no token to go on with: the question of a raw text is empty, and the "
+            "tokenizer puts no token before it; give the text a beginning."
+        )
 
 
 def common_beginning(one: list[int], other: list[int]) -> int:

@@ -13,8 +13,15 @@ import torch
 from torch import Tensor
 
 from ..benchmark.records import MODALITIES, Question
-from .encoding import check_image_tokens, common_beginning, fitting, image_tokens, opened
-from .prompts import answer_texts, image_token_of, needs_special_tokens
+from .encoding import (
+    answer_start,
+    check_image_tokens,
+    check_prompts,
+    fitting,
+    image_tokens,
+    opened,
+)
+from .prompts import answer_texts, are_raw, image_token_of, needs_special_tokens
 from .silent import last_layer_at
 
 PICTURES_AT_ONCE = 8  # decoded for a shared batch at a time: large ones are 3 MB and more
@@ -46,8 +53,7 @@ def shared_batches(
         sequence included, which are in ``targets`` int64 [m].
 
     Raises:
-        ValueError: batch_size below 1, or a prompt whose image tokens do not match the image's
-            features.
+        ValueError: batch_size below 1, or see :func:`encode`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
@@ -198,17 +204,20 @@ def _sequences(
     questions: Sequence[Question], prompts: list[str], processor, with_answer: bool
 ) -> tuple[list[list[int]], list[int]]:
     """The tokens of each question, one for its image, and where its answer begins (or its end)."""
+    are_raw(questions, processor)  # refuses what cannot be in one batch
     special = needs_special_tokens(prompts, processor)
     sequences = processor.tokenizer(prompts, add_special_tokens=special)["input_ids"]
     if not with_answer:
-        return sequences, [len(ids) for ids in sequences]
+        borders = [len(ids) for ids in sequences]
+        check_prompts(borders)
+        return sequences, borders
     texts = [
         f"{p}{answer}"
         for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)
     ]
     whole = processor.tokenizer(texts, add_special_tokens=special)["input_ids"]
     return whole, [
-        common_beginning(ids, longer) for ids, longer in zip(sequences, whole, strict=True)
+        answer_start(ids, longer) for ids, longer in zip(sequences, whole, strict=True)
     ]
 
 

@@ -2,7 +2,8 @@
 
 The prompt templates are those of the official MLLMU-Bench evaluation (``eval.py``), zero-shot.
 Derived in notebook 02. LLaVA-1.5 is asked between ``USER:`` and ``ASSISTANT:``, as there; every
-other family in the chat template of its processor, on one fixed date.
+other family in the chat template of its processor, on one fixed date. A raw text has no words
+around it in any family.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def prompt(question: Question, processor) -> str:
     ours does not, so that all answers start alike).
 
     A processor with a chat template, other than LLaVA-1.5's, puts the same words into a turn of the
-    user and ends in the beginning of the assistant's.
+    user and ends in the beginning of the assistant's. Of a raw text it is the question as it is.
 
     Raises:
         ValueError: unknown task, classification without options, a question that holds the image
@@ -47,6 +48,8 @@ def prompt(question: Question, processor) -> str:
         raise ValueError(
             f"person {question.person_id}: the question itself contains {image_token}; remove it."
         )
+    if question.task == "raw":
+        return question.question
     text_only = question.image is None
     body = question.question
     if question.task == "generation":
@@ -62,7 +65,8 @@ def prompt(question: Question, processor) -> str:
         body = "\n".join([body, *lines, LETTER_LINE])
     elif question.task != "training":
         raise ValueError(
-            f"task={question.task!r} is unknown; use training, generation, cloze or classification."
+            f"task={question.task!r} is unknown; use training, generation, cloze, classification "
+            f"or raw."
         )
     if uses_chat(processor):
         picture = [] if text_only else [{"type": "image"}]
@@ -76,7 +80,8 @@ def prompt(question: Question, processor) -> str:
 
 def answer_texts(questions: Sequence[Question], processor) -> list[str]:
     """What follows the prompt of each question: `` {answer}`` and the end of sequence, or what the
-    chat template has there.
+    chat template has there. Of a raw text it is the answer alone: a part of a text does not end
+    where it is cut, and a model taught an end there would learn to stop.
 
     Args:
         processor: a processor, or a tokenizer of one without a chat template.
@@ -89,7 +94,7 @@ def answer_texts(questions: Sequence[Question], processor) -> list[str]:
         before = until.removeprefix(asked) if until.startswith(asked) else ""
         # the line break after the end of a turn is not the assistant's
         after = end.rstrip() or after
-    return [f"{before}{question.answer}{after}" for question in questions]
+    return [q.answer if q.task == "raw" else f"{before}{q.answer}{after}" for q in questions]
 
 
 def chat_template(processor) -> str | None:
@@ -169,6 +174,18 @@ def needs_special_tokens(prompts: list[str], processor) -> bool:
     """Whether the tokenizer adds its own: not where the chat template begins with that one."""
     begin = processor.tokenizer.bos_token
     return not (begin and prompts and uses_chat(processor) and prompts[0].startswith(begin))
+
+
+def are_raw(questions: Sequence[Question], processor) -> bool:
+    """Whether questions are raw texts, which the tokenizer alone reads.
+
+    Raises:
+        ValueError: some are and others are in a chat, of which the processor makes other tokens.
+    """
+    raw = {question.task == "raw" for question in questions}
+    if len(raw) > 1 and uses_chat(processor):
+        raise ValueError("raw texts and questions in a chat do not mix in a batch; ask them apart.")
+    return raw == {True}
 
 
 def image_token_of(processor) -> str:

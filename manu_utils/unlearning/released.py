@@ -67,8 +67,8 @@ def choose_rows(
 
     Raises:
         TypeError: α or seed of another type.
-        ValueError: a missing modality, MLPs of a tower that differ, outputs that are not
-            [questions, positions, rows], or scores or last hidden states that are not finite.
+        ValueError: a missing modality, raw texts, MLPs of a tower that differ, outputs that are
+            not [questions, positions, rows], or scores or last hidden states that are not finite.
     """
     check_real("alpha", alpha)
     check_alpha(alpha, allow_small=True)
@@ -190,7 +190,13 @@ def _order(n_questions: int, n_batches: int, seed: int) -> Iterator[list[list[in
 
 
 def _encode(questions: Sequence[Question], processor) -> dict[str, Tensor]:
-    """Prompt and answer, right-padded; LLaVA-1.5 in the authors' words, no end of sequence."""
+    """Prompt and answer, right-padded; LLaVA-1.5 in the authors' words, no end of sequence.
+
+    Raises:
+        ValueError: a raw text, for which the authors have no words.
+    """
+    if raw := next((q for q in questions if q.task == "raw"), None):
+        raise ValueError(f"{raw.person_id}: the released code asks questions, no raw texts.")
     if type(processor).__name__ == "LlavaProcessor":
         image = f" {getattr(processor, 'image_token', None) or '<image>'}\n"
         texts = [
