@@ -54,7 +54,7 @@ def test_training_prompts_are_the_bare_question(tiny_model):
 @pytest.mark.parametrize(
     "question, message",
     [
-        (ask("essay"), "task='essay' is unknown; use training, generation, cloze or classification"),
+        (ask("essay"), "task='essay' is unknown; use training, generation, cloze, classification or raw"),
         (ask("classification"), "person 001: a classification question needs options"),
         (ask(question="What is in <image>?"), "person 001: the question itself contains <image>; remove it"),
     ],
