@@ -8,8 +8,8 @@ chats: nothing is put around a text (task ``"raw"``), and a question stands betw
 and "Answer:" after its shots.
 
 Its code asks with the greedy answer, reads the sides of ``privleak`` whole, and trains on pieces
-of 2,048 tokens of all texts in a row (:func:`pieces_of`). The files are read as their card of 2024
-has them; they were not at hand.
+of 2,048 tokens of all texts in a row (:func:`pieces_of`). Configs, splits and columns are those of
+the cards on the Hub; tried with the texts of the authors' repository, not with the downloads.
 """
 
 from __future__ import annotations
