@@ -10,8 +10,8 @@ potions. The retrained model never met them. Eight authors and the herbs are the
 asked is a sample of the files' questions, of the retain set of these eight authors alone.
 
 Nothing is chosen here. Every method runs at the strength in the middle of the three that
-bridge_multimodal.py chose for this language model on other people, with its learning rate; one that
-is held to the retain set also for four times as many steps, since there is more to forget.
+bridge_multimodal.py chose for this language model on other people, with its learning rate; gradient
+difference, which leaves most of the request there, also for four times as many steps.
 """
 
 import argparse
@@ -44,7 +44,7 @@ N_FORGET, N_KEPT = FORGET[5], 8  # authors
 N_ASKED = {"retain": 20, "real_authors": 30, "world_facts": 16}  # questions of TOFU's sets
 EVERY = 2  # of the quiz with its choices every second question is asked
 METHODS = ("coverage", "erase", "rewrite", "paper", "npo", "gd + ce", "npo + kl")
-LONGER = ("npo + kl", 4)  # and how many times as many steps
+LONGER = ("gd + ce", 4)  # and how many times as many steps
 RIDGES = {"rewrite": 0.1, "erase": 0.01}  # the defaults
 COLUMNS = ["method", "times", "weight", "setting", *OF_AUTHORS, *OF_QUIZ]
 

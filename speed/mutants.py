@@ -275,7 +275,7 @@ OTHERS = [
          "sum(parts.values()) / len(parts)", "mean"),
     ),
     *_of("models.asking", "training baselines",
-        ('batch["answer_mask"][:, 1:]', 'batch["answer_mask"][:, :-1]', "shifted"),
+        ("[rows, positions + 1]", "[rows, positions]", "shifted"),
         ("hidden[read]", "hidden[read + 1]", "shifted"),
     ),
     *_of("models.training", "training baselines",
