@@ -382,9 +382,9 @@ def comparisons(bench_of, base, entries, settings, ratios, seeds):
 
 
 def all_answers(bench_of, base, entries, settings, seeds):
-    """The units of the answers: the same at forget 10 %, what is given both modalities first."""
-    both_first = sorted(entries, key=lambda entry: entry[1] != "both")
-    for method, given, seed in models(both_first, seeds):
+    """The units of the answers: the same at forget 10 %, what is given images alone at last."""
+    by_what_is_given = sorted(models(entries, seeds), key=lambda model: model[1] in MODALITIES)
+    for method, given, seed in by_what_is_given:
         key = dict(zip(OF_ANSWERS, (method, given, seed), strict=True))
         if method in REFERENCES:
             yield key, partial(answers_of_reference, bench_of, method, base)

@@ -334,7 +334,7 @@ def paired_differences(
     """
     pairs, sets, seeds = (list(dict.fromkeys(frame[name])) for name in ("pair", "set", "seed"))
     lines = [(modality, seed) for modality in MODALITY_NAMES for seed in sorted(seeds)]
-    size = (8, (0.13 * len(lines) + 0.1) * len(pairs) + 1.6)
+    size = (8, (0.11 * len(lines) + 0.1) * len(pairs) + 1.5)
     figure, [grid] = panels(title, 1, len(sets), figsize=size, sharey=True, sharex=True)
     for axes, name in zip(grid, sets, strict=True):
         style = COLOURS[name], SET_MARKERS[name]
