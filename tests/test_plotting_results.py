@@ -158,7 +158,7 @@ def test_paired_differences_have_a_line_and_a_mark_for_each_seed_and_modality():
     ]  # fmt: skip
     grid = plotting.paired_differences(pd.DataFrame(rows), title="t", measure="letters")
     assert [text.get_text() for text in grid[0].get_yticklabels()] == ["b - a", "c - a"]
-    assert "points of letters" in grid[0].figure.legends[0].get_title().get_text()
+    assert "points of letters" in grid[0].figure.get_supxlabel()
     for axes, name in zip(grid, ("forget", "retain"), strict=True):
         points = marks(axes, plotting.SET_MARKERS[name])
         assert [x for x, _ in points] == pytest.approx([30, 15, 30, 15, -50, -25, -50, -25])

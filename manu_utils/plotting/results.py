@@ -334,7 +334,7 @@ def paired_differences(
     """
     pairs, sets, seeds = (list(dict.fromkeys(frame[name])) for name in ("pair", "set", "seed"))
     lines = [(modality, seed) for modality in MODALITY_NAMES for seed in sorted(seeds)]
-    size = (8, (0.11 * len(lines) + 0.1) * len(pairs) + 1.5)
+    size = (8, (0.11 * len(lines) + 0.1) * len(pairs) + 1.1)
     figure, [grid] = panels(title, 1, len(sets), figsize=size, sharey=True, sharex=True)
     for axes, name in zip(grid, sets, strict=True):
         style = COLOURS[name], SET_MARKERS[name]
@@ -351,9 +351,7 @@ def paired_differences(
                 axes.axhline(row - 0.5, color="#EEEEEE", linewidth=0.8, zorder=0)
         axes.set_title(f"{name} set", color=style[0])
     name_rows(grid, pairs)
-    legend_below(
-        figure, modality_keys(line=True), label=f"difference in points of {measure}",
-    )
+    figure.supxlabel(f"difference in points of {measure}", fontsize=10)
     return list(grid)
 
 
