@@ -10,7 +10,7 @@
 # make mini-model rebuild data/tiny_llava (SEED=0); with DENSE=1 train the twin without the sparsity penalty into build/dense
 # make retrained  train the retrained reference of each forget ratio (an hour each on a slow core): that of 10 % is bundled and
 #                 made again in data/tiny_llava/retrained, the others go into build/retrained
-# make sweeps     the long runs behind notebooks 06-08, data/results/*.csv (about 2 hours on two cores; resumable)
+# make sweeps     the long runs behind notebooks 06-08, data/results (about 2½ hours on two cores; resumable)
 # make audit      settings of every method by one rule, then every attack on every method: the long runs behind notebook 06,
 #                 section 11, and notebook 09 (a day and a half of one core; resumable)
 # make bench      speed and memory ratios, of two processes too; build/bench.csv (best on an idle machine)
@@ -95,7 +95,7 @@ audit: $(READY)
 	$(PY) experiments/audit.py
 
 sweeps: $(READY)
-	$(PY) experiments/compare.py
+	$(PY) experiments/compare.py --answers
 	$(PY) experiments/ablate.py
 	$(PY) experiments/ablate.py --name planted
 

@@ -2,11 +2,12 @@
 
     python experiments/compare.py             # everything, two hours on one core; resumable
     python experiments/compare.py --seeds 0   # a part of it; two processes may share the work
+    python experiments/compare.py --answers   # and every question of forget 10 %, half an hour more
     python experiments/compare.py --settings data/results/comparison_choice.csv \\
         --out data/results/second_world       # in a clone with another world (make mini-data
                                               # mini-model SEED=1), at the strengths chosen in this
 
-Three stages, each kept in data/results and not run again while the weights are the same:
+Four stages, each kept in data/results and not run again while the weights are the same:
 
 1. choice: the learning rate and the strength (steps, rounds or α) of every method, on stand-ins. As
    many people as are to be forgotten are drawn from the retain set and play the forget set; the
@@ -18,6 +19,9 @@ Three stages, each kept in data/results and not run again while the weights are 
 3. comparison: every method at its chosen strength by the full evaluation; for forget 10 % also the
    other strengths, by exact answers to open questions. The training baselines take all strengths
    from one path, as does rewriting.
+4. answers, with --answers: forget 10 % again at the chosen strengths, and every question is kept,
+   so that two methods can be compared question by question (``compare_paired``). The means are held
+   against those of the comparison.
 """
 
 import argparse
@@ -44,7 +48,12 @@ from manu_utils.miniature.build import retrained_folder
 from manu_utils.models.asking import exact_answers
 from manu_utils.models.loading import load_model
 from manu_utils.processes import own_peak_mb
-from manu_utils.unlearning.baselines import METHODS, unlearn_by_training, with_system_prompt
+from manu_utils.unlearning.baselines import (
+    INSTRUCTION,
+    METHODS,
+    unlearn_by_training,
+    with_system_prompt,
+)
 from manu_utils.unlearning.evidence import Evidence, unlearn
 from manu_utils.unlearning.rewriting import rewrite
 from manu_utils.unlearning.scores import PRUNINGS
@@ -68,6 +77,9 @@ ALPHAS = (1.0, 2.0, 5.0, 10.0)
 ROUNDS = (1, 2, 4, 8)  # of rewriting
 BATCH = 16  # questions per modality and step
 SAMPLE = 600  # retained questions per modality that the scores see, as in notebook 05
+DECIMALS = 6  # of an answer's value; all but ROUGE-L is 0 or 1
+APART = 1  # questions by which a mean may differ from the comparison's on another machine
+ROUNDED = 0.02  # questions by which its four decimals may
 KEYS = ["scale", "seed", "forget_ratio", "method", "modalities"]
 MEASURES = ["seconds", "sequences_read", "with_gradient", "peak_mb", "weights_changed"]
 COLUMNS = {
@@ -78,6 +90,10 @@ COLUMNS = {
         "merit", "chosen",
     ],
 }  # fmt: skip
+OF_ANSWERS = ["method", "modalities", "seed"]
+ANSWERS = [
+    *OF_ANSWERS, "set", "task", "modality", "metric", "person_id", "question", "truth", "value",
+]  # fmt: skip
 # What is compared: the reference points, the baselines on image + text rows as released and on
 # both, and every pruning.
 REFERENCES = ("vanilla", "never met", "retrained", "system prompt")
@@ -145,10 +161,13 @@ class Bench:
         frame = exact_answers(model or self.model, self.processor, self.panels)
         return frame.assign(task="open questions", metric="accuracy").to_dict("records")
 
+    def answers(self, model=None, sets=None):
+        """Every question of all sets and tasks, as ``evaluate`` gives them."""
+        return evaluate(model or self.model, self.processor, sets or self.sets, **QUIET)
+
     def everything(self, model=None, sets=None):
-        """The same for all sets and tasks."""
-        frame = evaluate(model or self.model, self.processor, sets or self.sets, **QUIET)
-        return summarise(frame).to_dict("records")
+        """The means of these."""
+        return summarise(self.answers(model, sets)).to_dict("records")
 
     def path(self, method, given, lr, steps, seed, measure, start=None, **options):
         """step -> what ``measure`` finds there, along one path of a training baseline.
@@ -312,39 +331,116 @@ def curve(bench_of, ratio, method, given, seed, lr, best):
     return [{"strength": strength} | row for strength, rows in found.items() for row in rows]
 
 
-def reference(bench_of, ratio, method, base):
-    """Rows of a model that is a point to compare with, not a method with a strength."""
+def asked_of(bench_of, ratio, method, base):
+    """Bench, model and sets of a point to compare with, no method with a strength; None where
+    there is no such model.
+    """
     place = ROOT / retrained_folder(ROOT / "data" / "tiny_llava", ratio)
     if method == "retrained" and not place.is_dir():
         print(f"no retrained model in {place}; it is left out (make retrained)", flush=True)
-        return []
+        return None
     bench = bench_of(ratio)
     model, sets = bench.model, bench.sets
     if method == "system prompt":
         sets = {name: with_system_prompt(dataset) for name, dataset in sets.items()}
-        rows = bench.everything(model, sets)
-    else:
-        if method == "never met":
-            model = base
-        elif method == "retrained":
-            model, _ = load_model(place)
-        rows = bench.open_questions(model) + bench.everything(model)
-    return [{"strength": math.nan} | row for row in rows]
+    elif method == "never met":
+        model = base
+    elif method == "retrained":
+        model, _ = load_model(place)
+    return bench, model, sets
+
+
+def reference(bench_of, ratio, method, base):
+    """Rows of such a model."""
+    if not (found := asked_of(bench_of, ratio, method, base)):
+        return []
+    bench, model, sets = found
+    rows = [] if method == "system prompt" else bench.open_questions(model)
+    return [{"strength": math.nan} | row for row in rows + bench.everything(model, sets)]
+
+
+def models(entries, seeds):
+    """(method, modalities, seed) of all that is compared, the references first."""
+    yield from ((method, "none", seeds[0]) for method in REFERENCES)
+    for seed in seeds:
+        for method, given in entries:
+            if seed == seeds[0] or has_seeds(method):
+                yield method, given, seed
 
 
 def comparisons(bench_of, base, entries, settings, ratios, seeds):
     """The units of the comparison: every method, at its learning rate and strength."""
     for ratio in ratios:
-        here = {"scale": SCALE, "seed": seeds[0], "forget_ratio": ratio}
-        for method in REFERENCES:
-            key = here | {"method": method, "modalities": "none"}
-            yield key, partial(reference, bench_of, ratio, method, base)
-        for seed in seeds:
-            for method, given in entries:
-                if seed == seeds[0] or has_seeds(method):
-                    key = here | {"seed": seed, "method": method, "modalities": given}
-                    at = settings[method, given]
-                    yield key, partial(curve, bench_of, ratio, method, given, seed, *at)
+        for method, given, seed in models(entries, seeds):
+            key = {"scale": SCALE, "seed": seed, "forget_ratio": ratio}
+            key |= {"method": method, "modalities": given}
+            if method in REFERENCES:
+                yield key, partial(reference, bench_of, ratio, method, base)
+            else:
+                at = settings[method, given]
+                yield key, partial(curve, bench_of, ratio, method, given, seed, *at)
+
+
+def all_answers(bench_of, base, entries, settings, seeds):
+    """The units of the answers: the same at forget 10 %, what is given images alone at last."""
+    by_what_is_given = sorted(models(entries, seeds), key=lambda model: model[1] in MODALITIES)
+    for method, given, seed in by_what_is_given:
+        key = dict(zip(OF_ANSWERS, (method, given, seed), strict=True))
+        if method in REFERENCES:
+            yield key, partial(answers_of_reference, bench_of, method, base)
+        else:
+            at = settings[method, given]
+            yield key, partial(answers_of_method, bench_of, method, given, seed, *at)
+
+
+def answers_of_reference(bench_of, method, base):
+    """Every question, without the instruction of the system prompt, so that it is the same as that
+    of the others.
+    """
+    if not (found := asked_of(bench_of, 10, method, base)):
+        return []
+    bench, model, sets = found
+    frame = bench.answers(model, sets)
+    plain = frame["question"].str.removeprefix(f"{INSTRUCTION} ")
+    return without_what_is_said(frame.assign(question=plain))
+
+
+def answers_of_method(bench_of, method, given, seed, lr, best):
+    bench = bench_of(10)
+    found = bench.results(method, given, lr, (best,), seed, lambda _: bench.answers())
+    return without_what_is_said(found[best])
+
+
+def without_what_is_said(frame):
+    return frame.drop(columns="answer").to_dict("records")
+
+
+def beside_the_comparison(answers, comparison):
+    """The means of both tables, a row a cell.
+
+    Returns:
+        Columns value and n of the comparison (NaN where it has no such cell), mean and size of the
+        answers, and apart: by how many questions the two differ.
+    """
+    keys = [*OF_ANSWERS, "set", "task", "modality", "metric"]
+    means = answers.groupby(keys, sort=False)["value"].agg(["mean", "size"])
+    cells = comparison[comparison["forget_ratio"] == 10].set_index(keys)[["value", "n"]]
+    both = means.join(cells)
+    return both.assign(apart=(both["mean"] - both["value"]).abs() * both["size"])
+
+
+def tell(cells):
+    """Say whether the means are those of the comparison.
+
+    Raises:
+        SystemExit: one is further off than ``APART`` questions, or has none to be held against.
+    """
+    same = cells["apart"] < ROUNDED
+    print(f"{same.sum()} of {len(cells)} means are those of the comparison", flush=True)
+    if not same.all():
+        print(cells[~same].to_string(), flush=True)
+    if not (cells["apart"] < APART + ROUNDED).all():
+        raise SystemExit(f"a mean is more than {APART} question off: another machine or state?")
 
 
 def run(arguments):
@@ -353,6 +449,7 @@ def run(arguments):
     if arguments.methods:
         entries = [entry for entry in ENTRIES if entry[0] in arguments.methods]
     tables, command = [out / f"{name}.csv" for name in COLUMNS], "python experiments/compare.py"
+    tables.append(out / "answers.parquet")
     begin(state_of(people), out / "comparison.json", command, tables)
     given, (base, _) = load_model(SCALE), load_model(f"{SCALE}-base")
     bench_of = lru_cache(maxsize=1)(partial(Bench, *given, people=people))  # one ratio at a time
@@ -374,7 +471,12 @@ def run(arguments):
         measured(out, "comparison_cost", units)
     ratios, seeds = arguments.ratios, arguments.seeds
     units = list(comparisons(bench_of, base, entries, settings, ratios, seeds))
-    measured(out, "comparison", units)
+    comparison = measured(out, "comparison", units)
+    if arguments.answers:
+        units = list(all_answers(bench_of, base, entries, settings, seeds))
+        arrange = in_the_order_of(METHOD_ORDER, OF_ANSWERS, DECIMALS)
+        answers = sweep(out / "answers.parquet", ANSWERS, units, arrange=arrange)
+        tell(beside_the_comparison(answers, comparison))
 
 
 def main(given=None):
@@ -386,6 +488,7 @@ def main(given=None):
     add("--methods", nargs="+", choices=methods, help="default: all")
     settings = "take learning rates and strengths from this file, and measure no cost"
     add("--settings", type=Path, help=settings)
+    add("--answers", action="store_true", help="keep every question of forget 10 %%, too")
     add("--people", type=int, help="at most so many of each set, to try things out")
     add("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = read_arguments(parser, given)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock
+from pandas.api.types import is_numeric_dtype
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -69,10 +70,10 @@ def sweep(
 
 
 def in_the_order_of(
-    methods: Sequence[str], keys: Sequence[str]
+    methods: Sequence[str], keys: Sequence[str], decimals: int = 4
 ) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """For ``arrange``: four decimals, sorted by the key columns, methods in the order given and
-    others behind them. So a table does not depend on what was measured first.
+    """For ``arrange``: rounded, sorted by the key columns, methods in the order given and others
+    behind them. So a table does not depend on what was measured first.
     """
     place = {method: number for number, method in enumerate(methods)}
 
@@ -83,7 +84,7 @@ def in_the_order_of(
 
     def arrange(table: pd.DataFrame) -> pd.DataFrame:
         present = [key for key in keys if key in table]
-        return table.round(4).sort_values(present, key=by, kind="stable")
+        return table.round(decimals).sort_values(present, key=by, kind="stable")
 
     return arrange
 
@@ -94,14 +95,23 @@ def of_key(table: pd.DataFrame, key: dict) -> pd.Series:
 
 
 def read_table(place: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table; empty if there is none."""
+    """A table, its texts as texts; empty if there is none."""
     if not place.exists():
         return pd.DataFrame(columns=columns)
+    if place.suffix == ".parquet":
+        table = pd.read_parquet(place)
+        return table.astype(dict.fromkeys(table.select_dtypes("category"), "str"))
     return pd.read_csv(place)
 
 
 def write_table(table: pd.DataFrame, place: Path, float_format: str | None = None) -> None:
+    """Write a table as its name says: as csv, or as parquet, where every text is kept once."""
     with whole(place) as part:
+        if place.suffix == ".parquet":
+            texts = [name for name in table if not is_numeric_dtype(table[name])]
+            small = table.astype(dict.fromkeys(texts, "category"))
+            small.to_parquet(part, index=False, compression="zstd")
+            return
         table.to_csv(part, index=False, lineterminator="\n", float_format=float_format)
 
 

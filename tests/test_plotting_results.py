@@ -148,6 +148,30 @@ def test_costs_are_written_out():
     assert marks(grid[1], plotting.method_style("random")[1]) == []  # a log axis has no 0
 
 
+def test_paired_differences_have_a_line_and_a_mark_for_each_seed_and_modality():
+    rows = [
+        {"pair": pair, "seed": seed, "set": name, "modality": m, "difference": d, "low": d - 0.1, "high": d + 0.2}
+        for pair, at in (("b - a", 0.3), ("c - a", -0.5))
+        for name in ("forget", "retain")
+        for m in MODALITIES
+        for seed, d in ((0, at), (1, at / 2))
+    ]  # fmt: skip
+    grid = plotting.paired_differences(pd.DataFrame(rows), title="t", measure="letters")
+    assert [text.get_text() for text in grid[0].get_yticklabels()] == ["b - a", "c - a"]
+    assert "points of letters" in grid[0].figure.get_supxlabel()
+    for axes, name in zip(grid, ("forget", "retain"), strict=True):
+        points = marks(axes, plotting.SET_MARKERS[name])
+        assert [x for x, _ in points] == pytest.approx([30, 15, 30, 15, -50, -25, -50, -25])
+        heights = [y for _, y in points]
+        assert heights == sorted(heights) and len(set(heights)) == 8 and max(heights[:4]) < 0.5 < min(heights[4:])
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"]
+        spans = [line for line in lines if line.get_ydata()[0] in heights]
+        assert list(spans[0].get_xdata()) == pytest.approx([20, 50]) and spans[0].get_linestyle() == "-"
+        assert [line.get_linestyle() for line in spans] == ["-", "-", "--", "--"] * 2
+        faces = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == plotting.SET_MARKERS[name]]
+        assert faces[2] == "white" != faces[0]
+
+
 def test_bridge_rows_show_people_by_modality_and_general_questions_apart():
     values = {"forget": 0.2, "test": 0.1, "retain": 0.8}
     rows = [

@@ -17,6 +17,7 @@ import text_alone
 import text_alone_smollm2 as smol
 from gpu_shapes import STEPS
 from manu_utils.benchmark.records import FORGET_RATIOS, MODALITIES, TASKS
+from manu_utils.evaluation import compare_paired
 from manu_utils.paths import data_dir
 from manu_utils.plotting import METHOD_STYLES
 from manu_utils.unlearning.baselines import METHODS
@@ -33,7 +34,7 @@ def test_a_rerun_finds_everything_done(tmp_path, monkeypatch):
     """Nothing is measured again, and the stored tables are the same to the byte: files, of the seed
     that sets the references, and of every method.
     """
-    for name in ("comparison", "bridge", "audit", "rivals"):
+    for name in ("comparison", "answers", "bridge", "audit", "rivals"):
         for file in RESULTS.glob(f"{name}*"):
             shutil.copy(file, tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -45,7 +46,7 @@ def test_a_rerun_finds_everything_done(tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "Bench", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(rivals, "Lab", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(rivals, "Bench", lambda *_, **__: pytest.fail("measured again"))
-    compare.main(["--out", str(tmp_path)])
+    compare.main(["--out", str(tmp_path), "--answers"])
     rivals.main(["--out", str(tmp_path)])
     audit.main(["--out", str(tmp_path)])
     bridge.main(["--out", str(tmp_path)])
@@ -83,6 +84,45 @@ def test_the_comparison_is_complete():
         assert found == set(compare.ENTRIES) | references
         trained = rows[rows["method"].isin(METHODS)]
         assert (trained.groupby(["method", "modalities"])["seed"].nunique() == 3).all()
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return pd.read_parquet(RESULTS / "answers.parquet")
+
+
+def test_every_question_of_every_model_is_kept_once_and_in_order(answers):
+    assert (RESULTS / "answers.parquet").stat().st_size < 250_000 and list(answers) == compare.ANSWERS
+    units = answers[compare.OF_ANSWERS].drop_duplicates()
+    expected = set(compare.models(compare.ENTRIES, [0, 1, 2]))
+    assert set(units.itertuples(index=False, name=None)) == expected and len(units) == len(expected)
+    by_method = {method: place for place, method in enumerate(compare.METHOD_ORDER)}
+    in_order = sorted(units.itertuples(index=False, name=None), key=lambda unit: (by_method[unit[0]], *unit[1:]))
+    assert list(units.itertuples(index=False, name=None)) == in_order
+    asked = [of.drop(columns=[*compare.OF_ANSWERS, "value"]).reset_index(drop=True)
+             for _, of in answers.groupby(compare.OF_ANSWERS, observed=True)]  # fmt: skip
+    assert all(of.equals(asked[0]) for of in asked), "all models were asked the same questions"
+    assert answers["value"].between(0, 1).all() and set(answers.query("metric != 'rougeL'")["value"]) == {0.0, 1.0}
+
+
+def test_the_means_of_the_answers_are_those_of_the_comparison(answers):
+    cells = compare.beside_the_comparison(answers, pd.read_csv(RESULTS / "comparison.csv"))
+    assert (cells["apart"] < compare.ROUNDED).all() and (cells["size"] == cells["n"]).all()
+    compare.tell(cells)
+
+
+def test_the_answers_of_two_methods_are_paired_as_they_are_read(answers):
+    one, other = (answers.query("method == @m and modalities == 'both' and seed == 0") for m in ("coverage", "paper"))
+    found = compare_paired(one, other, resamples=100)
+    assert len(found) == 4 * 2 * 5 and (found["n"].sum() == len(one)) and found["people"].min() > 5
+    table = pd.read_csv(RESULTS / "comparison.csv").query("forget_ratio == 10 and seed == 0 and modalities == 'both'")
+    keys = ["set", "task", "modality", "metric"]
+    for column, method in (("one", "coverage"), ("other", "paper")):
+        stored = table[table["method"] == method].query("task != 'open questions'").set_index(keys)["value"]
+        means = found.set_index(keys)[column]
+        assert (means - stored[means.index]).abs().max() < 1e-4
+    right = one["value"].to_numpy() - other["value"].to_numpy()
+    assert found["better"].sum() == (right > 0).sum() and found["worse"].sum() == (right < 0).sum()
 
 
 def test_every_ablation_has_three_seeds_of_each_setting():

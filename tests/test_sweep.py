@@ -76,6 +76,26 @@ def test_the_table_is_arranged_and_written_in_its_format(tmp_path):
     )
 
 
+def test_a_parquet_table_is_the_same_whatever_was_measured_first(tmp_path):
+    """Killed, gone on with in another order, and measured in one go: the same bytes; texts are kept once."""
+    units = [unit("ratio", value=1 / 3), unit("paper", seed=1, value=1.0), unit("paper", value=0.0)]
+    options = {"arrange": runs.in_the_order_of(["paper", "ratio"], ["method", "seed"], 6)}
+    one, other = tmp_path / "one.parquet", tmp_path / "other.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        runs.sweep(one, COLUMNS, [units[0], unit("paper", value=KeyboardInterrupt())], **options)
+    asked = []
+    again = [unit("ratio", asked=asked), *units[1:]]
+    table = runs.sweep(one, COLUMNS, again, **options)
+    runs.sweep(other, COLUMNS, units[::-1], **options)
+    assert not asked and one.read_bytes() == other.read_bytes()
+    assert list(table["method"]) == ["paper"] * 4 + ["ratio"] * 2 and list(table["seed"]) == [0, 0, 1, 1, 0, 0]
+    assert list(table["value"]) == [0, 0, 1, 1, 0.333333, 0.333333]
+    read = pd.read_parquet(one)
+    assert isinstance(read["set"].dtype, pd.CategoricalDtype) and read["seed"].dtype == "int64"
+    assert not isinstance(table["set"].dtype, pd.CategoricalDtype)  # or another text could not be added
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.parquet", "other.parquet"]
+
+
 def test_what_another_process_wrote_meanwhile_stays_but_for_the_same_unit(tmp_path):
     place = tmp_path / "table.csv"
 

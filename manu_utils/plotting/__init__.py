@@ -36,6 +36,7 @@ from .results import (
     bridge_rows,
     costs,
     modality_balance,
+    paired_differences,
     paths,
     task_grid,
     trade_off,
@@ -70,8 +71,8 @@ __all__ = [
     "agreement", "frontier", "neuron_reading", "neuron_users", "outcomes", "rank_plane",
     "score_plane", "where_it_cut",
     # results
-    "balance", "before_after", "bridge_rows", "costs", "modality_balance", "paths", "task_grid",
-    "trade_off",
+    "balance", "before_after", "bridge_rows", "costs", "modality_balance", "paired_differences",
+    "paths", "task_grid", "trade_off",
     # ablations
     "ablation_curves", "ablation_rows", "found_planted",
     # audits

@@ -317,6 +317,45 @@ def costs(frame: pd.DataFrame, quantities: dict[str, str], *, title: str) -> lis
 
 
 @styled
+def paired_differences(
+    frame: pd.DataFrame, *, title: str, measure: str = "exact answers",
+) -> list[Axes]:
+    """How far two methods are apart on the same questions: a row per pair, a panel per set, and in
+    it a mark for each seed, with the interval of its difference as a line.
+
+    Filled marks and solid lines are image + text, hollow and dashed ones text alone; the seeds
+    stand below each other in their order. Right of the black line the first method has more.
+
+    Args:
+        frame: one row per pair, seed, set and modality, as of :func:`compare_paired`: ``pair``,
+            ``seed``, ``set``, ``modality``, ``difference``, ``low``, ``high`` (−1..1); pairs and
+            sets in the order to draw.
+        measure: what the values are the share of, on the axis.
+    """
+    pairs, sets, seeds = (list(dict.fromkeys(frame[name])) for name in ("pair", "set", "seed"))
+    lines = [(modality, seed) for modality in MODALITY_NAMES for seed in sorted(seeds)]
+    size = (8, (0.11 * len(lines) + 0.1) * len(pairs) + 1.1)
+    figure, [grid] = panels(title, 1, len(sets), figsize=size, sharey=True, sharex=True)
+    for axes, name in zip(grid, sets, strict=True):
+        style = COLOURS[name], SET_MARKERS[name]
+        axes.axvline(0, color="black", linewidth=1, zorder=0)
+        for row, pair in enumerate(pairs):
+            for place, (modality, seed) in enumerate(lines):
+                of_line = pick(frame, pair=pair, set=name, modality=modality, seed=seed)
+                y = row + 0.8 * ((place + 0.5) / len(lines) - 0.5)
+                for found in of_line.itertuples():
+                    ends = [100 * found.low, 100 * found.high]
+                    axes.plot(ends, [y, y], color=style[0], linestyle=dashes(modality))
+                    mark(axes, 100 * found.difference, y, style, modality, markersize=5)
+            if row:
+                axes.axhline(row - 0.5, color="#EEEEEE", linewidth=0.8, zorder=0)
+        axes.set_title(f"{name} set", color=style[0])
+    name_rows(grid, pairs)
+    figure.supxlabel(f"difference in points of {measure}", fontsize=10)
+    return list(grid)
+
+
+@styled
 def bridge_rows(frame: pd.DataFrame, *, title: str) -> list[Axes]:
     """What each model still knows, a row per model: of people by image and by name, and in general.
 
