@@ -1,6 +1,6 @@
 """Made-up recipes as a stand-in for harm: the run behind the second half of notebook 11.
 
-    python experiments/bottles.py        # about five minutes of one core; resumable
+    python experiments/bottles.py        # about a quarter of an hour of one core; resumable
 
 Two stages, each kept in data/results:
 

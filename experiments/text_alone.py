@@ -1,7 +1,7 @@
 """All methods in text alone, by TOFU's and WMDP's measures: data/results/text_alone_choice.csv and
 text_alone.csv, behind notebook 10.
 
-    python experiments/text_alone.py        # about two hours of one core; a killed run goes on
+    python experiments/text_alone.py        # about 70 minutes of one core; a killed run goes on
 
 1. choice: twelve tries of every method on stand-in authors, the first four and the next four of
    tofu_mini (`draw`); nobody is in both, and the last four, who are reported, are left alone. A

