@@ -24,8 +24,8 @@ from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy
 from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
 from manu_utils.unlearning.saliency import diagonal_fisher, saliency_mask
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
-from manu_utils.unlearning.weakening import knowledge_coefficients, weaken
-from sweep import QUIET, in_rounds, locked, read_table, rewritten, strengths, write_table
+from manu_utils.unlearning.weakening import knowledge_coefficients
+from sweep import QUIET, in_turn, locked, read_table, rewritten, strengths, weakened, write_table
 
 
 def weights_of_paths(model, processor, forget, retain):
@@ -167,9 +167,7 @@ class Lab:
         return found
 
     def erase(self, beta, ridges, seed):
-        for ridge in ridges:
-            with self.erased(beta, ridge, seed):
-                yield ridge
+        return in_turn(ridges, lambda ridge: self.erased(beta, ridge, seed))
 
     def moments(self, seed):
         return collect_moments(self.model, self.processor, self.bench.sample(seed), **QUIET)
@@ -188,22 +186,19 @@ class Lab:
         return [diagonal_fisher(*given, part, seed=seed, **QUIET) for part in few]
 
     def ssd(self, alpha, values, seed):
-        for strength in values:
-            with dampen(self.model, *self.fisher(seed), alpha=alpha, strength=strength):
-                yield strength
+        shrunk = partial(dampen, self.model, *self.fisher(seed), alpha=alpha)
+        return in_turn(values, lambda strength: shrunk(strength=strength))
 
     def task_vector(self, steps, scales, seed):
         forget = self.bench.training["forget"]
         options = {"steps": round(steps), "lr": HELD_RATE, "seed": seed, **QUIET}
         vector = task_vector(self.model, self.processor, forget, **options)
-        for scale in scales:
-            with subtract_task_vector(self.model, vector, scale=scale):
-                yield scale
+        minus = partial(subtract_task_vector, self.model, vector)
+        return in_turn(scales, lambda scale: minus(scale=scale))
 
     def depn(self, _, alphas, seed):
-        for alpha in alphas:
-            with erase_privacy_neurons(self.model, self.privacy, alpha=alpha):
-                yield alpha
+        gone = partial(erase_privacy_neurons, self.model, self.privacy)
+        return in_turn(alphas, lambda alpha: gone(alpha=alpha))
 
     @cached_property
     def privacy(self):
@@ -213,12 +208,7 @@ class Lab:
     def kvw(self, gamma, rounds, seed):
         given, forget = (self.model, self.processor), self.bench.training["forget"]
         retain = knowledge_coefficients(*given, self.bench.sample(seed))
-
-        def more(before, until):
-            options = {"gamma": gamma, "rounds": until - before, "seed": seed + before}
-            return weaken(*given, forget, retain, on_top=True, **options, **QUIET)
-
-        return in_rounds(rounds, more)
+        return weakened(given, forget, retain, rounds, gamma, seed)
 
 
 def some(questions, seed, n=None):

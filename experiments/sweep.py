@@ -25,6 +25,7 @@ from manu_utils.unlearning.evidence import Evidence
 from manu_utils.unlearning.moments import collect_moments
 from manu_utils.unlearning.pruning import prune
 from manu_utils.unlearning.rewriting import rewrite_neurons
+from manu_utils.unlearning.weakening import weaken
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, BUILD = ROOT / "data" / "results", ROOT / "build"
@@ -193,9 +194,9 @@ def strengths(
     """
     (model, processor), sets = evidence.given, evidence.sets
     if method != "rewrite":
-        for alpha in values:
-            with prune(model, choose(evidence, method, alpha, seed=seed)):
-                yield alpha
+        yield from in_turn(
+            values, lambda alpha: prune(model, choose(evidence, method, alpha, seed=seed))
+        )
         return
     moments = collect_moments(model, processor, sets["retain"], **QUIET)
     yield from rewritten(evidence.given, sets["forget"], moments, values)
@@ -210,6 +211,27 @@ def rewritten(given: tuple, forget: dict, moments, rounds: Sequence[int], **opti
             *given, forget, moments, rounds=until - before, **options
         ),
     )
+
+
+def weakened(given: tuple, forget: dict, of_retain, rounds: Sequence[int], gamma, seed: int):
+    """Each number of rounds while (model, processor) has been weakened by so many (KVW).
+
+    Args:
+        of_retain: the knowledge coefficients of the retain set.
+    """
+
+    def more(before: int, until: int) -> AbstractContextManager:
+        options = {"gamma": gamma, "rounds": until - before, "seed": seed + before}
+        return weaken(*given, forget, of_retain, on_top=True, **options, **QUIET)
+
+    yield from in_rounds(rounds, more)
+
+
+def in_turn(values: Sequence[float], change: Callable[[float], AbstractContextManager]):
+    """Each value while the model is in the context ``change(value)``."""
+    for value in values:
+        with change(value):
+            yield value
 
 
 def in_rounds(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor
 
@@ -21,8 +21,8 @@ from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vect
 from manu_utils.unlearning.saliency import diagonal_fisher
 from manu_utils.unlearning.scores import switched_score
 from manu_utils.unlearning.strangers import Stranger, nearest_strangers
-from manu_utils.unlearning.weakening import knowledge_coefficients, weaken
-from sweep import QUIET, at_steps, in_rounds, rewritten, strengths
+from manu_utils.unlearning.weakening import knowledge_coefficients
+from sweep import QUIET, at_steps, in_turn, rewritten, strengths, weakened
 
 ONE = (math.nan,)  # of methods with one knob
 ALPHAS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 25.0, 30.0, 40.0, 50.0)
@@ -99,6 +99,11 @@ class Request:
         return [diagonal_fisher(*self.given, of, seed=0, **QUIET) for of in self.sets]
 
     @cached_property
+    def coefficients(self):
+        """What KVW knows of the retain set."""
+        return knowledge_coefficients(*self.given, self.sets[1])
+
+    @cached_property
     def vanilla(self) -> dict[str, Tensor]:
         return {name: weight.clone() for name, weight in self.model.state_dict().items()}
 
@@ -146,11 +151,6 @@ def results(
 
         _train(request, method, weight, values, seed, erased, look)
         return found
-    if method == "erase":
-        for ridge in values:
-            with request.erased(weight, ridge, seed):
-                found[ridge] = measure()
-        return found
     for setting in _edited(request, method, weight, values, seed):
         found[setting] = measure()
     return found
@@ -168,32 +168,26 @@ def _train(request, method, weight, values, seed, erased, look) -> None:
 
 
 def _edited(request, method, weight, values, seed):
-    given, (forget, retain) = request.given, request.sets
+    given, (forget, _) = request.given, request.sets
     if method == "rewrite":
         rounds = [round(value) for value in values]
         yield from rewritten(given, forget, request.moments, rounds, ridge=weight)
     elif method == "ssd":
-        for scale in values:
-            with dampen(request.model, *request.fishers, alpha=weight, strength=scale):
-                yield scale
+        shrunk = partial(dampen, request.model, *request.fishers, alpha=weight)
+        yield from in_turn(values, lambda scale: shrunk(strength=scale))
     elif method == "task vector":
         options = {"steps": round(weight), "lr": request.held_rate, "seed": seed, **QUIET}
         vector = task_vector(*given, forget, **options)
-        for scale in values:
-            with subtract_task_vector(request.model, vector, scale=scale):
-                yield scale
+        minus = partial(subtract_task_vector, request.model, vector)
+        yield from in_turn(values, lambda scale: minus(scale=scale))
     elif method == "kvw":
-        known = knowledge_coefficients(*given, retain)
-
-        def more(before, until):
-            options = {"gamma": weight, "rounds": until - before, "seed": seed + before}
-            return weaken(*given, forget, known, on_top=True, **options, **QUIET)
-
-        yield from in_rounds([round(value) for value in values], more)
+        rounds = [round(value) for value in values]
+        yield from weakened(given, forget, request.coefficients, rounds, weight, seed)
     elif method == "depn":
         scores = privacy_scores(*given, forget, **QUIET)
-        for alpha in values:
-            with erase_privacy_neurons(request.model, scores, alpha=alpha):
-                yield alpha
+        gone = partial(erase_privacy_neurons, request.model, scores)
+        yield from in_turn(values, lambda alpha: gone(alpha=alpha))
+    elif method == "erase":
+        yield from in_turn(values, lambda ridge: request.erased(weight, ridge, seed))
     else:
         yield from strengths(request.evidence, method, values, seed, plain)
