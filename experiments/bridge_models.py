@@ -44,6 +44,7 @@ PLACE = BUILD / "bridge"
 GENERAL = Path(__file__).with_name("general_questions.json")
 RATIO = 10
 N_FORGET, N_KEPT, N_STAND_INS = 6, 6, 3  # as many people beside the stand-ins
+N_UNMET = 6  # people whom neither model is taught
 FACTS = ("employment", "residence", "pet")  # of eight
 N_FACES, N_HELD_OUT = 2000, 24  # random faces; of them asked, never trained on
 FIT = {"steps": 1500, "lr": 2e-3, "warmup": 20}  # of the projector to the words of what is seen
@@ -210,6 +211,7 @@ class People:
 
     Attributes:
         forget, kept, stand_ins, others: IDs; the last two are for the choice of settings.
+        unmet: IDs of people of the same world whom no model here is taught.
     """
 
     def __init__(self, benchmark, seed: int):
@@ -220,8 +222,10 @@ class People:
         self.kept = sorted(drawn[:N_KEPT])
         self.stand_ins = sorted(drawn[N_KEPT : N_KEPT + N_STAND_INS])
         self.others = sorted(drawn[N_KEPT + N_STAND_INS :])
+        rest = sorted({*benchmark.retain_ids} - {*drawn})
+        self.unmet = sorted(random.Random(f"unmet {seed}").sample(rest, N_UNMET))
         self.names = names_of(benchmark.training)
-        everybody = {*self.forget, *drawn}
+        everybody = {*self.forget, *drawn, *self.unmet}
         rows = [row for row in benchmark.training if row["ID"] in everybody]
         self.facts = {row["ID"]: facts_of(row) for row in rows}
         shown = benchmark.training_questions(sorted(everybody), "multimodal")

@@ -15,8 +15,10 @@ Measured: exact answers by image and by name about the forget set, its people in
 views (test) and six people kept; the right answer among four by likelihood, which is known even
 where it is not written; general questions among four choices, with the control that sees the
 choices alone; the effective number of neurons per fact; and what is found by attacks: what sixteen
-steps on retained people bring back, what rounding to four bits does, and how deep the forgetting
-goes. Another seed draws other people and another order.
+steps on retained people bring back, what rounding to four bits does, how deep the forgetting goes,
+whether those it was asked to forget can be told from people whom neither model met (membership),
+and where their facts stand among the possible ones, layer by layer (lens). Another seed draws other
+people and another order.
 """
 
 import argparse
@@ -45,8 +47,11 @@ from bridge_models import (
 from bridge_models import state_of as models_state
 from manu_utils.auditing import (
     answers_when_rounded,
+    auc_table,
     depth_scores,
+    logit_lens,
     mean_depth,
+    membership_scores,
     names_of,
     patch_states,
     relearn,
@@ -94,6 +99,7 @@ ATTACKED = (
     "vanilla", "retrained", "paper", "coverage", "rewrite", "erase", "npo + kl", "simnpo + ce",
     "gd + ce", "idk + ce",
 )  # fmt: skip
+LOOKED_INTO = ("aligned", *ATTACKED)
 REFERENCES = ("source", "aligned", "vanilla", "retrained")
 VALUES = {
     **{name: ALPHAS for name in ("paper", "released_score", "ratio", "random", "coverage")},
@@ -188,6 +194,27 @@ def attacked(model, processor, people: People) -> list[dict]:
     found = answers_when_rounded(model, processor, asked, ROUNDINGS, **QUIET)
     found = found[found["rounding"] != "none"].to_dict("records")
     return rows + [{"measure": f"rounded, {row.pop('rounding')}", **row} for row in found]
+
+
+def inside(model, processor, people: People, reference) -> list[dict]:
+    """Membership, and the mean rank of the true value after every layer.
+
+    Args:
+        reference: a model that was taught nobody, or None for no score that needs one.
+    """
+    sides, values = [], {name: ATTRIBUTES[name].values for name in FACTS}
+    for ids in (people.forget, people.unmet):
+        asked = [q for of in people.questions(ids).values() for q in of]
+        sides.append(membership_scores(model, processor, asked, reference=reference, **QUIET))
+    rows = [
+        row_of(f"auc, {row['score']}", "forget", row["modality"], row["value"], row["n"])
+        for row in auc_table(*sides, resamples=1).to_dict("records")
+    ]
+    asked = [q for of in people.questions(people.forget).values() for q in of]
+    lens = logit_lens(model, processor, asked, values=values, names=people.names, **QUIET)
+    for (m, layer), part in lens.groupby(["modality", "layer"]):
+        rows.append(row_of(f"lens, layer {layer}", "forget", m, part["rank"].mean(), len(part)))
+    return rows
 
 
 def row_of(measure: str, name: str, modality: str, value: float, n: int) -> dict:
@@ -286,15 +313,30 @@ class Lab:
         for strength, rows in found.items():
             yield from ({"stage": "report", "strength": strength} | row for row in rows)
 
-    def attacked(self, method: str, strength: float) -> Iterator[dict]:
-        """Rows of the attacks on a method at the strength that was reported."""
-        key = {"stage": "attack", "strength": strength}
+    def audited(self, method: str, strength: float, stage: str) -> Iterator[dict]:
+        """Rows of the attacks, or of the views inside, of a method at the strength that was
+        reported.
+        """
+        look = {"attack": self.attacks_on, "inside": self.inside_of}[stage]
+        key = {"stage": stage, "strength": strength}
         if method in REFERENCES:
-            model = self.retrained if method == "retrained" else self.vanilla[0]
-            yield from (key | row for row in self.attacks_on(model))
+            makers = {
+                "aligned": lambda: self.untaught[0], "vanilla": lambda: self.vanilla[0],
+                "retrained": lambda: self.retrained,
+            }  # fmt: skip
+            yield from (key | row for row in look(makers[method]()))
             return
-        found = self.changed(method, (strength,), False, lambda: self.attacks_on(self.vanilla[0]))
+        found = self.changed(method, (strength,), False, lambda: look(self.vanilla[0]))
         yield from (key | row for row in found[strength])
+
+    def inside_of(self, model) -> list[dict]:
+        untaught = self.untaught[0]
+        return inside(model, self.vanilla[1], self.people, None if model is untaught else untaught)
+
+    @cached_property
+    def untaught(self):
+        """The model that was taught nobody."""
+        return aligned()
 
     def attacks_on(self, model) -> list[dict]:
         rows = attacked(model, self.vanilla[1], self.people)
@@ -330,7 +372,7 @@ class Lab:
         """What is known of those who settings are chosen by: by the vanilla and by the aligned
         model, which never met them.
         """
-        return [self.by_task(*given) for given in (self.vanilla, aligned())]
+        return [self.by_task(*given) for given in (self.vanilla, self.untaught)]
 
     def by_task(self, model, processor) -> dict[str, list[dict]]:
         """task -> rows of the people who settings are chosen by."""
@@ -378,7 +420,7 @@ def miniature_locality(benchmark, seed: int) -> list[dict]:
 
 
 def run(place: Path, benchmark, seeds: Sequence[int], methods: Sequence[str]) -> None:
-    """Measure every unit that is not yet in the table ``place``, attacks last."""
+    """Measure every unit that is not yet in the table ``place``, attacks and views inside last."""
     for seed in seeds:
         lab = Lab(benchmark, seed)
 
@@ -389,7 +431,7 @@ def run(place: Path, benchmark, seeds: Sequence[int], methods: Sequence[str]) ->
         key = {"seed": seed, "method": "miniature"}
         todo.insert(1, (key, partial(miniature_locality, benchmark, seed)))
 
-        def rows_of_attack(method: str, lab=lab) -> list[dict]:
+        def rows_of_audit(method: str, stage: str, lab=lab) -> list[dict]:
             table = read_table(place, COLUMNS).query("stage == 'report'")
             own = of_key(table, {"seed": lab.people.seed, "method": method})
             if not own.any():
@@ -398,12 +440,13 @@ def run(place: Path, benchmark, seeds: Sequence[int], methods: Sequence[str]) ->
                     f"{place} has no report of {method}, which says at what strength to attack it; "
                     f"run {again}."
                 )
-            return list(lab.attacked(method, table["strength"][own].iloc[0]))
+            return list(lab.audited(method, table["strength"][own].iloc[0], stage))
 
-        for method in methods:
-            if method in ATTACKED:
-                key = {"seed": seed, "method": method, "stage": "attack"}
-                todo.append((key, partial(rows_of_attack, method)))
+        for stage, audited in {"attack": ATTACKED, "inside": LOOKED_INTO}.items():
+            for method in methods:
+                if method in audited:
+                    key = {"seed": seed, "method": method, "stage": stage}
+                    todo.append((key, partial(rows_of_audit, method, stage)))
         arrange = in_the_order_of([*METHODS, "miniature"], ["seed", "method"])
         sweep(place, COLUMNS, todo, arrange=arrange, float_format="%.5g")
 

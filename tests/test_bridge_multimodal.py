@@ -9,14 +9,18 @@ import torch
 
 import bridge_models as made
 import bridge_multimodal as both
+from manu_utils import auditing
 from manu_utils.benchmark.records import MODALITIES
+from manu_utils.miniature.people import ATTRIBUTES
 from manu_utils.models.asking import generate_answers, known
 from manu_utils.models.encoding import batches
 from manu_utils.models.loading import load_model
 from manu_utils.models.neurons import find_neurons
 from manu_utils.models.prompts import prompt
 from manu_utils.models.saving import save_model
-from manu_utils.models.training import answer_loss
+from manu_utils.models.training import answer_loss, fine_tune
+
+VALUES = {name: ATTRIBUTES[name].values for name in made.FACTS}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +67,10 @@ def test_the_joined_model_is_an_ordinary_checkpoint(small, people, tmp_path):
 def test_nobody_is_in_two_groups_and_settings_are_chosen_on_others(benchmark):
     drawn = [made.People(benchmark, seed) for seed in (0, 1)]
     for people in drawn:
-        groups = (people.forget, people.kept, people.stand_ins, people.others)
+        groups = (people.forget, people.kept, people.stand_ins, people.others, people.unmet)
         ids = [person for group in groups for person in group]
-        assert len(ids) == len(set(ids)) == made.N_FORGET + made.N_KEPT + 2 * made.N_STAND_INS
+        n = made.N_FORGET + made.N_KEPT + 2 * made.N_STAND_INS + made.N_UNMET
+        assert len(ids) == len(set(ids)) == n
         assert set(people.forget) <= set(benchmark.forget_ids) and set(people.retain) <= set(benchmark.retain_ids)
         chosen_by = {q.person_id for of in people.choice_panels().values() for q in of}
         reported = {q.person_id for of in people.panels().values() for q in of}
@@ -214,30 +219,51 @@ def test_a_killed_run_goes_on_and_attacks_come_last(small, benchmark, tmp_path, 
             raise KeyboardInterrupt
         yield {"stage": "report", "strength": math.nan} | both.row_of("exact", "forget", "text", 0.5, 18)
 
-    def attacked(self, method, strength):
-        done.append(f"attack {method}")
-        yield {"stage": "attack", "strength": strength} | both.row_of("relearnt, step 8", "forget", "text", 0.5, 18)
+    def audited(self, method, strength, stage):
+        done.append(f"{stage} {method}")
+        yield {"stage": stage, "strength": strength} | both.row_of("any", "forget", "text", 0.5, 18)
 
     monkeypatch.setattr(both.Lab, "reported", reported)
-    monkeypatch.setattr(both.Lab, "attacked", attacked)
+    monkeypatch.setattr(both.Lab, "audited", audited)
     monkeypatch.setattr(both, "miniature_locality", lambda *_: [])
     place = tmp_path / "rows.csv"
     with pytest.raises(KeyboardInterrupt):
         both.run(place, benchmark, [0], ["vanilla", "coverage"])
     both.run(place, benchmark, [0], ["vanilla", "coverage"])
     both.run(place, benchmark, [0], ["vanilla", "coverage"])
-    assert done == ["vanilla", "coverage", "coverage", "attack vanilla", "attack coverage"]
+    audits = [f"{stage} {method}" for stage in ("attack", "inside") for method in ("vanilla", "coverage")]
+    assert done == ["vanilla", "coverage", "coverage", *audits]
     table = pd.read_csv(place)
     assert list(table.columns) == both.COLUMNS and not table.duplicated().any()
 
 
 def test_without_a_report_there_is_nothing_to_attack(small, benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(both.Lab, "reported", lambda self, method: iter(()))  # such as all units lost
-    monkeypatch.setattr(both.Lab, "attacked", lambda *_: pytest.fail("attacked at no strength"))
+    monkeypatch.setattr(both.Lab, "audited", lambda *_: pytest.fail("attacked at no strength"))
     monkeypatch.setattr(both, "miniature_locality", lambda *_: [])
     message = r"rows.csv has no report of vanilla.*python experiments/bridge_multimodal.py --seeds 0 --methods vanilla\."
     with pytest.raises(ValueError, match=message):
         both.run(tmp_path / "rows.csv", benchmark, [0], ["vanilla"])
+
+
+def test_a_model_that_was_taught_the_forgotten_is_found_out_inside(small, people):
+    """One that was taught nobody is not, and a member's true value stands higher."""
+    (model, processor), forget = small, people.questions(people.forget)
+    taught = copy.deepcopy(model)
+    fine_tune(taught, processor, forget, steps=60, lr=1e-2, progress=False)
+    rows = {id(m): pd.DataFrame(both.inside(m, processor, people, r)) for m, r in ((model, None), (taught, model))}
+    before, after = (rows[id(m)].set_index(["measure", "modality"])["value"] for m in (model, taught))
+    assert set(rows[id(taught)]["set"]) == {"forget"} and not rows[id(taught)].duplicated(["measure", "modality"]).any()
+    n = len(people.forget) * len(made.FACTS)
+    assert set(rows[id(taught)]["n"]) == {n}
+    for m in MODALITIES:
+        assert after["auc, loss", m] > 0.8 > before["auc, loss", m] and after["auc, reference", m] > 0.8
+        assert ("auc, reference", m) not in before.index
+        assert [f"lens, layer {k}" in before[:, m].index for k in range(4)] == [True, True, True, False]
+        assert after["lens, layer 2", m] < before["lens, layer 2", m]
+    asked = people.questions(people.forget)["text"]
+    lens = auditing.logit_lens(taught, processor, asked, values=VALUES, names=people.names, progress=False)
+    assert after["lens, layer 1", "text"] == pytest.approx(lens[lens["layer"] == 1]["rank"].mean())
 
 
 def test_facts_that_are_not_known_have_no_place(small, people):

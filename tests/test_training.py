@@ -12,13 +12,19 @@ import pytest
 import torch
 from torch import nn
 
+from manu_utils.auditing import membership_scores, relearn
 from manu_utils.models import precision
 from manu_utils.models.asking import answer_logits
 from manu_utils.models.encoding import encode
 from manu_utils.models.passes import gradients_of
 from manu_utils.models.precision import check_memory, float32_weights
 from manu_utils.models.training import answer_loss, fine_tune, optimise, sample_forever, train_language_model
+from manu_utils.unlearning.attribution import collect_attribution
 from manu_utils.unlearning.baselines import unlearn_by_training
+from manu_utils.unlearning.neuron_paths import neuron_paths
+from manu_utils.unlearning.privacy_neurons import privacy_scores
+from manu_utils.unlearning.rewriting import margin_gradient
+from manu_utils.unlearning.saliency import diagonal_fisher
 
 
 class Spelt(nn.Module):
@@ -631,6 +637,51 @@ def test_gradients_flow_whatever_surrounds_the_call(model, tiny_model, questions
     with mode():
         fine_tune(model, tiny_model[1], questions, **QUICK)
     assert any(not value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def backward_passes(questions):
+    """Name -> each function that takes a gradient of a model."""
+    some, few = questions["text"][:2], {"text": questions["text"][:2]}
+    quiet = {"progress": False}
+    return {
+        "attribution": lambda *given: collect_attribution(*given, some, **quiet),
+        "rewriting": lambda *given: margin_gradient(*given, few, {"text": torch.ones(len(some), dtype=torch.bool)}),
+        "paths": lambda *given: neuron_paths(*given, few, steps=2, **quiet),
+        "privacy": lambda *given: privacy_scores(*given, few, steps=2, **quiet),
+        "fisher": lambda *given: diagonal_fisher(*given, few, **quiet),
+        "membership": lambda *given: membership_scores(*given, some, **quiet),
+        "relearning": lambda *given: relearn(*given, few, {("retain", "text"): some}, steps=(1,), **quiet),
+        "training": lambda *given: fine_tune(*given, few, **QUICK),
+    }
+
+
+@pytest.mark.parametrize("name", list(backward_passes({"text": []})))
+def test_no_gradient_flows_through_the_attention_of_cudnn(name, model, tiny_model, questions, monkeypatch):
+    """Its backward pass gives NaN for masked batches of some lengths in half precision."""
+    attention, on = nn.functional.scaled_dot_product_attention, []
+
+    def seen(*given, **options):
+        found = attention(*given, **options)
+        if found.requires_grad:
+            on.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return found
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", seen)
+    backward_passes(questions)[name](model, tiny_model[1])
+    assert on and not any(on)
+    assert torch.backends.cuda.cudnn_sdp_enabled(), "as the caller had it"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_kernels_of_the_caller_are_there_again_after_an_error(tiny_model, before):
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        with pytest.raises(KeyboardInterrupt), gradients_of(tiny_model[0]):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            raise KeyboardInterrupt
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_a_model_of_inference_mode_is_refused_with_its_flags_as_they_were(tiny_model, questions):

@@ -154,9 +154,26 @@ def gradients_in_range(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor |
 
 
 @contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Attention inside uses another kernel than cuDNN's, whichever the caller's choice is
+    otherwise; the choice is as it was afterwards.
+
+    On H100 and H200 in half precision torch prefers it since 2.11, and its backward pass gives NaN
+    for masked batches of 64, 192, 320, ... tokens (pytorch/pytorch#196678). The kernel is chosen
+    in the forward pass, so that belongs inside.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextmanager
 def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Gradients flow into ``parameters`` and into no other of the model; on leaving, every
-    ``requires_grad`` is as it was.
+    """Gradients flow into ``parameters`` and into no other of the model, and through attention as
+    :func:`without_cudnn_attention` computes it; on leaving, every ``requires_grad`` is as it was.
 
     Raises:
         TypeError: see :func:`check_model`.
@@ -172,7 +189,7 @@ def gradients_of(model, parameters: Iterable[nn.Parameter] = ()) -> Iterator[Non
             "memory: load the model whole on one device, or on several that hold it together."
         )
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), without_cudnn_attention():
             for parameter in before:
                 parameter.requires_grad_(id(parameter) in wanted)
             yield
