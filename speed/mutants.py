@@ -300,6 +300,8 @@ OTHERS = [
     *_of("models.passes", "training baselines",
         ("parameter.requires_grad_(flag)", "parameter.requires_grad_(True)", "flags"),
         ("            module.training = training\n", "            pass\n", "mode"),
+        ("torch.enable_grad(), without_cudnn_attention():", "torch.enable_grad():", "nan"),
+        ("torch.backends.cuda.enable_cudnn_sdp(before)", "pass", "kernel"),
     ),
     *_of("models.precision", "training baselines",
         ("(model.get_decoder(), model.get_output_embeddings())", "(model.get_decoder(),)", "head"),
