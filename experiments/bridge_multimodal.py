@@ -197,7 +197,8 @@ def attacked(model, processor, people: People) -> list[dict]:
 
 
 def inside(model, processor, people: People, reference) -> list[dict]:
-    """Membership, and the mean rank of the true value after every layer.
+    """Membership by all scores but the gradient norm, whose backward passes would take as long as
+    all else here; and the mean rank of the true value after every layer.
 
     Args:
         reference: a model that was taught nobody, or None for no score that needs one.
@@ -205,7 +206,8 @@ def inside(model, processor, people: People, reference) -> list[dict]:
     sides, values = [], {name: ATTRIBUTES[name].values for name in FACTS}
     for ids in (people.forget, people.unmet):
         asked = [q for of in people.questions(ids).values() for q in of]
-        sides.append(membership_scores(model, processor, asked, reference=reference, **QUIET))
+        options = {"reference": reference, "gradients": False, **QUIET}
+        sides.append(membership_scores(model, processor, asked, **options))
     rows = [
         row_of(f"auc, {row['score']}", "forget", row["modality"], row["value"], row["n"])
         for row in auc_table(*sides, resamples=1).to_dict("records")
