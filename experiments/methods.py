@@ -42,6 +42,7 @@ HELD = {
     "simnpo + ce": ("simnpo", {"retain_term": "cross-entropy"}),
     "undial + ce": ("undial", {"retain_term": "cross-entropy"}),
     "idk + ce": ("idk", {"retain_term": "cross-entropy"}),
+    "preference + ce": ("idk_preference", {"retain_term": "cross-entropy"}),
     "rmu": ("rmu", {}),
     "mmunlearner": ("gd", {"mask": partial(saliency_mask, **QUIET)}),
     "mip-editor": ("rmu", {"mask": weights_of_paths}),

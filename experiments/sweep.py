@@ -143,8 +143,10 @@ def fingerprint(settings: str, *files: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def models_fingerprint(settings: str, *names: str) -> str:
-    """The same for bundled models, and the strangers."""
+def models_fingerprint(settings: str, *names: str | Path) -> str:
+    """The same for models, bundled ones by name and others by their whole path, and the
+    strangers.
+    """
     folder = ROOT / "data" / "tiny_llava"
     weights = (folder / name / "model.safetensors" for name in names)
     strangers = sorted((ROOT / "data" / "mllmu_mini_strangers").rglob("*.parquet"))

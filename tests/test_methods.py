@@ -2,7 +2,9 @@
 erasing is given.
 """
 
+import json
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,7 +14,11 @@ import torch
 import audit
 import compare
 import methods
+import rivals
+import sweep as runs
 from manu_utils.benchmark.records import MODALITIES
+from manu_utils.models import save_model
+from manu_utils.models.loading import load_model
 from sweep import RESULTS
 
 
@@ -177,3 +183,41 @@ def test_who_erasing_is_given_and_who_is_asked_are_different_people(lab, monkeyp
     public = lab.bench.benchmark.celebrity["ID"]
     assert not kept & set(public[::2]) and set(public[1::2]) <= kept
     assert {question.task for question in seen["text, letters 1"]} == {"classification"}
+
+
+def test_another_model_is_reported_at_settings_that_were_chosen_elsewhere(
+    tiny_model, tmp_path, monkeypatch
+):
+    """Nothing is tried; the model that is asked and named is the one in the folder."""
+    folder, out, chosen = tmp_path / "model", tmp_path / "out", tmp_path / "choice.csv"
+    save_model(*tiny_model, folder)
+    merits = {(5.0, 1.0): 0.2, (2.0, 3.0): 0.8}
+    tried({at: both(m, m) for at, m in merits.items()}).assign(method="ssd").to_csv(chosen)
+    monkeypatch.setattr(runs, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(methods, "N_FISHER", 4)
+    monkeypatch.setattr(rivals, "Bench", partial(compare.Bench, people=1))
+    monkeypatch.setattr(rivals, "choices", lambda *_, **__: pytest.fail("something was tried"))
+    asked = ["--methods", "ssd", "--vanilla", "--seeds", "1", "2", "--out", str(out)]
+    asked += ["--settings", str(chosen), "--model", str(folder)]
+    rivals.main(asked)
+    assert {file.name for file in out.iterdir()} == {"rivals.csv", "rivals.json"}
+    table = pd.read_csv(out / "rivals.csv")
+    models = table[["method", "seed", "settings"]].drop_duplicates()
+    assert list(models.itertuples(index=False, name=None)) == [
+        ("vanilla", 1, "none"), ("ssd", 1, "2 3"), ("ssd", 2, "2 3"),
+    ]  # fmt: skip
+    bench = compare.Bench(*load_model(folder), 10, people=1)
+    expected = [frame["value"] for frame in methods.by_task(bench).values()]
+    found = table[table["method"] == "vanilla"]["value"]
+    assert found.tolist() == pd.concat(expected).round(4).tolist()
+    state = json.loads((out / "rivals.json").read_text(encoding="utf-8"))["state"]
+    assert state == rivals.state_of(folder) != rivals.state_of()
+    monkeypatch.setattr(rivals, "Bench", lambda *_, **__: pytest.fail("measured again"))
+    rivals.main(asked)
+
+
+@pytest.mark.parametrize("option", [["--settings", "rivals_choice.csv"], ["--model", "folder"]])
+def test_what_is_of_another_model_never_takes_the_place_of_the_bundled_results(option, capsys):
+    with pytest.raises(SystemExit):
+        rivals.main(option)
+    assert "give --out another folder" in capsys.readouterr().err
