@@ -1,6 +1,7 @@
 """The stored results belong to the bundled weights and hold what the notebooks read."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -224,6 +225,26 @@ def test_what_is_reported_is_what_was_chosen():
         assert set(keys) == {2 * 4 * 2}, method
 
 
+def test_the_choices_in_the_readme_are_those_stored():
+    """Settings and merit of each method, the best mean first, and what either draw alone would have chosen."""
+    choice = pd.read_csv(RESULTS / "rivals_choice.csv")
+    readme = (RESULTS / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| best of draw 1 / of draw 2 alone |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = dict((line.strip("| ").split(" | ", 1)[0].strip("`"), line.strip("| ").split(" | ")[1:]) for line in table)
+    assert set(rows) == set(choice["method"]) and len(table) == len(rows)
+    best, both = methods.best_settings(choice), []
+    for name, (settings, merits, alone, _) in rows.items():
+        tries = choice[choice["method"] == name]
+        by_draw = tries.pivot_table("merit", ["weight", "strength"], "draw", sort=False, dropna=False)
+        stored = by_draw.loc[[best[name]]].mean()
+        assert merits == " / ".join(f"{value:.3f}".removeprefix("0") for value in stored), name
+        assert re.findall(r"\d[\d.]*", settings) == methods.written(best[name]).split(), name
+        firsts = (by_draw[draw].idxmax() for draw in (1, 2))
+        assert alone == " / ".join(", ".join(methods.written(first).split()) for first in firsts), name
+        both.append(stored.mean())
+    assert both == sorted(both, reverse=True)
+
+
 def test_the_audits_are_of_the_chosen_settings(audits):
     settings = audit.chosen_settings()
     for method, rows in audits.groupby("method"):
@@ -264,6 +285,41 @@ def test_every_audit_was_made_of_every_method(audits):
     assert (audits["n"] > 0).all()
     ranks = audits["measure"].str.startswith(("lens rank", "over"))
     assert audits[~ranks]["value"].between(0, 1).all() and (audits[ranks]["value"] >= 0).all()
+
+
+IN_ANOTHER_MODEL = ("vanilla", "erase", "erase + gd")
+
+
+@pytest.mark.parametrize("place", ["second_world", "dense"])
+def test_another_world_and_model_are_reported_at_the_settings_chosen_in_this_one(place):
+    """With nothing adjusted, and as the README says."""
+    table = pd.read_csv(RESULTS / place / "rivals.csv")
+    settings = methods.best_settings(pd.read_csv(RESULTS / "rivals_choice.csv")) | {"vanilla": ()}
+    assert list(table.columns) == rivals.COLUMNS["rivals"] and set(table["method"]) == set(IN_ANOTHER_MODEL)
+    for method, rows in table.groupby("method"):
+        assert set(rows["settings"]) == {methods.written(settings[method])}
+        assert set(rows["seed"]) == ({0} if method == "vanilla" else {0, 1, 2})
+        assert all(len(of_seed) == 2 * 4 * 2 for _, of_seed in rows.groupby("seed"))
+    assert not table.drop(columns=["value", "n"]).duplicated().any() and table["value"].between(0, 1).all()
+    bundled = pd.read_csv(RESULTS / "rivals.csv").groupby(["task", "set", "modality"])["n"].first()
+    assert table.groupby(["task", "set", "modality"])["n"].unique().explode().astype(int).equals(bundled)
+    means = 100 * table.groupby(["method", "task", "set", "modality"])["value"].mean()
+
+    def said(*key):
+        return f"{means[(*key, 'multimodal')]:.0f} / {means[(*key, 'text')]:.0f}"
+
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith(f"- **A {place.replace('_', ' ')}"))
+    opened = f"`erase` leaves {said('erase', 'open', 'forget')}"
+    assert opened in line and f"with GD after it {said('erase + gd', 'open', 'forget')}" in line
+    kept = means.xs("open", level="task").xs("retain", level="set").min()
+    assert f"the retain set keeps {kept:.0f} % or more of its open answers (three seeds" in line
+    of_letters = means.xs("letters", level="task")
+    if place == "dense":
+        letters = f"{said('erase + gd', 'letters', 'forget')} of its letters ({said('vanilla', 'letters', 'forget')} before)"
+        assert letters in line
+    else:
+        assert of_letters["vanilla", "forget"].max() < 35 and "letters are near chance before" in line
 
 
 IN_THE_README = {  # the begin of a row: method
