@@ -320,6 +320,12 @@ def test_another_world_and_model_are_reported_at_the_settings_chosen_in_this_one
         assert letters in line
     else:
         assert of_letters["vanilla", "forget"].max() < 35 and "letters are near chance before" in line
+        asked = "forget_ratio == 10 and method == 'vanilla' and set == 'forget' and task == 'classification'"
+        other = pd.read_csv(RESULTS / place / "comparison.csv").query(f"{asked} and metric == 'accuracy'")
+        other = 100 * other.groupby("modality")["value"].mean()
+        by_letter = f"{said('vanilla', 'letters', 'forget')} % of the forget set's letters where the other finds"
+        by_letter += f" {other['multimodal']:.0f} / {other['text']:.0f} ("
+        assert by_letter in (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
 IN_THE_README = {  # the begin of a row: method
