@@ -154,7 +154,7 @@ def test_the_bridge_in_both_modalities_is_of_its_people_and_settings():
     assert about["state"] == bridge_multimodal.state_of(), "people, recipe or grids changed: run bridge_multimodal.py"
     place = RESULTS / "bridge_multimodal.csv"
     table = pd.read_csv(place)
-    assert place.stat().st_size < 250_000 and list(table.columns) == bridge_multimodal.COLUMNS
+    assert place.stat().st_size < 350_000 and list(table.columns) == bridge_multimodal.COLUMNS
     assert not table.drop(columns=["value", "n"]).duplicated().any()
     exact = table[table["measure"] == "exact"]
     assert exact["value"].between(0, 1).all()
@@ -168,6 +168,16 @@ def test_the_bridge_in_both_modalities_is_of_its_people_and_settings():
     assert all(set(rows["method"]) == {*bridge_multimodal.ATTACKED} for _, rows in attacks.groupby("seed"))
     depth = attacks[attacks["measure"].str.startswith("depth")].groupby("method")["value"].agg(["min", "max"])
     assert depth.loc["vanilla", "max"] == 0 and depth.loc["retrained", "min"] > 0.99
+    inside = table[table["stage"] == "inside"]
+    assert all(set(rows["method"]) == {*bridge_multimodal.LOOKED_INTO} for _, rows in inside.groupby("seed"))
+    assert set(inside["seed"]) == {0, 1, 2}
+    auc = inside[inside["measure"].isin(["auc, loss", "auc, min_k"])].pivot_table("value", ["method", "seed"], "modality")
+    assert auc.loc["vanilla"].min().min() > 0.95, "who was taught can be told from who was not"
+    assert auc.loc["retrained"].stack().between(0.35, 0.65).all(), "and who was never met cannot"
+    ranks = inside[inside["measure"] == "lens, layer 30"].groupby("method")["value"].agg(["min", "max"])
+    assert ranks.loc["vanilla", "max"] < 1.5 and ranks.loc["retrained", "min"] > 4
+    said = "rewriting leaves the true value at place {:.1f} to {:.1f} of twelve".format(*ranks.loc["rewrite"])
+    assert said in (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
     # what README and notebook 12 say: points from the retrained model of the seed, mean over five measures of the forget set
     asked = ["exact", "choice of four", "relearnt, step 8", "rounded, 4 bits", "depth, answer"]
     rows = table[table["measure"].isin(asked) & (table["set"] == "forget") & (table["stage"] != "choice")]
