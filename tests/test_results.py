@@ -255,6 +255,18 @@ def test_the_choices_in_the_readme_are_those_stored():
     assert both == sorted(both, reverse=True)
 
 
+def test_what_the_last_doubling_of_the_steps_added_is_as_the_readme_says():
+    choice, readme = pd.read_csv(RESULTS / "rivals_choice.csv"), (RESULTS / "README.md").read_text(encoding="utf-8")
+    best = methods.best_settings(choice)
+    merit = choice.groupby(["method", "weight", "strength"])["merit"].mean()
+    added = {name: merit[name, best[name][0], 768] - merit[name, best[name][0], 384] for name in methods.HELD if best[name][1] == 768}
+    line = next(line for line in readme.splitlines() if line.startswith("What the last doubling of the steps"))
+    for name in ("npo + kl", "undial + ce", "simnpo + ce", "idk + ce"):
+        assert f"`{name}` {added[name]:.3f}".replace(" 0.", " .") in line, name
+    for name in ("npo + kl", "gd + ce"):
+        assert f"`{name}` {added[name + ', lora']:.3f}".replace(" 0.", " .") in line.partition("with adapters")[2], name
+
+
 def test_the_audits_are_of_the_chosen_settings(audits):
     settings = audit.chosen_settings()
     for method, rows in audits.groupby("method"):
