@@ -259,7 +259,8 @@ def test_what_the_last_doubling_of_the_steps_added_is_as_the_readme_says():
     choice, readme = pd.read_csv(RESULTS / "rivals_choice.csv"), (RESULTS / "README.md").read_text(encoding="utf-8")
     best = methods.best_settings(choice)
     merit = choice.groupby(["method", "weight", "strength"])["merit"].mean()
-    added = {name: merit[name, best[name][0], 768] - merit[name, best[name][0], 384] for name in methods.HELD if best[name][1] == 768}
+    at_end = {name: best[name][0] for name in methods.HELD if best[name][1] == 768}
+    added = {name: merit[name, weight, 768] - merit[name, weight, 384] for name, weight in at_end.items()}
     line = next(line for line in readme.splitlines() if line.startswith("What the last doubling of the steps"))
     for name in ("npo + kl", "undial + ce", "simnpo + ce", "idk + ce"):
         assert f"`{name}` {added[name]:.3f}".replace(" 0.", " .") in line, name
