@@ -102,6 +102,7 @@ ATTACKED = (
 # Without refusals, which the choice of four finds at once and which take most of the steps.
 LOOKED_INTO = ("aligned", *(method for method in ATTACKED if method != "idk + ce"))
 REFERENCES = ("source", "aligned", "vanilla", "retrained")
+POSSIBLE = {name: ATTRIBUTES[name].values for name in FACTS}  # of each fact
 VALUES = {
     **{name: ALPHAS for name in ("paper", "released_score", "ratio", "random", "coverage")},
     "rewrite": ROUNDS, "erase": BETAS, **{name: STEPS for name in LOSSES},
@@ -204,20 +205,22 @@ def inside(model, processor, people: People, reference) -> list[dict]:
     Args:
         reference: a model that was taught nobody, or None for no score that needs one.
     """
-    sides, values = [], {name: ATTRIBUTES[name].values for name in FACTS}
-    for ids in (people.forget, people.unmet):
-        asked = [q for of in people.questions(ids).values() for q in of]
-        options = {"reference": reference, "gradients": False, **QUIET}
-        sides.append(membership_scores(model, processor, asked, **options))
+    forget, unmet = (together(people.questions(ids)) for ids in (people.forget, people.unmet))
+    options = {"reference": reference, "gradients": False, **QUIET}
+    sides = (membership_scores(model, processor, asked, **options) for asked in (forget, unmet))
     rows = [
         row_of(f"auc, {row['score']}", "forget", row["modality"], row["value"], row["n"])
         for row in auc_table(*sides, resamples=1).to_dict("records")
     ]
-    asked = [q for of in people.questions(people.forget).values() for q in of]
-    lens = logit_lens(model, processor, asked, values=values, names=people.names, **QUIET)
+    lens = logit_lens(model, processor, forget, values=POSSIBLE, names=people.names, **QUIET)
     for (m, layer), part in lens.groupby(["modality", "layer"]):
         rows.append(row_of(f"lens, layer {layer}", "forget", m, part["rank"].mean(), len(part)))
     return rows
+
+
+def together(questions: dict[str, list[Question]]) -> list[Question]:
+    """Those of both modalities in one list."""
+    return [question for of in questions.values() for question in of]
 
 
 def row_of(measure: str, name: str, modality: str, value: float, n: int) -> dict:
@@ -284,20 +287,23 @@ class Lab:
         theirs = names_of(rows)
         pool = [Stranger(theirs[row["ID"]], row["image"]) for row in rows]
         met = set(names.values())
-        asked = [question for of in forget.values() for question in of]
         more = [name for name in mixed_names(sorted(met)) if name not in met]
         options = {"n": N_STRANGERS, "more_names": more, "seed": self.people.seed}
-        return nearest_strangers(*self.vanilla, asked, names, pool, **options), names
+        return nearest_strangers(*self.vanilla, together(forget), names, pool, **options), names
+
+    def reference(self, name: str):
+        """(model, processor) that no method made."""
+        makers = {
+            "source": source, "aligned": lambda: self.untaught, "vanilla": lambda: self.vanilla,
+            "retrained": lambda: (self.retrained, self.vanilla[1]),
+        }  # fmt: skip
+        return makers[name]()
 
     def reported(self, method: str) -> Iterator[dict]:
         """Every row of one method."""
         people, nan = self.people, {"stage": "report", "strength": math.nan}
         if method in REFERENCES:
-            makers = {
-                "source": source, "aligned": aligned, "vanilla": lambda: self.vanilla,
-                "retrained": lambda: (self.retrained, self.vanilla[1]),
-            }  # fmt: skip
-            given = makers[method]()
+            given = self.reference(method)
             if method == "aligned":  # by name and in general it is the source
                 faces, pictures = random_faces(N_HELD_OUT)
                 found = seen(*given, faces, pictures).items()
@@ -323,11 +329,7 @@ class Lab:
         look = {"attack": self.attacks_on, "inside": self.inside_of}[stage]
         key = {"stage": stage, "strength": strength}
         if method in REFERENCES:
-            makers = {
-                "aligned": lambda: self.untaught[0], "vanilla": lambda: self.vanilla[0],
-                "retrained": lambda: self.retrained,
-            }  # fmt: skip
-            yield from (key | row for row in look(makers[method]()))
+            yield from (key | row for row in look(self.reference(method)[0]))
             return
         found = self.changed(method, (strength,), False, lambda: look(self.vanilla[0]))
         yield from (key | row for row in found[strength])
@@ -364,9 +366,8 @@ class Lab:
         return self.patched(self.retrained)
 
     def patched(self, model):
-        asked = [q for of in self.people.questions(self.people.forget).values() for q in of]
-        values = {name: ATTRIBUTES[name].values for name in FACTS}
-        options = {"values": values, "names": self.people.names, **QUIET}
+        asked = together(self.people.questions(self.people.forget))
+        options = {"values": POSSIBLE, "names": self.people.names, **QUIET}
         given = (self.unchanged, self.vanilla[1], asked)
         return patch_states(*given, source=model, positions=("answer", "rest"), **options)
 
