@@ -494,7 +494,7 @@ OTHERS = [
     *_of("models.prefix_tree", "batches activations evaluation",
         ("~allowed, torch.finfo", "allowed, torch.finfo", "inverted"),
         ('("input_ids", "position_ids", "pixel_values")', '("input_ids", "pixel_values")', "rope"),
-        (".values())) > 1\n", ".values())) > 2\n", "devices"),
+        (".values())) > 1:", ".values())) > 2:", "devices"),
         (' and text._attn_implementation in ("sdpa", "eager")', "", "attention"),
         ('text.model_type == "llama" and ', "", "family"),
     ),

@@ -9,12 +9,19 @@ import pytest
 import tiny_models
 import torch
 from tokenizers import models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from manu_utils.benchmark.records import Question
 from manu_utils.models import prefix_tree
 from manu_utils.models.asking import generate_answers, known
 from manu_utils.models.encoding import batches, encode, fitting, plan_batches
-from manu_utils.models.prefix_tree import can_share, plan_shared_batches, shared_batches
+from manu_utils.models.prefix_tree import (
+    can_share,
+    can_share_texts,
+    plan_shared_batches,
+    shared_batches,
+    worth_sharing,
+)
 from manu_utils.models.prompts import prompt
 
 IMAGE = PIL.Image.new("RGB", (96, 96), (200, 120, 40))
@@ -308,6 +315,24 @@ def test_rows_are_shared_where_the_attention_is_known_to_take_any_mask(tiny_mode
         assert can_share(model) is shared
     monkeypatch.undo()
     assert can_share(model) and not can_share(tiny_models.llava(language="qwen2")[0])
+
+
+def test_a_llama_without_eyes_shares_by_the_same_rule(tiny_model, monkeypatch):
+    sizes = {"hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, **sizes)
+    model = LlamaForCausalLM(config)
+    assert can_share_texts(model) and not can_share(model) and not can_share_texts(tiny_model[0])
+    assert not can_share_texts(Qwen2ForCausalLM(Qwen2Config(vocab_size=64, **sizes)))
+    for attention, shared in (("eager", True), ("flash_attention_2", False), ("sdpa", True)):
+        monkeypatch.setattr(model.config, "_attn_implementation", attention)
+        assert can_share_texts(model) is shared
+    model.hf_device_map = {"model.layers.0": 0, "lm_head": 1}
+    assert not can_share_texts(model)
+
+
+def test_half_of_the_prompts_twice_are_worth_a_tree():
+    assert worth_sharing(["a", "a"]) and worth_sharing(["a", "b", "a", "b"]) and worth_sharing("aaab")
+    assert not worth_sharing(["a", "a", "b"]) and not worth_sharing(["a"])
 
 
 def test_every_token_of_a_shared_batch_sees_something(tiny_model):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from manu_utils.benchmark.multiple_choice import load_multiple_choice
+from manu_utils.evaluation import multiple_choice
 from manu_utils.evaluation.multiple_choice import IN_WORDS, LETTERED, OF_MMLU, choose
 from manu_utils.paths import data_dir
 
@@ -92,6 +93,36 @@ def test_the_likeliest_choice(llama, quiz, template, question, per):
         assert (one.chosen, one.right) == (best, best == row["choices"][row["answer"]])
 
 
+@pytest.mark.parametrize("template", [LETTERED, IN_WORDS])
+def test_a_prompt_is_read_once_for_all_of_its_choices(llama, quiz, template, monkeypatch):
+    """The same likelihoods, from fewer tokens."""
+    (model, processor), questions = llama, load_multiple_choice(quiz)
+    read, seen, run, logits_of = [], {}, model.model.forward, multiple_choice.answer_logits
+
+    def counted(*arguments, **inputs):
+        read[-1] += inputs["input_ids"].numel()
+        return run(*arguments, **inputs)
+
+    def kept(model, batch):
+        logits, targets, rows = logits_of(model, batch)
+        likely = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        seen[len(read)].update(round(value, 5) for value in likely.tolist())
+        return logits, targets, rows
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    monkeypatch.setattr(multiple_choice, "answer_logits", kept)
+    tables = []
+    for shared in (True, False):
+        monkeypatch.setattr(multiple_choice, "can_share_texts", lambda model, shared=shared: shared)
+        read.append(0)
+        seen[len(read)] = set()
+        tables.append(choose(model, processor, questions, template=template, **QUIET))
+    pd.testing.assert_frame_equal(*tables)
+    assert read[0] < 0.6 * read[1]
+    ones, others = (sorted(of) for of in seen.values())
+    assert len(ones) > 20 and ones == pytest.approx(others, abs=2e-5)
+
+
 def test_files_in_the_columns_of_wmdp_and_mmlu(quiz, tmp_path):
     questions = load_multiple_choice(quiz)
     assert questions[1].options == {
@@ -131,6 +162,8 @@ def test_what_cannot_be_asked(llama, quiz):
         choose(model, processor, questions, template="{choices}\nAnswer:", **QUIET)
     with pytest.raises(ValueError, match="each with options"):
         choose(model, processor, [], **QUIET)
+    with pytest.raises(ValueError, match="a prompt is empty.*IN_WORDS"):
+        choose(model, processor, questions, template="{question}", question=False, **QUIET)
     short = SimpleNamespace(
         tokenizer=processor.tokenizer.__class__(
             tokenizer_object=processor.tokenizer.backend_tokenizer

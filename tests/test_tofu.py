@@ -1,5 +1,6 @@
 """The measures of TOFU against a slow reference of each formula, and the reading of its perturbed and holdout configs."""
 
+import copy
 import json
 import math
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from manu_utils.auditing.telling_apart import auc, privleak
 from manu_utils.benchmark.records import Question
 from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.evaluation import tofu
+from manu_utils.models import asking
 from manu_utils.models.prompts import answer_texts, prompt
 
 QUIET = {"progress": False, "batch_size": 3}
@@ -103,6 +105,35 @@ def test_losses_memorisation_and_strength(llama, sets):
         with torch.no_grad():
             model.model.norm.weight.div_(8)
     assert torch.allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_a_question_is_read_once_for_all_of_its_answers(llama, monkeypatch):
+    """The same numbers and answers, from fewer tokens."""
+    model, processor, of = copy.deepcopy(llama[0]), llama[1], group(5)
+    with torch.no_grad():  # so that what is written hangs on the question
+        for weight in model.model.layers.parameters():
+            weight.mul_(10)
+    asked = [*of.asked, *of.paraphrased, *(one for wrong in of.wrong for one in wrong)]
+    read, run = [], model.model.forward
+
+    def counted(*arguments, **inputs):
+        read[-1] += inputs["input_ids"].numel()
+        return run(*arguments, **inputs)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    found = []
+    for shared in (True, False):
+        monkeypatch.setattr(asking, "can_share_texts", lambda model, shared=shared: shared)
+        read.append(0)
+        measures = tofu.answer_measures(model, processor, asked, **QUIET)
+        tokens = read[-1]
+        right = asking.known(model, processor, asked, **QUIET)
+        written = asking.generate_answers(model, processor, asked, max_new_tokens=4, **QUIET)
+        found.append((measures, right, written, tokens))
+    (measures, right, written, few), (expected, known, answers, many) = found
+    assert torch.allclose(measures, expected, rtol=1e-5, atol=1e-6)
+    assert right.equal(known) and written == answers and len(set(written)) > 1
+    assert few < 0.8 * many
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ..benchmark.records import Question
 from ..checks import check_name
 from ..models.asking import answer_logits, in_batches
 from ..models.encoding import common_beginning
+from ..models.prefix_tree import can_share_texts, pack_read, plan_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,12 +77,12 @@ def choose(
     def sums(batch: dict[str, Tensor]) -> Tensor:
         logits, targets, rows = answer_logits(model, batch)
         likely = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
-        return torch.zeros(len(batch["input_ids"]), dtype=torch.float64).index_add_(
-            0, rows.cpu(), likely
-        )
+        n = int(rows.max()) + 1
+        return torch.zeros(n, dtype=torch.float64).index_add_(0, rows.cpu(), likely)
 
+    make = _shared_batches if can_share_texts(model) else _batches
     for indices, values in in_batches(
-        sums, model, processor, pairs, batch_size, True, progress, "choices", _batches
+        sums, model, processor, pairs, batch_size, True, progress, "choices", make
     ):
         total[indices] = values
     if per == "character":
@@ -113,15 +114,7 @@ def _batches(
     pairs: Sequence[tuple[str, str]], processor, batch_size: int, with_answer: bool, device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Left-padded batches, the longest first; see :func:`manu_utils.models.encoding.batches`."""
-    tokenize = partial(processor.tokenizer, add_special_tokens=False)
-    alone = tokenize([prompt for prompt, _ in pairs])["input_ids"]
-    whole = tokenize([prompt + continuation for prompt, continuation in pairs])["input_ids"]
-    longest = max(map(len, whole))
-    if longest > (positions := processor.tokenizer.model_max_length):
-        raise ValueError(
-            f"a prompt has {longest} tokens and the model {positions} positions; leave long "
-            f"questions out."
-        )
+    whole, n_after = _tokens(pairs, processor)
     order = sorted(range(len(pairs)), key=lambda index: -len(whole[index]))
     for start in range(0, len(order), batch_size):
         group = order[start : start + batch_size]
@@ -132,12 +125,46 @@ def _batches(
             tokens = whole[index]
             ids[row, -len(tokens) :] = torch.tensor(tokens)
             seen[row, -len(tokens) :] = 1
-            answer[row, common_beginning(alone[index], tokens) - len(tokens) :] = True
-        yield (
-            group,
-            {
-                "input_ids": ids.to(device),
-                "attention_mask": seen.to(device),
-                "answer_mask": answer.to(device),
-            },
+            answer[row, -n_after[index] :] = True
+        batch = {"input_ids": ids, "attention_mask": seen, "answer_mask": answer}
+        yield group, {key: value.to(device) for key, value in batch.items()}
+
+
+def _shared_batches(
+    pairs: Sequence[tuple[str, str]], processor, batch_size: int, with_answer: bool, device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """The same, each prompt read once for all of its choices; see
+    :func:`manu_utils.models.prefix_tree.shared_batches`.
+    """
+    whole, n_after = _tokens(pairs, processor)
+    groups: dict[str, list[int]] = {}
+    for index, (prompt, _) in enumerate(pairs):
+        groups.setdefault(prompt, []).append(index)
+    for rows in plan_rows(list(groups.values()), whole.__getitem__, batch_size):
+        batch = pack_read(rows, whole.__getitem__, n_after, processor.tokenizer.pad_token_id)
+        indices = [index for row in rows for index in row]
+        yield indices, {key: value.to(device) for key, value in batch.items()}
+
+
+def _tokens(pairs: Sequence[tuple[str, str]], processor) -> tuple[list[list[int]], list[int]]:
+    """The tokens of each prompt with its continuation, and how many are the continuation's.
+
+    Raises:
+        ValueError: one is longer than the model has positions, or begins with its continuation.
+    """
+    tokenize = partial(processor.tokenizer, add_special_tokens=False)
+    alone = tokenize([prompt for prompt, _ in pairs])["input_ids"]
+    whole = tokenize([prompt + continuation for prompt, continuation in pairs])["input_ids"]
+    longest = max(map(len, whole))
+    if longest > (positions := processor.tokenizer.model_max_length):
+        raise ValueError(
+            f"a prompt has {longest} tokens and the model {positions} positions; leave long "
+            f"questions out."
         )
+    borders = [common_beginning(*pair) for pair in zip(alone, whole, strict=True)]
+    if not all(borders):
+        raise ValueError(
+            "a prompt is empty, so that nothing says what the first token of a choice follows; "
+            "give the template words of its own, as IN_WORDS has."
+        )
+    return whole, [len(tokens) - border for tokens, border in zip(whole, borders, strict=True)]

@@ -43,7 +43,6 @@ from ..benchmark.records import Question
 from ..benchmark.tofu import TofuSet
 from ..checks import check_name
 from ..models.asking import answer_logits, generate_answers, in_batches
-from ..models.encoding import batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,7 +205,7 @@ def answer_measures(
         ]
         return torch.tensor(found, dtype=torch.float64)
 
-    options = (batch_size, True, progress, "answers, read", batches)
+    options = (batch_size, True, progress, "answers, read")
     for indices, values in in_batches(measure, model, processor, questions, *options):
         found[indices] = values
     return found

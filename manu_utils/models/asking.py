@@ -22,10 +22,12 @@ from .encoding import batches, plan_batches, predicting
 from .passes import check_finite, check_processor, last_hidden, quiet_pass
 from .prefix_tree import (
     can_share,
+    can_share_texts,
     continue_shared,
     plan_shared_batches,
     read_shared,
     shared_batches,
+    worth_sharing,
 )
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ def generate_answers(
 
     Of questions that are too long for the model a warning says so, and the answer is ``""``.
     Questions with and without an image may be mixed. A batch is halved when CUDA runs out of
-    memory. LLaVA computes what questions share once (:func:`shared_batches`); other models go
-    through their own ``generate``.
+    memory. LLaVA computes what questions share once (:func:`shared_batches`), and so does a Llama
+    where many have one prompt; other models go through their own ``generate``.
 
     Nothing of the model's own generation settings counts but its end and padding tokens.
 
@@ -315,12 +317,15 @@ def in_batches(
             that one would compute, and each is given the results of all.
     """
     check_whole("batch_size", batch_size)
-    share = make is None and processes.count() > 1
-    standard, plan = (
-        (shared_batches, plan_shared_batches) if can_share(model) else (batches, plan_batches)
-    )
-    make = make or standard
-    if share:
+    split = make is None and processes.count() > 1
+    if make is None:
+        shared = can_share(model) or (
+            can_share_texts(model) and worth_sharing([one.question for one in questions])
+        )
+        make, plan = (
+            (shared_batches, plan_shared_batches) if shared else (batches, plan_batches)
+        )
+    if split:
         mine = processes.own_indices(
             len(questions), lambda: plan(questions, processor, batch_size, with_answer)
         )

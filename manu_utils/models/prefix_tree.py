@@ -7,7 +7,7 @@ answers, only slower.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,22 +60,7 @@ def shared_batches(
     plan, tokens_of, n_after = _plan_shared(questions, processor, batch_size, with_answer)
 
     def pack(rows: list[list[int]]) -> dict[str, Tensor]:
-        sequences = [[tokens_of(index) for index in row] for row in rows]
-        batch, places = pack_rows(sequences, processor.tokenizer.pad_token_id)
-        reads: list[tuple[int, int, int]] = []
-        targets: list[int] = []
-        indices = [index for row in rows for index in row]
-        own = [sequence for row in sequences for sequence in row]
-        for number, (index, sequence, (row, path)) in enumerate(
-            zip(indices, own, places, strict=True)
-        ):
-            border = len(sequence) - n_after[index]
-            read = path[border - 1 : -1] if with_answer else path[-1:]
-            reads += [(number, row, node) for node in read]
-            targets += sequence[border:]
-        batch["reads"] = torch.tensor(reads)
-        if with_answer:
-            batch["targets"] = torch.tensor(targets)
+        batch = pack_read(rows, tokens_of, n_after, processor.tokenizer.pad_token_id)
         asked = [questions[row[0]] for row in rows]
         if asked[0].image is not None:
             parts = [
@@ -91,6 +76,39 @@ def shared_batches(
         return {key: value.to(device) for key, value in batch.items()}
 
     return (([index for row in rows for index in row], pack(rows)) for rows in plan)
+
+
+def pack_read(
+    rows: list[list[int]],
+    tokens_of: Callable[[int], list[int]],
+    n_after: Mapping[int, int] | Sequence[int],
+    pad: int,
+) -> dict[str, Tensor]:
+    """A batch of rows of indices, and where it is read, as :func:`shared_batches` has it, on the
+    CPU and without images.
+
+    Args:
+        tokens_of: the tokens of what an index is of.
+        n_after: how many of them are the answer's: where there is none, what follows the last token
+            is asked for.
+    """
+    sequences = [[tokens_of(index) for index in row] for row in rows]
+    batch, places = pack_rows(sequences, pad)
+    reads: list[tuple[int, int, int]] = []
+    targets: list[int] = []
+    indices = [index for row in rows for index in row]
+    own = [sequence for row in sequences for sequence in row]
+    for number, (index, sequence, (row, path)) in enumerate(
+        zip(indices, own, places, strict=True)
+    ):
+        border = len(sequence) - n_after[index]
+        read = path[border - 1 : -1] if n_after[index] else path[-1:]
+        reads += [(number, row, node) for node in read]
+        targets += sequence[border:]
+    batch["reads"] = torch.tensor(reads)
+    if targets:
+        batch["targets"] = torch.tensor(targets)
+    return batch
 
 
 def pack_rows(
@@ -250,13 +268,26 @@ def can_share(model) -> bool:
     """
     from transformers import LlavaForConditionalGeneration
 
-    if (
-        not isinstance(model, LlavaForConditionalGeneration)
-        or len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    ):
+    return isinstance(model, LlavaForConditionalGeneration) and _takes_any_mask(model)
+
+
+def can_share_texts(model) -> bool:
+    """The same of a language model without eyes: a Llama."""
+    from transformers import LlamaForCausalLM
+
+    return isinstance(model, LlamaForCausalLM) and _takes_any_mask(model)
+
+
+def _takes_any_mask(model) -> bool:
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return False
     text = model.config.get_text_config()
     return text.model_type == "llama" and text._attn_implementation in ("sdpa", "eager")
+
+
+def worth_sharing(prompts: Sequence[object]) -> bool:
+    """Whether texts without images share enough: half of the prompts are there twice."""
+    return 2 * len(set(prompts)) <= len(prompts)
 
 
 def read_shared(model, batch: dict[str, Tensor], use_cache: bool = False) -> tuple[Tensor, object]:
