@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import PIL.Image
 from matplotlib.axes import Axes
@@ -67,10 +68,15 @@ def attack_and_refusal(frame: pd.DataFrame, *, title: str) -> Axes:
     points = crosses(axes, percent, "sarr", "attack")
     axes.set(
         xlabel="harmless questions refused or answered with gibberish, in %",
-        ylabel="attack success in %", ylim=(-3, 106),
+        ylabel="attack success in %", ylim=(-8, 106),
         xlim=(-2, max(20, 1.25 * max(x for x, _ in points))),
     )  # fmt: skip
-    label_points(axes, points, list(dict.fromkeys(frame["method"])))
+    along = [  # the lines of the seeds: a name on one would seem to be another mark's
+        (x, rows["attack"].mean())
+        for _, rows in percent.groupby("method", sort=False)
+        for x in np.linspace(rows["sarr"].min(), rows["sarr"].max(), 40)
+    ]
+    label_points(axes, points, list(dict.fromkeys(frame["method"])), avoid=along)
     return axes
 
 
@@ -79,7 +85,8 @@ def separation(
     curves: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]], *, title: str
 ) -> Axes:
     """What the retain set loses while neurons are taken in the order that is best for the forget
-    set: the lower, the more apart. On the diagonal nothing tells them apart.
+    set: the lower, the more apart. On the diagonal nothing tells them apart. Each curve has the
+    name of its world beside it.
 
     Args:
         curves: (world, modality) -> shares of the forget set's and of the retain set's
@@ -89,10 +96,14 @@ def separation(
     colours = dict(zip(worlds, ("#D55E00", "#0072B2", "#009E73"), strict=False))
     figure, [[axes]] = panels(title, figsize=(8, 4.4))
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, linestyle=":")
+    points, on_lines = [], []
     for (world, modality), (forget, retain) in curves.items():
         style = "-" if modality == "multimodal" else "--"
         xs, ys = ([100 * float(value) for value in values] for values in (forget, retain))
         axes.plot(xs, ys, color=colours[world], linestyle=style, linewidth=1.6)
+        spaced = np.linspace(0, 100, 60)
+        on_lines += zip(spaced, np.interp(spaced, xs, ys), strict=True)
+        points.append((80, np.interp(80, xs, ys)))
     axes.set(
         xlim=(0, 100), ylim=(0, 100), xlabel="attribution of the forget set taken, in %",
         ylabel="of the retain set lost with it, in %",
@@ -102,4 +113,5 @@ def separation(
     for line in lines:
         line.set_marker("")
     legend_below(figure, [*keys, *lines])
+    label_points(axes, points, [world for world, _ in curves], avoid=on_lines)
     return axes
