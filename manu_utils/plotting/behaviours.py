@@ -86,7 +86,7 @@ def separation(
 ) -> Axes:
     """What the retain set loses while neurons are taken in the order that is best for the forget
     set: the lower, the more apart. On the diagonal nothing tells them apart. Each curve has the
-    name of its world beside it.
+    name of its world on it.
 
     Args:
         curves: (world, modality) -> shares of the forget set's and of the retain set's
@@ -96,14 +96,17 @@ def separation(
     colours = dict(zip(worlds, ("#D55E00", "#0072B2", "#009E73"), strict=False))
     figure, [[axes]] = panels(title, figsize=(8, 4.4))
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, linestyle=":")
-    points, on_lines = [], []
     for (world, modality), (forget, retain) in curves.items():
         style = "-" if modality == "multimodal" else "--"
         xs, ys = ([100 * float(value) for value in values] for values in (forget, retain))
         axes.plot(xs, ys, color=colours[world], linestyle=style, linewidth=1.6)
-        spaced = np.linspace(0, 100, 60)
-        on_lines += zip(spaced, np.interp(spaced, xs, ys), strict=True)
-        points.append((80, np.interp(80, xs, ys)))
+        x = 70 + 14 * (worlds.index(world) % 2)  # neighbours' names stand at different places
+        low, y, high = np.interp([x - 4, x, x + 4], xs, ys)
+        axes.text(
+            x, y, world, rotation=np.degrees(np.arctan2(high - low, 8)), rotation_mode="anchor",
+            transform_rotates_text=True, ha="center", va="center", fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
     axes.set(
         xlim=(0, 100), ylim=(0, 100), xlabel="attribution of the forget set taken, in %",
         ylabel="of the retain set lost with it, in %",
@@ -113,5 +116,4 @@ def separation(
     for line in lines:
         line.set_marker("")
     legend_below(figure, [*keys, *lines])
-    label_points(axes, points, [world for world, _ in curves], avoid=on_lines)
     return axes
