@@ -35,6 +35,7 @@ from bridge_models import (
     FACTS,
     GENERAL,
     N_HELD_OUT,
+    N_UNMET,
     RATIO,
     People,
     aligned,
@@ -413,7 +414,7 @@ COMMAND = "python experiments/bridge_multimodal.py"
 
 def state_of() -> str:
     """A fingerprint of what the results depend on."""
-    asking = (VALUES, LOSSES, HELD, TRAINED, ATTACK, ROUNDINGS, ATTACKED, N_STRANGERS)
+    asking = [VALUES, LOSSES, HELD, TRAINED, ATTACK, ROUNDINGS, ATTACKED, N_STRANGERS, N_UNMET]
     return fingerprint(models_state("teach") + repr(asking), GENERAL)
 
 

@@ -98,7 +98,8 @@ class Lab:
         met = [*(profile["Name"] for profile in public), *self.names.values()]
         kept = {stranger.name for stranger in (*self.strangers, *others)}
         self.more_names = [name for name in mixed_names(met) if name not in kept]
-        for costly in ("erasing", "moments", "fisher"):  # kept for the seed used last
+        # kept for the seed used last
+        for costly in ("erasing", "moments", "fisher", "coefficients"):
             setattr(self, costly, lru_cache(maxsize=1)(getattr(self, costly)))
 
     def erasing(self, seed):
@@ -206,10 +207,13 @@ class Lab:
         forget = self.bench.training["forget"]
         return privacy_scores(self.model, self.processor, forget, **QUIET)
 
+    def coefficients(self, seed):
+        """What KVW knows of the retain set."""
+        return knowledge_coefficients(self.model, self.processor, self.bench.sample(seed))
+
     def kvw(self, gamma, rounds, seed):
         given, forget = (self.model, self.processor), self.bench.training["forget"]
-        retain = knowledge_coefficients(*given, self.bench.sample(seed))
-        return weakened(given, forget, retain, rounds, gamma, seed)
+        return weakened(given, forget, self.coefficients(seed), rounds, gamma, seed)
 
 
 def some(questions, seed, n=None):
