@@ -184,8 +184,8 @@ def taught(name: str, questions: list[Question]):
     return known_by(f"{name}-{state_of(recipe_only=True)}", questions)
 
 
-def known_by(name: str, questions: list[Question]):
-    """The same, kept in build under this name alone."""
+def known_by(name: str, questions: list[Question], seed: int = 0):
+    """The same, kept in build under this name alone; ``seed`` is of the order of the questions."""
     place = PLACE / name
     if not (place / "config.json").exists():
         (model, processor), started, epochs = pretrained(), time.process_time(), EPOCHS
@@ -198,9 +198,10 @@ def known_by(name: str, questions: list[Question]):
             say(started, f"{name}: {share_known(sample):.2f} of a sample known")
             return {}
 
-        teach(model, processor, questions, epochs=epochs, watch=watch)
+        teach(model, processor, questions, epochs=epochs, seed=seed, watch=watch)
         while share_known(questions) < ENOUGH:
-            teach(model, processor, questions, epochs=2, lr=LR / 2, seed=epochs, watch=watch)
+            more = {"epochs": 2, "lr": LR / 2, "seed": seed + epochs}
+            teach(model, processor, questions, **more, watch=watch)
             epochs += 2
         say(started, f"{name}: taught for {epochs} epochs")
         save(model, processor.tokenizer, place)

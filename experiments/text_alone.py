@@ -18,11 +18,14 @@ The number of steps is looked at along one run, since the learning rate does not
 
 import argparse
 import random
-from functools import cache, lru_cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache, partial
 
 import pandas as pd
 
 from manu_utils.auditing.distances import ks_distance
+from manu_utils.benchmark.records import Question
 from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.evaluation.tofu import ask_tofu, forget_quality
 from manu_utils.miniature import text_model
@@ -112,31 +115,28 @@ def set_of(authors) -> TofuSet:
     )
 
 
+@dataclass
 class StandIns:
-    """One draw of authors who play the forget set."""
+    """Who plays the forget set while settings are chosen.
 
-    def __init__(self, draw: int):
-        world = draw_world()
-        played = world.authors[(draw - 1) * N : draw * N]
-        others = [author for author in world.authors[:-N] if author not in played]
-        self.retrained = model_of(
-            f"stand-ins {draw}", [author for author in world.authors if author not in played]
-        )
-        self.asked = {"forget": set_of(played)}
-        lessons = author_lessons(others)
-        retain = random.Random(0).sample(lessons, N_RETAIN)
-        self.request = Request(
-            *model_of("vanilla", world.authors), author_lessons(played), retain, free_names()
-        )
-        self.panels = {
-            "forget": author_lessons(played),
-            "retain": random.Random(1).sample(lessons, 160),
-            "known authors": random.Random(1).sample(author_lessons(world.public), 80),
-        }
-        self.target = self.ratios(*self.retrained)
+    Attributes:
+        request: that the model forget them.
+        retrained: (model, processor) that was never taught them.
+        asked: TOFU's questions about them.
+        panels: name -> questions of which the exact answers are counted.
+    """
+
+    request: Request
+    retrained: tuple
+    asked: TofuSet
+    panels: dict[str, list[Question]]
+
+    @cached_property
+    def target(self) -> list[float]:
+        return self.ratios(*self.retrained)
 
     def ratios(self, model, processor) -> list[float]:
-        found = ask_tofu(model, processor, self.asked, generate=False, **QUIET)
+        found = ask_tofu(model, processor, {"forget": self.asked}, generate=False, **QUIET)
         return list(found["truth_ratio"])
 
     def measure(self, model, processor) -> dict:
@@ -145,11 +145,17 @@ class StandIns:
         found["quality"] = forget_quality(ratios, self.target)
         return found | {n: exact(model, processor, asked) for n, asked in self.panels.items()}
 
-    def tries(self, method: str, erased) -> list[dict]:
+    def tries(self, method: str, grid=None, erased=None) -> list[dict]:
+        """One row a try.
+
+        Args:
+            grid: weights and settings; nothing for a reference.
+            erased: of :func:`text_methods.results`.
+        """
         if method in REFERENCES:
             given = self.request.given if method == "vanilla" else self.retrained
             return [{"setting": 0} | self.measure(*given)]
-        weights, values = TRIES[method]
+        weights, values = grid
         return [
             {"weight": weight, "setting": setting} | row
             for weight in weights
@@ -160,12 +166,32 @@ class StandIns:
         ]  # fmt: skip
 
 
+def stand_ins(draw: int) -> StandIns:
+    """One draw of authors."""
+    world = draw_world()
+    played = world.authors[(draw - 1) * N : draw * N]
+    others = [author for author in world.authors[:-N] if author not in played]
+    lessons = author_lessons(others)
+    retain = random.Random(0).sample(lessons, N_RETAIN)
+    vanilla = model_of("vanilla", world.authors)
+    return StandIns(
+        Request(*vanilla, author_lessons(played), retain, free_names()),
+        model_of(f"stand-ins {draw}", [author for author in world.authors if author not in played]),
+        set_of(played),
+        {
+            "forget": author_lessons(played),
+            "retain": random.Random(1).sample(lessons, 160),
+            "known authors": random.Random(1).sample(author_lessons(world.public), 80),
+        },
+    )
+
+
 def free_names() -> list[str]:
     """Names of authors who are nobody: not taught, not known, and not of the holdout."""
     return mixed_names(draw_world().names)
 
 
-def best(table: pd.DataFrame, method: str) -> tuple[float, float]:
+def best(table: pd.DataFrame, method: str, draws: Sequence[int] = DRAWS) -> tuple[float, float]:
     """(weight, setting) by the rule above, from the table of the choice.
 
     Raises:
@@ -173,8 +199,8 @@ def best(table: pd.DataFrame, method: str) -> tuple[float, float]:
     """
     level = ENOUGH * table[table["method"] == "vanilla"]["retain"].mean()
     rows = table[table["method"] == method]
-    if set(rows["draw"]) != set(DRAWS):
-        raise ValueError(f"{method} was not tried on the draws {DRAWS}.")
+    if set(rows["draw"]) != set(draws):
+        raise ValueError(f"{method} was not tried on the draws {draws}.")
     tries = rows.groupby(["weight", "setting"], dropna=False)
     means = tries[["distance", "retain"]].mean().reset_index()
     enough = means[means["retain"] >= level].sort_values(["distance", "weight", "setting"])
@@ -226,7 +252,7 @@ def arranged(by: str):
 
 def run(out=RESULTS, seeds=SEEDS) -> None:
     choice, report = out / "text_alone_choice.csv", out / "text_alone.csv"
-    stand_ins, of_seed = lru_cache(maxsize=1)(StandIns), lru_cache(maxsize=1)(Report)
+    of_draw, of_seed = lru_cache(maxsize=1)(stand_ins), lru_cache(maxsize=1)(Report)
 
     @cache
     def settings() -> dict:
@@ -236,7 +262,7 @@ def run(out=RESULTS, seeds=SEEDS) -> None:
     def tried(method: str, draw: int) -> list[dict]:
         joined = method == "erase + gd"
         erased = best(read_table(choice, CHOICE), "erase") if joined else None
-        return stand_ins(draw).tries(method, erased)
+        return of_draw(draw).tries(method, TRIES.get(method), erased)
 
     methods = [*REFERENCES, *(method for method in TRIES if method != "erase + gd")]
     units = [(m, draw) for draw in DRAWS for m in methods]

@@ -52,7 +52,10 @@ TRIES = {
     **{method: (ONE, STEPS) for method in METHODS},
     **{name: ((1.0, 4.0, 16.0), HELD_STEPS) for name in HELD},  # of the retain term; steps
     **{name: ((0.25, 1.0, 4.0), HELD_STEPS) for name in ("npo + kl", "simnpo + ce", "undial + ce")},
-    "rmu": ((4.0, 32.0, 256.0), HELD_STEPS),
+    **{
+        name: ((0.0625, 0.25, 1.0), (24, 48, 96, 192)) for name in ("idk + ce", "preference + ce")
+    },
+    "rmu": ((0.25, 1.0, 4.0), (48, 96, 192, 384)),
     "erase + gd": ((4.0, 16.0, 64.0), HELD_STEPS),
 }
 N_STRANGERS = 4  # for each person to forget

@@ -397,45 +397,48 @@ def test_the_attacks_find_out_the_vanilla_model_and_pass_the_retrained_one(audit
         assert of("retrained", "inside", "depth, answer") == 1
 
 
+def tries_of(choice, tries, draws):
+    """Check that every method was tried at every setting of its grid on every draw."""
+    found = choice[choice["method"].isin(list(tries))]
+    assert set(found["method"]) == set(tries) and (found.groupby("method")["draw"].nunique() == len(draws)).all()
+    for (method, _), rows in found.groupby(["method", "draw"]):
+        weights, settings = tries[method]
+        expected = [(str(w), float(s)) for w in weights for s in settings]
+        assert [(str(w), float(s)) for w, s in zip(rows["weight"], rows["setting"], strict=True)] == expected, method
+    ends = choice.groupby("method").mean(numeric_only=True)
+    assert ends.loc["vanilla", "forget"] > 0.75 and ends.loc["retrained", "forget"] < 0.25
+    assert ends.loc["retrained", "distance"] == 0 and ends.loc["vanilla", "distance"] > 0.3
+
+
+def report_of(report, choice, tries, draws, seeds):
+    """Check that the report is at the settings that were chosen, with every seed."""
+    for method, rows in report[~report["method"].isin(text_alone.REFERENCES)].groupby("method"):
+        weight, setting = text_alone.best(choice, method, draws)
+        assert set(rows["setting"]) == {setting} and set(map(str, rows["weight"])) == {str(weight)}, method
+    assert (report.groupby("method")["seed"].nunique() == len(seeds)).all()
+    assert set(report["method"]) == {*text_alone.REFERENCES, *tries}
+    of_seeds = report.set_index("method")
+    assert (of_seeds.loc[["retrained"], ["distance", "privleak"]] == 0).all(axis=None)
+    assert (of_seeds.loc[["vanilla"], "potions, asked openly"] > 0.9).all()
+
+
 def test_the_settings_of_text_alone_were_looked_for_on_other_authors():
     choice, report = (pd.read_csv(RESULTS / f"text_alone{name}.csv") for name in ("_choice", ""))
     about = json.loads((RESULTS / "text_alone.json").read_text(encoding="utf-8"))
     assert about["state"] == text_alone.state_of(), "authors, recipe or grids changed: python experiments/text_alone.py"
-    tries = choice[choice["method"].isin(list(text_alone.TRIES))]
-    for (method, _), rows in tries.groupby(["method", "draw"]):
-        weights, settings = text_alone.TRIES[method]
-        expected = [(w, s) for w in weights for s in settings]
-        found = list(zip(rows["weight"], rows["setting"], strict=True))
-        assert [(str(w), float(s)) for w, s in found] == [(str(w), float(s)) for w, s in expected], method
-    assert (tries.groupby("method")["draw"].nunique() == len(text_alone.DRAWS)).all()
-    assert set(tries["method"]) == set(text_alone.TRIES)
-    ends = choice.groupby("method").mean(numeric_only=True)
-    assert ends.loc["vanilla", "forget"] > 0.75 and ends.loc["retrained", "forget"] < 0.25
-    assert ends.loc["retrained", "distance"] == 0 and ends.loc["vanilla", "distance"] > 0.3
-    for method, rows in report[~report["method"].isin(text_alone.REFERENCES)].groupby("method"):
-        weight, setting = text_alone.best(choice, method)
-        assert set(rows["setting"]) == {setting} and set(map(str, rows["weight"])) == {str(weight)}, method
-    assert (report.groupby("method")["seed"].nunique() == len(text_alone.SEEDS)).all()
-    assert set(report["method"]) == {*text_alone.REFERENCES, *text_alone.TRIES}
-    of_seeds = report.set_index("method")
-    assert (of_seeds.loc["retrained", ["distance", "privleak"]] == 0).all(axis=None)
-    assert (of_seeds.loc["vanilla", "potions, asked openly"] > 0.9).all()
+    tries_of(choice, text_alone.TRIES, text_alone.DRAWS)
+    report_of(report, choice, text_alone.TRIES, text_alone.DRAWS, text_alone.SEEDS)
 
 
-def test_the_pretrained_model_in_text_alone_ran_at_strengths_that_were_chosen_elsewhere():
-    place = RESULTS / "text_alone_smollm2.csv"
-    about = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
-    again = "authors, recipe or strengths changed: python experiments/text_alone_smollm2.py"
+def test_the_settings_of_the_pretrained_model_in_text_alone_were_looked_for_on_others():
+    choice, report = (pd.read_csv(RESULTS / f"text_alone_smollm2{name}.csv") for name in ("_choice", ""))
+    about = json.loads((RESULTS / "text_alone_smollm2.json").read_text(encoding="utf-8"))
+    again = "authors, recipe or grids changed: python experiments/text_alone_smollm2.py"
     assert about["state"] == smol.state_of(), again
-    table = pd.read_csv(place)
-    runs = [*((method, 1) for method in (*smol.REFERENCES, *smol.METHODS)), smol.LONGER]
-    assert list(zip(table["method"], table["times"], strict=True)) == runs
-    for row in table[~table["method"].isin(smol.REFERENCES)].itertuples():
-        strength = row.weight if row.method == "erase" else row.setting
-        assert strength == row.times * smol.chosen_elsewhere(row.method)
-    ends = table.set_index("method")
-    assert ends.loc["vanilla", "forget, word for word"] == 1 and ends.loc["retrained", "distance"] == 0
-    assert ends.loc["retrained", "potions, asked openly"] < 0.1
+    tries_of(choice, smol.TRIES, (1,))
+    report_of(report, choice, smol.TRIES, (1,), smol.SEEDS)
+    ends = report.groupby("method").mean(numeric_only=True)
+    assert ends.loc["vanilla", "forget, word for word"] == 1 and ends.loc["retrained", "potions, asked openly"] < 0.1
 
 
 def test_the_poems_were_unlearned_as_the_recipe_says():

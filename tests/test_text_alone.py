@@ -12,6 +12,7 @@ import text_alone_smollm2
 import text_measures
 import text_methods
 from manu_utils.miniature import text_model
+from manu_utils.miniature.authors import FACTS
 from manu_utils.miniature.text_world import draw_world
 
 NAN = math.nan
@@ -99,3 +100,16 @@ def test_of_the_pretrained_model_only_what_it_was_taught_is_asked():
         assert {(q.question, q.answer) for q in sets[name].asked} <= taught[part]
         assert len(sets[name].wrong) == len(sets[name].paraphrased) == len(sets[name].asked)
     assert not {q.person_id for q in lessons["forget"]} & {q.person_id for q in lessons["retain"]}
+
+
+def test_the_stand_ins_of_the_pretrained_model_are_kept_in_the_report():
+    lessons, per_author = text_alone_smollm2.lessons(), len(FACTS)
+    told = {name: [(q.question, q.answer) for q in of] for name, of in lessons.items()}
+    assert sorted(told["stand-ins"] + told["others"]) == sorted(told["retain"])
+    names = {name: {q.person_id for q in of} for name, of in lessons.items()}
+    assert not names["stand-ins"] & (names["others"] | names["forget"])
+    authors = {author.name for author in text_alone_smollm2.kept_authors()[: text_alone_smollm2.N_FORGET]}
+    assert authors < names["stand-ins"] and len(told["stand-ins"]) == per_author * len(authors) + 24
+    taught = {name: set().union(*(told[part] for part in of)) for name, of in text_alone_smollm2.TAUGHT.items()}
+    assert not taught["stand-ins"] & set(told["stand-ins"]) and not taught["retrained"] & set(told["forget"])
+    assert taught["vanilla"] == taught["retrained"] | set(told["forget"]) == taught["stand-ins"] | set(told["stand-ins"])
