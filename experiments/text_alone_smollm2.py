@@ -28,7 +28,7 @@ from manu_utils.benchmark.records import Question
 from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.miniature.text_model import author_lessons
 from manu_utils.miniature.text_world import FORGET, draw_world
-from sweep import begin, fingerprint, in_the_order_of, read_arguments, read_table, sweep
+from sweep import begin, fingerprint, read_arguments, read_table, sweep
 from text_alone import (
     CHOICE,
     DATA,
@@ -36,6 +36,7 @@ from text_alone import (
     REPORT,
     TEMPLATE,
     StandIns,
+    arranged,
     best,
     free_names,
     set_of,
@@ -57,7 +58,7 @@ TRIES = {
     "gd + ce": ((4.0, 16.0), (24, 48, 96)),
     "npo + kl": ((1.0, 4.0), (8, 16, 32)),
 }
-SEEDS = (0,)
+DRAWS, SEEDS = (1,), (0,)
 TAUGHT = {
     "vanilla": ("forget", "retain", "beside"),
     "retrained": ("retain", "beside"),
@@ -102,10 +103,9 @@ def model_of(name: str, seed: int = 0):
 
 def request_of(model: tuple, forget: str, retain: str) -> Request:
     """That (model, processor) forget this part of what it was taught and keep that one."""
-    rates = {"rate": TRAINED["lr"], "held_rate": TRAINED["lr"]}
+    size, rate = TRAINED["batch_size"], TRAINED["lr"]
     free = free_names() + free_potions()
-    options = {"batch_size": TRAINED["batch_size"], **rates}
-    return Request(*model, lessons()[forget], lessons()[retain], free, **options)
+    return Request(*model, lessons()[forget], lessons()[retain], free, size, rate, rate)
 
 
 @cache
@@ -158,7 +158,7 @@ class Report:
             vanilla = method == "vanilla"
             given = self.request.given if vanilla else self.measures.retrained
             return [{"weight": math.nan, "setting": 0} | self.measure(*given)]
-        weight, setting = best(choice(), method, (1,))
+        weight, setting = best(choice(), method, DRAWS)
         look = partial(self.measure, *self.request.given)
         (row,) = results(self.request, method, weight, (setting,), self.seed, look).values()
         return [{"weight": weight, "setting": setting} | row]
@@ -182,19 +182,19 @@ def main(given=None) -> None:
     begin(state_of(), report.with_suffix(".json"), command, [choice, report])
     order = [*REFERENCES, *TRIES]
     units = [
-        ({"method": m, "draw": 1}, lambda m=m: stand_ins().tries(m, TRIES.get(m)))
+        ({"method": m, "draw": draw}, lambda m=m: stand_ins().tries(m, TRIES.get(m)))
+        for draw in DRAWS
         for m in arguments.methods
     ]
     form = {"float_format": "%.4g"}
-    arrange = in_the_order_of(order, ["draw", "method"], decimals=12)
-    sweep(choice, CHOICE, units, arrange=arrange, **form)
+    sweep(choice, CHOICE, units, arrange=arranged("draw", TRIES), **form)
     of_seed, table = lru_cache(maxsize=1)(Report), partial(read_table, choice, CHOICE)
     units = [
         ({"method": m, "seed": seed}, lambda m=m, seed=seed: of_seed(seed).rows(m, table))
         for seed in arguments.seeds
         for m in order
     ]
-    sweep(report, REPORT, units, arrange=in_the_order_of(order, ["seed", "method"], 12), **form)
+    sweep(report, REPORT, units, arrange=arranged("seed", TRIES), **form)
 
 
 if __name__ == "__main__":

@@ -435,8 +435,8 @@ def test_the_settings_of_the_pretrained_model_in_text_alone_were_looked_for_on_o
     about = json.loads((RESULTS / "text_alone_smollm2.json").read_text(encoding="utf-8"))
     again = "authors, recipe or grids changed: python experiments/text_alone_smollm2.py"
     assert about["state"] == smol.state_of(), again
-    tries_of(choice, smol.TRIES, (1,))
-    report_of(report, choice, smol.TRIES, (1,), smol.SEEDS)
+    tries_of(choice, smol.TRIES, smol.DRAWS)
+    report_of(report, choice, smol.TRIES, smol.DRAWS, smol.SEEDS)
     ends = report.groupby("method").mean(numeric_only=True)
     assert ends.loc["vanilla", "forget, word for word"] == 1 and ends.loc["retrained", "potions, asked openly"] < 0.1
 
