@@ -68,3 +68,20 @@ def double_model(tiny_model):
     """The shared model in float64, where the order of additions is far below the tolerance; and its processor."""
     model, processor = tiny_model
     return copy.deepcopy(model).double(), processor
+
+
+@pytest.fixture
+def tokens_read(monkeypatch):
+    """Called with a model: a list whose last number grows by the tokens that it reads from now on."""
+
+    def watch(model):
+        read, run = [0], model.model.forward
+
+        def counted(*arguments, **inputs):
+            read[-1] += inputs["input_ids"].numel()
+            return run(*arguments, **inputs)
+
+        monkeypatch.setattr(model.model, "forward", counted)
+        return read
+
+    return watch

@@ -9,7 +9,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
+from manu_utils.benchmark.records import Question
 from manu_utils.models.encoding import encode
 from manu_utils.models.loading import load_model
 from manu_utils.models.neurons import find_neurons
@@ -50,6 +53,18 @@ def test_rarity_counts_answers_not_occurrences(tiny_model, questions):
     rarity = token_rarity(said, tokenizer)
     repeated = [token for token in tokenizer(" nurse nurse").input_ids if token not in tokenizer(" lives in").input_ids]
     assert repeated and all(rarity[token].item() == pytest.approx(math.log(2)) for token in repeated)
+
+
+def test_rarity_is_of_the_tokens_after_the_prompt():
+    """A tokenizer that puts a space before every text, as Llama's: alone an answer begins otherwise."""
+    letters = ["<pad>", "</s>", "\u2581", *"USER:ASITNWhois?ab01\n.", "\u2581\u2581", "\u2581a", "\u2581b"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(letters))}
+    pieces = Tokenizer(models.BPE(vocabulary, [("\u2581", "\u2581"), ("\u2581", "a"), ("\u2581", "b")]))
+    pieces.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="<pad>", eos_token="</s>")
+    asked = [Question(str(i), f"Who is {i}?", answer, None, "training") for i, answer in enumerate(("a b", "a a"))]
+    rarity = token_rarity(asked, tokenizer)
+    assert rarity[vocabulary["\u2581a"]] == 0 and rarity[vocabulary["\u2581b"]].item() == pytest.approx(math.log(2))
 
 
 def by_gains(model, processor, question, rarity):

@@ -15,15 +15,18 @@ import PIL.Image
 import pytest
 import torch
 from doors import evaluate_by
+from tiny_models import build_tokenizer
 from tokenizers import normalizers
 
 from manu_utils.benchmark.loading import load_config
 from manu_utils.benchmark.questions import evaluation_questions
+from manu_utils.benchmark.records import Question
 from manu_utils.evaluation.answers_file import append_answers, key_of, read_answers, remembered
 from manu_utils.evaluation.shots import Prompt
 from manu_utils.evaluation.tables import CHUNK
 from manu_utils.models.fingerprints import fingerprint
 from manu_utils.models.loading import load_model
+from manu_utils.unlearning.attribution import collect_attribution
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts of up to")
 OPTIONS = {"tasks": ["cloze"], "modalities": ["text"], "batch_size": 2, "progress": False}
@@ -214,6 +217,25 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
     assert fingerprint(torch.nn.Linear(2, 2).bfloat16(), processor) != fingerprint(torch.nn.Linear(2, 2), processor)
     with pytest.raises(ValueError, match="weight is off-loaded.*model_key"):
         fingerprint(torch.nn.Linear(2, 2, device="meta"), processor)
+
+
+def test_scoring_in_text_alone_goes_on(tmp_path, monkeypatch):
+    """The processor of a language model is a tokenizer and nothing else."""
+    from types import SimpleNamespace
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer()
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    asked = [Question(str(i), f"Who is {i}?", f"A{i}", None, "training") for i in range(3)]
+    options = {"resume": tmp_path, "progress": False}
+    first = collect_attribution(model, SimpleNamespace(tokenizer=tokenizer), asked, **options)
+    monkeypatch.setattr(model, "forward", None)  # read from the file
+    monkeypatch.setattr(model.model, "forward", None)
+    assert first.equal(collect_attribution(model, SimpleNamespace(tokenizer=tokenizer), asked, **options))
+    other = build_tokenizer(bos="<s>")
+    assert fingerprint(model, SimpleNamespace(tokenizer=other)) != fingerprint(model, SimpleNamespace(tokenizer=tokenizer))
 
 
 def test_a_fingerprint_sees_shapes_and_the_chat_template(tiny_model, monkeypatch):

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_models import llava
 
+from manu_utils.benchmark.records import Question
 from manu_utils.models.asking import answer_logits
 from manu_utils.models.encoding import encode
 from manu_utils.models.neurons import find_neurons, towers
@@ -235,6 +237,21 @@ def test_integrated_gradients_by_hand(tiny_model, questions):
 
     slope = (likely(0.01) - likely(-0.01)) / 0.02
     assert found[:, neuron].sum().item() == pytest.approx(slope, rel=0.02)
+
+
+def test_integrated_gradients_of_unlikely_answers_in_float16():
+    """Where p is 1e-8 and less, its gradient rounds to 0 in float16; held against float32."""
+    model, processor = llava()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(14)
+    half = model.half()
+    asked = [Question(str(i), f"Who is {i}?", f"Answer {i} x", None, "training") for i in range(3)]
+    batch, found = encode(asked, processor, with_answer=True), []
+    for own in (half, copy.deepcopy(half).float()):
+        mlps = [mlp for mlp in find_neurons(own) if mlp.tower == "language"]
+        found.append(integrated_gradients(own, mlps, batch, 2).double())
+    for one, other in zip(*found, strict=True):
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.99
 
 
 def test_privacy_neurons_are_counted_over_answers(tiny_model, questions, monkeypatch):

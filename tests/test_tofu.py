@@ -107,21 +107,14 @@ def test_losses_memorisation_and_strength(llama, sets):
     assert torch.allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
-def test_a_question_is_read_once_for_all_of_its_answers(llama, monkeypatch):
+def test_a_question_is_read_once_for_all_of_its_answers(llama, monkeypatch, tokens_read):
     """The same numbers and answers, from fewer tokens."""
     model, processor, of = copy.deepcopy(llama[0]), llama[1], group(5)
     with torch.no_grad():  # so that what is written hangs on the question
         for weight in model.model.layers.parameters():
             weight.mul_(10)
     asked = [*of.asked, *of.paraphrased, *(one for wrong in of.wrong for one in wrong)]
-    read, run = [], model.model.forward
-
-    def counted(*arguments, **inputs):
-        read[-1] += inputs["input_ids"].numel()
-        return run(*arguments, **inputs)
-
-    monkeypatch.setattr(model.model, "forward", counted)
-    found = []
+    read, found = tokens_read(model), []
     for shared in (True, False):
         monkeypatch.setattr(asking, "can_share_texts", lambda model, shared=shared: shared)
         read.append(0)
@@ -242,6 +235,8 @@ def test_rouge_recall_is_of_the_truth():
         tofu.rouge_recall(f"{truth} and much more", truth) == 1
     )  # recall does not mind what is added
     assert tofu.rouge_recall("", truth) == 0
+    with pytest.raises(ValueError, match="would count 0; leave writing out"):
+        tofu.rouge_recall("Пушкин", "Пушкин")
 
 
 def test_privleak_by_its_formula():
@@ -253,8 +248,16 @@ def test_privleak_by_its_formula():
     ours, theirs = 1 - sum(pairs) / len(pairs), 1 - sum(again) / len(again)
     expected = 100 * (ours - theirs) / theirs
     assert privleak(auc(members, strangers), auc(before, strangers)) == pytest.approx(
-        expected, rel=1e-6
+        expected, rel=1e-12
     )
+    with pytest.raises(ValueError, match="tells every member from every stranger"):
+        privleak(0.9, 1.0)
+
+
+def test_a_set_is_of_the_same_questions():
+    of = group(5)
+    with pytest.raises(ValueError, match="must be of the same questions"):
+        tofu.TofuSet(of.asked, of.wrong[:-1], of.paraphrased, [])
 
 
 def test_every_measure_of_a_model(llama, sets):
@@ -283,6 +286,8 @@ def test_every_measure_of_a_model(llama, sets):
     assert len(parts) == 9 and line["model_utility"] == tofu.model_utility(parts)
     with pytest.raises(ValueError, match="none is given: train one on the retain set"):
         tofu.summarise_tofu(found, None)
+    with pytest.raises(ValueError, match="no set to ask about"):
+        tofu.ask_tofu(*llama, {}, **QUIET)
     with pytest.raises(ValueError, match="no answer of the set world_facts"):
         tofu.utility_parts(found[found["set"] != "world_facts"])
     silent = tofu.ask_tofu(
@@ -369,4 +374,7 @@ def test_what_is_too_long_has_no_number(llama, sets):
     with pytest.warns(UserWarning, match="more tokens than the model has positions"):
         found = tofu.ask_tofu(model, processor, {"retain": more}, generate=False, **QUIET)
     assert found["truth_ratio"].isna().tolist() == [False] * 3 + [True]
+    with pytest.warns(UserWarning, match="more tokens than the model has positions"):
+        found = tofu.ask_tofu(model, processor, {"retain": more}, max_new_tokens=2, **QUIET)
+    assert found["rouge"].isna().tolist() == [False] * 3 + [True]  # 0 would be an answer
     assert isinstance(found, pd.DataFrame)

@@ -3,8 +3,12 @@
 import functools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
+from tiny_models import build_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from manu_utils.benchmark.records import Question
 from manu_utils.evaluation import verbatim
@@ -140,3 +144,19 @@ def test_six_questions_are_rows():
 def test_six_questions_refuse(change, message):
     with pytest.raises(ValueError, match=message):
         verbatim.six_questions(**(GIVEN | change))
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_a_truth_is_as_long_as_what_can_be_written(bos):
+    """What a tokenizer puts before a text is no token of the truth, and a cut truth may have no word."""
+    tokenizer = build_tokenizer(bos=bos)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, processor = LlamaForCausalLM(config), SimpleNamespace(tokenizer=tokenizer)
+    asked = [Question("1", "Begin", answer, None, "training") for answer in ("abcdefgh", "----- he said")]
+    frame = verbatim.ask_verbatim(model, processor, asked, max_new_tokens=4, **QUIET)
+    assert frame["truth"].tolist() == ["abcd", "----"] and frame["longest_share"][1] == 0

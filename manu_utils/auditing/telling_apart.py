@@ -145,8 +145,16 @@ def privleak(auc: float, auc_retrained: float = 0.5) -> float:
 
     0: as retrained. Below: the members are still known. Above: they are known less than people whom
     no model met.
+
+    Raises:
+        ValueError: the retrained model's AUC is 1, so that nothing lacks to 1.
     """
-    return 100 * ((1 - auc) - (1 - auc_retrained)) / ((1 - auc_retrained) + 1e-10)
+    if auc_retrained == 1:
+        raise ValueError(
+            "the retrained model tells every member from every stranger: a retrained model has not "
+            "met the members; look at both groups, or use another attack."
+        )
+    return 100 * (auc_retrained - auc) / (1 - auc_retrained)
 
 
 def s_mia(auc: float, auc_retrained: float, auc_vanilla: float) -> float:

@@ -5,7 +5,7 @@ The schema is that of ``MLLMMU/MLLMU-Bench`` (arXiv 2410.22108); explained in no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import PIL.Image
@@ -109,7 +109,7 @@ def check_list(questions: Sequence[Question]) -> None:
         TypeError: no list of :class:`Question`.
         ValueError: an empty one.
     """
-    if isinstance(questions, str | Mapping | Question) or not all(
+    if isinstance(questions, str | Mapping | Question | Iterator) or not all(
         isinstance(question, Question) for question in questions
     ):
         raise TypeError(

@@ -99,6 +99,14 @@ class TofuSet:
     paraphrased: list[Question]
     reworded: list[Question]
 
+    def __post_init__(self):
+        lengths = [len(self.asked), len(self.wrong), len(self.paraphrased)]
+        if len(set(lengths)) > 1 or len(self.reworded) not in (0, lengths[0]):
+            raise ValueError(
+                f"asked, wrong, paraphrased and reworded have {[*lengths, len(self.reworded)]} "
+                f"entries; they must be of the same questions (reworded may be empty)."
+            )
+
 
 def load_tofu_sets(source: str | Path, forget_ratio: int) -> dict[str, TofuSet]:
     """TOFU as its authors judge it: the four sets of questions of the perturbed configs.

@@ -2,10 +2,9 @@
 are asked. Notebook 10.
 
 The model writes nothing: each choice is appended to the prompt, and the one whose tokens are
-    likeliest together is what it
-chooses. Prompts are plain text without a chat template and without a token that begins a sequence,
-as the evaluation harness ``lm-eval`` asks, so that a checkpoint gets the same accuracy here and
-there.
+likeliest together is what it chooses. Prompts are plain text without a chat template, after the
+token that begins a sequence where the tokenizer puts one, as the evaluation harness ``lm-eval``
+(0.4.13) asks, so that a checkpoint gets the same accuracy here and there.
 
 **Always look at the control** (``question=False``), which sees the choices alone: what it gets
 right needs no knowledge, and unlearning cannot take it away.
@@ -13,6 +12,7 @@ right needs no knowledge, and unlearning cannot take it away.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..benchmark.records import Question
+from ..benchmark.records import Question, check_list
 from ..checks import check_name
 from ..models.asking import answer_logits, in_batches
-from ..models.encoding import common_beginning
+from ..models.encoding import common_beginning, padding_token
+from ..models.passes import check_processor
 from ..models.prefix_tree import can_share_texts, pack_read, plan_rows
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def choose(
         One row a question: person_id, question, answer, chosen (words) and right.
 
     Raises:
-        TypeError, ValueError: no question, one without options, a template without a place for the
-            question, another ``per``, a prompt that is longer than the model has positions, or
+        TypeError, ValueError: no question, one without options or with an image, an empty option, a
+            template without a place for the question, another ``per``, a tokenizer without padding
+            token, a prompt that is longer than the model has positions, or
             logits that are not finite.
     """
     import pandas as pd
@@ -67,10 +69,19 @@ def choose(
         raise ValueError(
             "the template has no {question}; leave the question out by question=False."
         )
-    if not questions or any(not one.options for one in questions):
-        raise ValueError(
-            "there must be at least one question, and each with options; see load_multiple_choice."
-        )
+    check_list(questions)
+    check_processor(processor)
+    for one in questions:
+        if not one.options or not all(words.strip() for words in one.options.values()):
+            raise ValueError(
+                f"{one.question!r} has the options {one.options}; each question must have some, "
+                f"none of them empty: leave it out, or see load_multiple_choice."
+            )
+        if one.image is not None:
+            raise ValueError(
+                f"person {one.person_id}: {one.question!r} has an image, which would not be looked "
+                f"at; use likeliest_options, or take the image out."
+            )
     pairs = [pair for one in questions for pair in _pairs(one, template, question)]
     total = torch.zeros(len(pairs), dtype=torch.float64)
 
@@ -86,7 +97,7 @@ def choose(
     ):
         total[indices] = values
     if per == "character":
-        total /= torch.tensor([len(continuation.strip()) for _, continuation in pairs])
+        total /= torch.tensor([len(continuation) - 1 for _, continuation in pairs])
     rows = []
     for one, scores in zip(
         questions, total.split([len(one.options) for one in questions]), strict=True
@@ -100,12 +111,9 @@ def _pairs(one: Question, template: str, question: bool) -> Iterator[tuple[str, 
     """The prompt and each continuation of a question."""
     lines = "\n".join(f"{letter}. {words}" for letter, words in one.options.items())
     asked, subject = one.question.strip() if question else "", one.person_id.replace("_", " ")
-    prompt = (
-        template.replace("{subject}", subject)
-        .replace("{choices}", lines)
-        .replace("{question}", asked)
-        .lstrip("\n")
-    )
+    given = {"{subject}": subject, "{choices}": lines, "{question}": asked}
+    places = "|".join(map(re.escape, given))
+    prompt = re.sub(places, lambda place: given[place[0]], template).lstrip("\n")
     named = one.options if "{choices}" in template else one.options.values()
     return ((prompt, f" {name}") for name in named)
 
@@ -119,7 +127,7 @@ def _batches(
     for start in range(0, len(order), batch_size):
         group = order[start : start + batch_size]
         shape = len(group), len(whole[group[0]])
-        ids = torch.full(shape, processor.tokenizer.pad_token_id)
+        ids = torch.full(shape, padding_token(processor))
         seen, answer = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
         for row, index in enumerate(group):
             tokens = whole[index]
@@ -141,7 +149,7 @@ def _shared_batches(
     for index, (prompt, _) in enumerate(pairs):
         groups.setdefault(prompt, []).append(index)
     for rows in plan_rows(list(groups.values()), whole.__getitem__, batch_size):
-        batch = pack_read(rows, whole.__getitem__, n_after, processor.tokenizer.pad_token_id)
+        batch = pack_read(rows, whole.__getitem__, n_after, padding_token(processor))
         indices = [index for row in rows for index in row]
         yield indices, {key: value.to(device) for key, value in batch.items()}
 
@@ -152,7 +160,9 @@ def _tokens(pairs: Sequence[tuple[str, str]], processor) -> tuple[list[list[int]
     Raises:
         ValueError: one is longer than the model has positions, or begins with its continuation.
     """
-    tokenize = partial(processor.tokenizer, add_special_tokens=False)
+    begin = processor.tokenizer.bos_token
+    special = not (begin and any(prompt.startswith(begin) for prompt, _ in pairs))
+    tokenize = partial(processor.tokenizer, add_special_tokens=special)
     alone = tokenize([prompt for prompt, _ in pairs])["input_ids"]
     whole = tokenize([prompt + continuation for prompt, continuation in pairs])["input_ids"]
     longest = max(map(len, whole))

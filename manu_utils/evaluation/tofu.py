@@ -32,6 +32,7 @@ little.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -154,9 +155,18 @@ def model_utility(parts: Mapping[str, float]) -> float:
 def rouge_recall(answer: str, truth: str) -> float:
     """The share of the words of the truth that are in the answer in the same order: ROUGE-L recall,
     of stemmed words.
+
+    Raises:
+        ValueError: a truth without a letter from a to z or a digit, for which rouge_score counts 0
+            whatever was answered.
     """
     from rouge_score import rouge_scorer
 
+    if not re.search("[a-z0-9]", truth.lower()):
+        raise ValueError(
+            f"ROUGE-L cannot judge an answer to {truth!r}: rouge_score knows the words of a-z and "
+            f"0-9 alone, and would count 0; leave writing out (generate=False)."
+        )
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     return scorer.score(truth, answer)["rougeL"].recall
 
@@ -238,6 +248,8 @@ def ask_tofu(
     check_name("mean", mean, ("geometric", "arithmetic"))
     options = {"batch_size": batch_size, "progress": progress}
     frames = []
+    if not sets:
+        raise ValueError("there is no set to ask about; see load_tofu_sets.")
     for name, group in sets.items():
         flat = [question for wrong in group.wrong for question in wrong]
         everything = [*group.asked, *group.paraphrased, *flat]
@@ -259,8 +271,9 @@ def ask_tofu(
             written = generate_answers(
                 model, processor, group.asked, max_new_tokens=max_new_tokens, **options
             )
-            rouges = [
-                rouge_recall(text, q.answer) for text, q in zip(written, group.asked, strict=True)
+            rouges = [  # what was too long to be asked has no loss either
+                math.nan if math.isnan(loss) else rouge_recall(text, q.answer)
+                for loss, text, q in zip(own, written, group.asked, strict=True)
             ]
         columns = {
             "set": name,

@@ -140,7 +140,7 @@ def ask_verbatim(
     ]
     frame["longest"] = longest
     frame["longest_share"] = [
-        n / len(words_of(t)) for n, t in zip(longest, frame["truth"], strict=True)
+        n / max(1, len(words_of(t))) for n, t in zip(longest, frame["truth"], strict=True)
     ]
     frame["extraction_strength"] = answer_measures(model, processor, questions, **options)[
         :, 2
@@ -199,7 +199,8 @@ def _asked(
     tokenizer = processor.tokenizer
     truths = [q.answer.removeprefix(" ") for q in questions]  # which load_muse puts before a truth
     if cut:
-        ids = [own[:max_new_tokens] for own in tokenizer(truths)["input_ids"]]
+        own = tokenizer(truths, add_special_tokens=False)["input_ids"]
+        ids = [one[:max_new_tokens] for one in own]
         truths = [tokenizer.decode(own, skip_special_tokens=True) for own in ids]
     scores = [rouge_l(*pair) for pair in zip(written, truths, strict=True)]
     return pd.DataFrame(

@@ -18,7 +18,7 @@ from .. import processes
 from ..benchmark.records import Question, check_list
 from ..checks import check_whole
 from ..progress import bar
-from .encoding import batches, plan_batches, predicting
+from .encoding import batches, padding_token, plan_batches, predicting
 from .passes import check_finite, check_processor, last_hidden, quiet_pass
 from .prefix_tree import (
     can_share,
@@ -122,16 +122,9 @@ def greedy_config(model, processor, max_new_tokens: int):
     from transformers import GenerationConfig
 
     check_whole("max_new_tokens", max_new_tokens)
-    pad = processor.tokenizer.pad_token_id
-    if pad is None:
-        raise ValueError(
-            "the tokenizer has no padding token, which batches need; set "
-            "processor.tokenizer.pad_token = processor.tokenizer.eos_token (padding is masked), or "
-            "take the processor of load_model, which does."
-        )
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
-        eos_token_id=sorted(end_tokens(model, processor)), pad_token_id=pad,
+        eos_token_id=sorted(end_tokens(model, processor)), pad_token_id=padding_token(processor),
     )  # fmt: skip
 
 

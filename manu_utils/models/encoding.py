@@ -95,6 +95,22 @@ def encode(
     return {key: value.to(device) for key, value in batch.items()}
 
 
+def padding_token(processor) -> int:
+    """What fills up the shorter rows of a batch; no row sees it.
+
+    Raises:
+        ValueError: a tokenizer without padding token.
+    """
+    pad = processor.tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError(
+            "the tokenizer has no padding token, which batches need; set "
+            "processor.tokenizer.pad_token = processor.tokenizer.eos_token (padding is masked), or "
+            "take the processor of load_model, which does."
+        )
+    return pad
+
+
 def predicting(batch: dict[str, Tensor]) -> Tensor:
     """The positions that predict a token of the answer, each the one before it: bool [b, t]."""
     mask = torch.zeros_like(batch["answer_mask"])

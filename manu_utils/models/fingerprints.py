@@ -41,8 +41,9 @@ def fingerprint(model, processor) -> str:
     for name in ("config", "generation_config"):
         settings = getattr(model, name, None)
         digest.update(_without_places({} if settings is None else settings.to_dict()))
-    for part in (processor, processor.image_processor):
-        digest.update(part.to_json_string().encode())
+    if hasattr(processor, "image_processor"):  # a language model's has a tokenizer alone
+        for part in (processor, processor.image_processor):
+            digest.update(part.to_json_string().encode())
     tokenizer = processor.tokenizer
     rules = (
         json.loads(tokenizer.backend_tokenizer.to_str())
@@ -58,7 +59,8 @@ def fingerprint(model, processor) -> str:
             [sorted(tokenizer.get_vocab().items()), rules, special, tokenizer.model_max_length]
         )
     )
-    digest.update(_without_places([processor.chat_template, tokenizer.chat_template, DATE]))
+    templates = [getattr(part, "chat_template", None) for part in (processor, tokenizer)]
+    digest.update(_without_places([*templates, DATE]))
     return digest.hexdigest()
 
 

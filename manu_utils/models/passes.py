@@ -136,13 +136,18 @@ def check_finite(what: str, *tensors: Tensor) -> None:
         )
 
 
-def gradients_in_range(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+def gradients_in_range(
+    value: Tensor, inputs: Sequence[Tensor], half: bool = False
+) -> list[Tensor | None]:
     """∂value/∂inputs of a scalar; None where nothing depends on it.
 
     Where a gradient leaves the range of float16, the backward pass starts from a smaller number,
     and the gradients are scaled up again in float32, as loss scaling does the other way round.
+
+    Args:
+        half: whether float16 is between them; it is where an input is float16.
     """
-    half = any(tensor.dtype == torch.float16 for tensor in inputs)
+    half = half or any(tensor.dtype == torch.float16 for tensor in inputs)
     found = torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=half)
     # powers of two: exact, but for what becomes too small for float16
     for scale in (2.0**-8, 2.0**-16) if half else ():
@@ -151,6 +156,34 @@ def gradients_in_range(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor |
         again = torch.autograd.grad(value * scale, inputs, allow_unused=True, retain_graph=True)
         found = [None if part is None else part.float() / scale for part in again]
     return list(found)
+
+
+def slopes_of_probability(
+    logits: Tensor, targets: Tensor, rows: Tensor, inputs: Sequence[Tensor], of: Tensor
+) -> list[Tensor | None]:
+    """∂F/∂inputs with F the sum of the probabilities of some tokens, float32; None where F does not
+    depend on it.
+
+    A question's probabilities are scaled up to about 1 for the backward pass, by a power of two
+    that is taken out again in float32: the gradient of a small one would round to 0 in float16.
+
+    Args:
+        logits, targets, rows: of :func:`manu_utils.models.asking.answer_logits`.
+        inputs: [n, ...] each; what belongs to one question influences no other.
+        of: the question of each of their n rows, int64.
+    """
+    likely = logits.float().softmax(-1).gather(1, targets[:, None])[:, 0]
+    largest = likely.new_zeros(int(rows.max()) + 1)
+    largest.scatter_reduce_(0, rows, likely.detach(), "amax")
+    tiny = torch.finfo(torch.float32).tiny
+    scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest.clamp_min(tiny)).exponent)
+    half = logits.dtype == torch.float16
+    found = gradients_in_range((likely * scale[rows]).sum(), inputs, half)
+    down = [1 / scale[of.to(scale.device)].to(value.device) for value in inputs]
+    return [
+        None if part is None else part.float() * by.view(-1, *[1] * (part.dim() - 1))
+        for part, by in zip(found, down, strict=True)
+    ]
 
 
 @contextmanager
@@ -231,4 +264,5 @@ def last_hidden(model, batch: dict[str, Tensor], read: Tensor | None = None) -> 
     """
     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
     with nullcontext() if read is None else last_layer_at(model, read):
-        return model.model(**inputs, use_cache=False).last_hidden_state
+        body = model.model if hasattr(model, "model") else model.base_model  # GPT-2's: transformer
+        return body(**inputs, use_cache=False).last_hidden_state

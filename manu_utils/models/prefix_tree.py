@@ -20,6 +20,7 @@ from .encoding import (
     fitting,
     image_tokens,
     opened,
+    padding_token,
 )
 from .prompts import answer_texts, are_raw, image_token_of, needs_special_tokens
 from .silent import last_layer_at
@@ -58,9 +59,10 @@ def shared_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not positive.")
     plan, tokens_of, n_after = _plan_shared(questions, processor, batch_size, with_answer)
+    pad = padding_token(processor)
 
     def pack(rows: list[list[int]]) -> dict[str, Tensor]:
-        batch = pack_read(rows, tokens_of, n_after, processor.tokenizer.pad_token_id)
+        batch = pack_read(rows, tokens_of, n_after, pad)
         asked = [questions[row[0]] for row in rows]
         if asked[0].image is not None:
             parts = [

@@ -21,11 +21,11 @@ from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_answers, check_whole
 from ..models.asking import answer_logits, as_memory_allows
-from ..models.encoding import batches, plan_batches
+from ..models.encoding import answer_start, batches, plan_batches
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, gradients_in_range, gradients_of, hooked, quiet_pass
-from ..models.prompts import answer_texts
+from ..models.prompts import answer_texts, prompt
 from ..models.silent import reads_neurons
 from .partial import begin_pass, parts_left
 
@@ -50,7 +50,12 @@ def token_rarity(questions: Sequence[Question], processor) -> Tensor:
     if not questions:
         raise ValueError("token_rarity needs at least one question.")
     tokenizer = getattr(processor, "tokenizer", processor)
-    answers = tokenizer(answer_texts(questions, processor))["input_ids"]
+    prompts = [prompt(question, processor) for question in questions]
+    pairs = zip(prompts, answer_texts(questions, processor), strict=True)
+    # after their prompts: alone, some tokenizers begin an answer with other tokens
+    texts = (prompts, [before + answer for before, answer in pairs])
+    ids = zip(*(tokenizer(some)["input_ids"] for some in texts), strict=True)
+    answers = [whole[answer_start(before, whole) :] for before, whole in ids]
     counts = Counter(token for ids in answers for token in set(ids))
     rarity = torch.full((len(tokenizer),), math.log(len(answers)), dtype=torch.float32)
     for token, count in counts.items():

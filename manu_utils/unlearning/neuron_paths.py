@@ -40,7 +40,13 @@ from ..models.asking import answer_logits
 from ..models.encoding import batches, predicting
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons, split_selected
-from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
+from ..models.passes import (
+    check_finite,
+    gradients_of,
+    hooked,
+    quiet_pass,
+    slopes_of_probability,
+)
 from ..progress import bar
 
 # modality -> the tower whose neurons it finds, and whether gradients are squared (Fisher)
@@ -141,7 +147,7 @@ def paths_of(
                     torch.where(p, j / steps * z[layer], z[layer]) for layer, p in enumerate(path)
                 ]
                 given.append(j / steps * z[last])
-                slopes = _slopes(model, mlps[: last + 1], batch, index, given)
+                slopes = _slopes(model, mlps[: last + 1], batch, index, row, given)
                 if slopes[-1] is None:
                     break
                 sums = [s + (g * g if squared else g) for s, g in zip(sums, slopes, strict=True)]
@@ -218,7 +224,7 @@ def _activations(
 
 
 def _slopes(
-    model, mlps: Sequence[MLP], batch, index: Tensor, given: Sequence[Tensor]
+    model, mlps: Sequence[MLP], batch, index: Tensor, row: Tensor, given: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """∂F/∂z at the given activations, float32 as they are; None of an MLP that F does not need."""
     given = [z.requires_grad_() for z in given]
@@ -234,6 +240,4 @@ def _slopes(
         for mlp, z in zip(mlps, given, strict=True)
     )
     with hooked(hooks), torch.enable_grad():
-        logits, targets, _ = answer_logits(model, batch)
-        likely = logits.float().softmax(-1).gather(1, targets[:, None]).sum()
-        return list(torch.autograd.grad(likely, given, allow_unused=True))
+        return slopes_of_probability(*answer_logits(model, batch), given, row)

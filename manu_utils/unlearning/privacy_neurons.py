@@ -12,7 +12,13 @@ from ..checks import check_number, check_questions, check_whole
 from ..models.asking import answer_logits
 from ..models.encoding import batches, predicting
 from ..models.neurons import MLP, find_neurons
-from ..models.passes import check_finite, gradients_of, hooked, quiet_pass
+from ..models.passes import (
+    check_finite,
+    gradients_of,
+    hooked,
+    quiet_pass,
+    slopes_of_probability,
+)
 from ..progress import bar
 from .pruning import Edit, check_unchanged, prune_neurons, select_neurons
 
@@ -103,10 +109,9 @@ def integrated_gradients(
                     return (z.masked_scatter(here[..., None], kept[1]), *arguments[1:])
 
                 with hooked([(mlp.after.register_forward_pre_hook, scale)]), torch.enable_grad():
-                    logits, targets, _ = answer_logits(model, batch)
-                    likely = logits.float().softmax(-1).gather(1, targets[:, None]).sum()
-                    gradient = torch.autograd.grad(likely, kept[1])[0]
-                part = part + (kept[0] * gradient).float() / steps
+                    asked = answer_logits(model, batch)
+                    (slope,) = slopes_of_probability(*asked, [kept[1]], rows)
+                part = part + kept[0].float() * slope / steps
             of_row = torch.zeros(len(mask), mlp.size, device=part.device)
             parts.append(of_row.index_add(0, rows.to(part.device), part).cpu())
     found = torch.cat(parts, dim=1)
