@@ -261,8 +261,15 @@ def last_hidden(model, batch: dict[str, Tensor], read: Tensor | None = None) -> 
     Args:
         read: flat indices of the tokens whose states will be looked at, int64; those of the others
             may be anything. By default all are right.
+
+    Raises:
+        TypeError: a model of another build.
     """
+    if not hasattr(model, "model"):  # nor are rows padded on the left what GPT-2's positions take
+        raise TypeError(
+            f"{type(model).__name__} keeps its layers under another name than `model`; take a "
+            f"model that is built as Llama, Qwen, Gemma, Mistral or Phi-3 are."
+        )
     inputs = {key: value for key, value in batch.items() if key != "answer_mask"}
     with nullcontext() if read is None else last_layer_at(model, read):
-        body = model.model if hasattr(model, "model") else model.base_model  # GPT-2's: transformer
-        return body(**inputs, use_cache=False).last_hidden_state
+        return model.model(**inputs, use_cache=False).last_hidden_state
