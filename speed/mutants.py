@@ -387,7 +387,7 @@ OTHERS = [
         ("encode() + image.tobytes()", "encode()", "pixels"),
         (" {tuple(tensor.shape)}\"", "\"", "shape"),
         ('for name in ("config", "generation_config"):', 'for name in ("config",):', "settings"),
-        ("[processor.chat_template, tokenizer.chat_template, DATE]", "[DATE]", "template"),
+        ("[*templates, DATE]", "[DATE]", "template"),
     ),
     *_of("benchmark.questions", "benchmark sources",
         ("        for image in images\n    ]\n    if not",
