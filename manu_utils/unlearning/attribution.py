@@ -33,8 +33,8 @@ from .partial import begin_pass, parts_left
 def token_rarity(questions: Sequence[Question], processor) -> Tensor:
     """How much each token tells an answer from the other answers: its inverse document frequency.
 
-    The tokens that all answers share ("Works as a", end of sequence) get about 0, a name of a town
-    much more.
+    The tokens that all answers share (end of sequence) get about 0, words that one kind
+    of answer shares ("Was born in") get more, and the name of a town gets most.
 
     Args:
         processor: the model's processor; a tokenizer does for LLaVA-1.5, whose prompts need no chat
