@@ -294,7 +294,7 @@ def test_six_questions_from_the_files(llama, hub):
     means = [ask_knowledge(model, processor, own.knowledge[name], **QUIET)["rouge"].mean() for name in ("forget", "retain")]
     verbatim = ask_verbatim(model, processor, own.verbatim, **QUIET)["rouge"].mean()
     frame = six_questions(verbatim, means[0], privleak(value), means[1], {1: means[1]}, [means[1]])
-    assert frame["value"].tolist() == [verbatim, means[0], 100 * ((1 - value) - 0.5) / (0.5 + 1e-10), *[means[1]] * 3]
+    assert frame["value"].tolist() == [verbatim, means[0], 100 * (0.5 - value) / 0.5, *[means[1]] * 3]
 
 
 def test_a_text_can_be_unlearned(llama, hub):

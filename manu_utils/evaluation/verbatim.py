@@ -199,8 +199,8 @@ def _asked(
     tokenizer = processor.tokenizer
     truths = [q.answer.removeprefix(" ") for q in questions]  # which load_muse puts before a truth
     if cut:
-        own = tokenizer(truths, add_special_tokens=False)["input_ids"]
-        ids = [one[:max_new_tokens] for one in own]
+        # as MUSE counts: what a tokenizer puts before a text is one of them
+        ids = [own[:max_new_tokens] for own in tokenizer(truths)["input_ids"]]
         truths = [tokenizer.decode(own, skip_special_tokens=True) for own in ids]
     scores = [rouge_l(*pair) for pair in zip(written, truths, strict=True)]
     return pd.DataFrame(
