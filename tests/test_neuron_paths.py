@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import llava
+from tiny_models import llava, unlikely
 
 from manu_utils.benchmark.records import Question
 from manu_utils.models.asking import answer_logits
@@ -194,21 +194,12 @@ def test_no_language_neuron_is_nothing_to_train(tiny_model):
         neuron_weights(model, torch.ones(n))
 
 
-def rare(model, by):
-    """A copy in float16 and the same in float32, of which no answer is likely."""
-    half = copy.deepcopy(model)
-    with torch.no_grad():
-        half.get_output_embeddings().weight.mul_(by)
-    half = half.half()
-    return half, copy.deepcopy(half).float()
-
-
 def test_paths_of_unlikely_answers_are_found_in_float16():
     """Where p is 1e-8 and less, its gradient rounds to 0 in float16."""
     model, processor = llava()
     asked = [Question(str(i), f"Who is {i}?", f"Answer {i} x", None, "training") for i in range(3)]
     batch, found = encode(asked, processor, with_answer=True), []
-    for own in rare(model, 14):
+    for own in unlikely(model):
         with torch.no_grad():
             logits, targets, _ = answer_logits(own, batch)
         assert logits.float().softmax(-1).gather(1, targets[:, None]).max() < 1e-8

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 import torch
 from doors import evaluate_by
-from tiny_models import build_tokenizer
+from tiny_models import llama
 from tokenizers import normalizers
 
 from manu_utils.benchmark.loading import load_config
@@ -221,21 +221,14 @@ def test_a_fingerprint_tells_weights_types_and_processors_apart(tiny_model):
 
 def test_scoring_in_text_alone_goes_on(tmp_path, monkeypatch):
     """The processor of a language model is a tokenizer and nothing else."""
-    from types import SimpleNamespace
-
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = build_tokenizer()
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    model, processor = llama()
     asked = [Question(str(i), f"Who is {i}?", f"A{i}", None, "training") for i in range(3)]
     options = {"resume": tmp_path, "progress": False}
-    first = collect_attribution(model, SimpleNamespace(tokenizer=tokenizer), asked, **options)
+    first = collect_attribution(model, processor, asked, **options)
     monkeypatch.setattr(model, "forward", None)  # read from the file
     monkeypatch.setattr(model.model, "forward", None)
-    assert first.equal(collect_attribution(model, SimpleNamespace(tokenizer=tokenizer), asked, **options))
-    other = build_tokenizer(bos="<s>")
-    assert fingerprint(model, SimpleNamespace(tokenizer=other)) != fingerprint(model, SimpleNamespace(tokenizer=tokenizer))
+    assert first.equal(collect_attribution(model, processor, asked, **options))
+    assert fingerprint(model, llama(bos="<s>")[1]) != fingerprint(model, processor)
 
 
 def test_a_fingerprint_sees_shapes_and_the_chat_template(tiny_model, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_models import llava
+from tiny_models import llava, unlikely
 
 from manu_utils.benchmark.records import Question
 from manu_utils.models.asking import answer_logits
@@ -242,12 +242,9 @@ def test_integrated_gradients_by_hand(tiny_model, questions):
 def test_integrated_gradients_of_unlikely_answers_in_float16():
     """Where p is 1e-8 and less, its gradient rounds to 0 in float16; held against float32."""
     model, processor = llava()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(14)
-    half = model.half()
     asked = [Question(str(i), f"Who is {i}?", f"Answer {i} x", None, "training") for i in range(3)]
     batch, found = encode(asked, processor, with_answer=True), []
-    for own in (half, copy.deepcopy(half).float()):
+    for own in unlikely(model):
         mlps = [mlp for mlp in find_neurons(own) if mlp.tower == "language"]
         found.append(integrated_gradients(own, mlps, batch, 2).double())
     for one, other in zip(*found, strict=True):

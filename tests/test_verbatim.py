@@ -3,12 +3,9 @@
 import functools
 import math
 import random
-from types import SimpleNamespace
 
 import pytest
-import torch
-from tiny_models import build_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import llama
 
 from manu_utils.benchmark.records import Question
 from manu_utils.evaluation import verbatim
@@ -147,14 +144,6 @@ def test_six_questions_refuse(change, message):
 
 
 def test_a_truth_may_be_cut_before_its_first_word():
-    tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model, processor = LlamaForCausalLM(config), SimpleNamespace(tokenizer=tokenizer)
     asked = [Question("1", "Begin", answer, None, "training") for answer in ("abcdefgh", "----- he said")]
-    frame = verbatim.ask_verbatim(model, processor, asked, max_new_tokens=4, **QUIET)
+    frame = verbatim.ask_verbatim(*llama(), asked, max_new_tokens=4, **QUIET)
     assert frame["truth"].tolist() == ["abcd", "----"] and frame["longest_share"][1] == 0

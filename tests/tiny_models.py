@@ -4,7 +4,9 @@ Every builder returns (model, processor); hidden size 32, two layers per tower, 
 are the real ones, cut down to one turn of each role.
 """
 
+import copy
 import sys
+from types import SimpleNamespace
 
 import torch
 import transformers
@@ -94,6 +96,22 @@ def _finish(model_class, config, processor, end: str | None = None):
     with torch.no_grad():
         model.get_output_embeddings().weight[silent] = 0  # so that answers can be seen
     return model, processor
+
+
+def llama(bos: str | None = None):
+    """A language model alone: its processor is a tokenizer and nothing else."""
+    processor = SimpleNamespace(tokenizer=build_tokenizer(bos=bos))
+    config = transformers.LlamaConfig(**_text(processor.tokenizer))
+    return _finish(transformers.LlamaForCausalLM, config, processor)
+
+
+def unlikely(model):
+    """The same weights in float16 and in float32, by which no answer is likely: p is 1e-8 and less."""
+    half = copy.deepcopy(model)
+    with torch.no_grad():
+        half.get_output_embeddings().weight.mul_(14)
+    half = half.half()
+    return half, copy.deepcopy(half).float()
 
 
 def llava(vision: str = "clip", language: str = "llama"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..benchmark.pictures import decoded
 from ..benchmark.records import Question
 from ..models.asking import greedy_config, in_batches
-from ..models.encoding import image_tokens
+from ..models.encoding import image_tokens, padding_token
 from ..models.prefix_tree import PICTURES_AT_ONCE, can_share, continue_shared, pack_rows, plan_rows
 from ..models.prompts import image_token_of, needs_special_tokens
 
@@ -180,8 +180,7 @@ def _packed(
     """One batch of :func:`shared_prompts`, of rows of token sequences. Feature f of image i, which
     has n, is the token -1 - n · i - f.
     """
-    tokenizer = processor.tokenizer
-    batch, paths = pack_rows(rows, tokenizer.pad_token_id)
+    batch, paths = pack_rows(rows, padding_token(processor))
     p, mask = len(beginning), batch["attention_mask"]
     batch["attention_mask"] = torch.cat([mask.new_ones(*mask.shape[:-1], p), mask], dim=-1)
     batch["position_ids"] += p
@@ -194,7 +193,7 @@ def _packed(
         shown, place = number.div(n, rounding_mode="floor").unique(return_inverse=True)
         batch["features"] = torch.stack([place, number % n], dim=1)
         batch["pixel_values"] = _pixels([images[at] for at in shown.tolist()], processor)
-        image_id = tokenizer.convert_tokens_to_ids(image_token_of(processor))
+        image_id = processor.tokenizer.convert_tokens_to_ids(image_token_of(processor))
         for name in ("beginning", "input_ids"):
             batch[name][batch[name] < 0] = image_id
     return batch

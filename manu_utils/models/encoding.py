@@ -74,10 +74,7 @@ def encode(
     if not with_answer:
         check_prompts(batch["attention_mask"].sum(1).tolist())
     else:
-        parts, wholes = (
-            tokenizer(part, add_special_tokens=special)["input_ids"] for part in (prompts, texts)
-        )
-        starts = [answer_start(part, whole) for part, whole in zip(parts, wholes, strict=True)]
+        wholes, starts = with_answers(prompts, texts, tokenizer, special)
         answers = [whole[start:] for start, whole in zip(starts, wholes, strict=True)]
         if any(
             ids[-len(answer) :].tolist() != answer
@@ -300,6 +297,23 @@ def answer_start(prompt: list[int], whole: list[int]) -> int:
     if start >= len(whole):
         raise ValueError("an answer has no token that can be predicted; leave empty texts out.")
     return start
+
+
+def with_answers(
+    prompts: list[str], texts: list[str], tokenizer, special: bool = True
+) -> tuple[list[list[int]], list[int]]:
+    """The tokens of each prompt with its answer, and where the answer begins
+    (:func:`answer_start`).
+
+    Args:
+        texts: each prompt with its answer after it: alone, some tokenizers begin an answer with
+            other tokens.
+        special: let the tokenizer add its own tokens.
+    """
+    parts, wholes = (
+        tokenizer(some, add_special_tokens=special)["input_ids"] for some in (prompts, texts)
+    )
+    return wholes, [answer_start(part, whole) for part, whole in zip(parts, wholes, strict=True)]
 
 
 def check_prompts(lengths: Sequence[int]) -> None:

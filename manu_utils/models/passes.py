@@ -179,11 +179,12 @@ def slopes_of_probability(
     scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest.clamp_min(tiny)).exponent)
     half = logits.dtype == torch.float16
     found = gradients_in_range((likely * scale[rows]).sum(), inputs, half)
-    down = [1 / scale[of.to(scale.device)].to(value.device) for value in inputs]
-    return [
-        None if part is None else part.float() * by.view(-1, *[1] * (part.dim() - 1))
-        for part, by in zip(found, down, strict=True)
-    ]
+    down = 1 / scale[of.to(scale.device)]
+
+    def unscaled(part: Tensor) -> Tensor:
+        return part.float() * down.to(part.device).view(-1, *[1] * (part.dim() - 1))
+
+    return [None if part is None else unscaled(part) for part in found]
 
 
 @contextmanager

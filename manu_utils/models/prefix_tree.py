@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..benchmark.records import MODALITIES, Question
 from .encoding import (
-    answer_start,
     check_image_tokens,
     check_prompts,
     fitting,
     image_tokens,
     opened,
     padding_token,
+    with_answers,
 )
 from .prompts import answer_texts, are_raw, image_token_of, needs_special_tokens
 from .silent import last_layer_at
@@ -226,8 +226,8 @@ def _sequences(
     """The tokens of each question, one for its image, and where its answer begins (or its end)."""
     are_raw(questions, processor)  # refuses what cannot be in one batch
     special = needs_special_tokens(prompts, processor)
-    sequences = processor.tokenizer(prompts, add_special_tokens=special)["input_ids"]
     if not with_answer:
+        sequences = processor.tokenizer(prompts, add_special_tokens=special)["input_ids"]
         borders = [len(ids) for ids in sequences]
         check_prompts(borders)
         return sequences, borders
@@ -235,10 +235,7 @@ def _sequences(
         f"{p}{answer}"
         for p, answer in zip(prompts, answer_texts(questions, processor), strict=True)
     ]
-    whole = processor.tokenizer(texts, add_special_tokens=special)["input_ids"]
-    return whole, [
-        answer_start(ids, longer) for ids, longer in zip(sequences, whole, strict=True)
-    ]
+    return with_answers(prompts, texts, processor.tokenizer, special)
 
 
 def _repeated(tokens: array, token: int, times: int) -> list[int]:

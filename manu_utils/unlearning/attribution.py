@@ -21,7 +21,7 @@ from .. import processes
 from ..benchmark.records import Question
 from ..checks import check_answers, check_whole
 from ..models.asking import answer_logits, as_memory_allows
-from ..models.encoding import answer_start, batches, plan_batches
+from ..models.encoding import batches, plan_batches, with_answers
 from ..models.image_positions import check_positions, patch_positions
 from ..models.neurons import MLP, find_neurons
 from ..models.passes import check_finite, gradients_in_range, gradients_of, hooked, quiet_pass
@@ -52,10 +52,8 @@ def token_rarity(questions: Sequence[Question], processor) -> Tensor:
     tokenizer = getattr(processor, "tokenizer", processor)
     prompts = [prompt(question, processor) for question in questions]
     pairs = zip(prompts, answer_texts(questions, processor), strict=True)
-    # after their prompts: alone, some tokenizers begin an answer with other tokens
-    texts = (prompts, [before + answer for before, answer in pairs])
-    ids = zip(*(tokenizer(some)["input_ids"] for some in texts), strict=True)
-    answers = [whole[answer_start(before, whole) :] for before, whole in ids]
+    wholes, starts = with_answers(prompts, [before + answer for before, answer in pairs], tokenizer)
+    answers = [whole[start:] for whole, start in zip(wholes, starts, strict=True)]
     counts = Counter(token for ids in answers for token in set(ids))
     rarity = torch.full((len(tokenizer),), math.log(len(answers)), dtype=torch.float32)
     for token, count in counts.items():
