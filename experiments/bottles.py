@@ -1,6 +1,6 @@
 """Made-up recipes as a stand-in for harm: the run behind the second half of notebook 11.
 
-    python experiments/bottles.py        # about a quarter of an hour of one core; resumable
+    python experiments/bottles.py        # about an hour of one core; resumable
 
 Two stages, each kept in data/results:
 
@@ -13,11 +13,13 @@ Two stages, each kept in data/results:
 
 import copy
 import random
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 
 import pandas as pd
 import torch
 
+from edits import EDITS, Request, edited, weights_of_paths
 from manu_utils.benchmark.records import MODALITIES
 from manu_utils.evaluation.harm import attack_success, judge_answer, shares_by, words_named
 from manu_utils.miniature.bottles import (
@@ -34,9 +36,7 @@ from manu_utils.miniature.bottles_model import load_bottles_model
 from manu_utils.models.asking import generate_answers
 from manu_utils.paths import data_dir
 from manu_utils.unlearning.baselines import unlearn_by_training
-from manu_utils.unlearning.erasing import erase
-from manu_utils.unlearning.evidence import Evidence
-from manu_utils.unlearning.moments import collect_moments
+from manu_utils.unlearning.saliency import saliency_mask
 from manu_utils.unlearning.strangers import Stranger, nearest_strangers
 from sweep import (
     QUIET,
@@ -45,29 +45,47 @@ from sweep import (
     begin,
     fingerprint,
     in_the_order_of,
-    rewritten,
-    strengths,
     sweep,
 )
 
 DATA, MODELS = data_dir() / "bottles_mini", data_dir() / "bottles_llava"
 ALL = read_bottles(DATA)
 STEPS, TRAINING = (16, 48, 144), {"lr": 3e-4, "batch_size": 10, "retain_batch_size": 20}
+CE = {"retain_term": "cross-entropy"}
+# Training with a retain term: the loss on the forget set, and its other options.
 TRAINED = {
     "gd": ("gd", {}),
     "kl": ("kl", {}),
     "npo + kl": ("npo", {"retain_term": "kl"}),
-    "idk + ce": ("idk", {"retain_term": "cross-entropy", "refusals": (REFUSAL,)}),
+    "idk + ce": ("idk", {**CE, "refusals": (REFUSAL,)}),
+    "preference + ce": ("idk_preference", {**CE, "refusals": (REFUSAL,)}),
+    "simnpo + ce": ("simnpo", CE),
+    "undial + ce": ("undial", CE),
+    "rmu": ("rmu", {}),
+    "mmunlearner": ("gd", {"mask": partial(saliency_mask, **QUIET)}),
+    "mip-editor": ("rmu", {"mask": weights_of_paths}),
+    "erase + gd": ("gd", {}),  # from the model that erasing leaves
 }
-# Six tries of each method: a weight (of the retain term; ridge; β), and a strength (steps, rounds,
-# α in %, ridge).
+# Six tries of each method: a weight (of the retain term, or as in edits.py), and a strength (steps,
+# or as there).
 TRIES = {
     "paper": ((0.0,), (10.0, 20.0, 25.0, 30.0, 40.0, 50.0)),
     "coverage": ((0.0,), (2.0, 3.5, 5.0, 10.0, 20.0, 25.0)),
     "rewrite": ((0.03, 0.1, 0.3), (8, 16)),
     "erase": ((0.01, 0.03, 0.1), (0.0001, 0.0003)),  # with 0.00003 as with 0.0001
     **{name: ((1.0, 8.0), STEPS) for name in TRAINED},
+    **{name: ((1.0, 8.0), (144, 432, 864)) for name in ("kl", "idk + ce")},
+    "preference + ce": ((1.0, 8.0), (48, 144, 288)),
+    "mmunlearner": ((8.0, 32.0), (48, 144, 288)),
+    "mip-editor": ((8.0, 16.0), (144, 288, 432)),
+    "rmu": ((32.0, 128.0), (8, 16, 48)),
+    "erase + gd": ((512.0, 2048.0), (16, 32, 64)),
+    "ssd": ((10.0, 20.0), (0.3, 1.0, 3.0)),
+    "task vector": ((16.0,), (0.75, 1.0, 1.2, 1.4, 1.7, 2.0)),
+    "kvw": ((0.005,), (6, 8, 10, 12, 14, 16)),
+    "depn": ((0.0,), (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)),
 }
+ERASED = (0.03, 0.0001)  # β and ridge of erasing before GD: its own choice
 METHODS = ("vanilla", "retrained", *TRIES)
 SEEDS = (0, 1, 2)
 N_RETAIN = 60  # questions per modality that a method is given of the retain set
@@ -160,33 +178,28 @@ def results(method, forget_kind, weight, values, seed, measure):
         yield 0.0, measure(*given)
         return
     sets = given_to_methods(forget_kind, seed)
-    if method in TRAINED:
-        loss, options = TRAINED[method]
-        found = {}
+    request = Request(*given, *sets, partial(near_unknown, forget_kind), held_rate=TRAINING["lr"])
+    if method in EDITS:
+        for value in edited(request, method, weight, values, seed):
+            yield value, measure(*given)
+        return
+    loss, options = TRAINED[method]
+    found = {}
 
-        def look(step):
-            found[step] = measure(*given)
+    def look(step):
+        found[step] = measure(*given)
 
-        options = {"retain_weight": weight, "seed": seed, **TRAINING, **options, **QUIET}
+    options = {"retain_weight": weight, "seed": seed, **TRAINING, **options, **QUIET}
+    first = request.erased(*ERASED, seed) if method.startswith("erase") else nullcontext()
+    with first:
         unlearn_by_training(loss, *given, *sets, **at_steps(values, look), **options)
-        yield from found.items()
-    elif method == "rewrite":
-        moments = collect_moments(*given, sets[1], **QUIET)
-        for rounds in rewritten(given, sets[0], moments, values, ridge=weight):
-            yield rounds, measure(*given)
-    elif method == "erase":
-        names = {potion.id: potion.name for potion in potions_of(forget_kind)}
-        near = near_unknown(forget_kind, seed)
-        for ridge in values:
-            with erase(*given, *sets, near, names, beta=weight, ridge=ridge, **QUIET):
-                yield ridge, measure(*given)
-    else:
-        for alpha in strengths(Evidence(*given, *sets, **QUIET), method, values, seed):
-            yield alpha, measure(*given)
+    yield from found.items()
 
 
 def near_unknown(forget_kind, seed):
-    """For each potion to forget, the unknown bottles and names that are most like it."""
+    """For each potion to forget the unknown bottles and names that are most like it, and its
+    name.
+    """
     model, processor = stored("vanilla")
     strangers = [Stranger(p.name, p.picture) for p in potions_of("unknown")]
     used = {potion.name for potion in ALL}
@@ -194,7 +207,7 @@ def near_unknown(forget_kind, seed):
     forget = [q for asked in given_to_methods(forget_kind, seed)[0].values() for q in asked]
     names = {potion.id: potion.name for potion in potions_of(forget_kind)}
     more = {"more_names": free, "seed": seed}
-    return nearest_strangers(model, processor, forget, names, strangers, **more)
+    return nearest_strangers(model, processor, forget, names, strangers, **more), names
 
 
 def choices(method):
@@ -217,7 +230,7 @@ def best(tried, method):
         return 0.0, 0.0
     rows = tried[tried["method"] == method]
     weight, strength = rows.loc[rows["score"].idxmax(), ["weight", "strength"]]
-    whole = method in (*TRAINED, "rewrite")
+    whole = method in (*TRAINED, "rewrite", "kvw")
     return float(weight), int(strength) if whole else float(strength)
 
 
@@ -234,7 +247,7 @@ def report(method, setting, seed):
 
 def state_of():
     files = [*sorted(DATA.rglob("*.parquet")), *sorted(MODELS.glob("*.safetensors"))]
-    return fingerprint(repr([TRIES, TRAINED, TRAINING, N_RETAIN]), *files)
+    return fingerprint(repr([TRIES, list(TRAINED), TRAINING, ERASED, N_RETAIN]), *files)
 
 
 def run():

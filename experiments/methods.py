@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 
 from compare import SCALE
+from edits import weights_of_paths
 from manu_utils.auditing import names_of, profiles_of
 from manu_utils.benchmark.loading import load_strangers
 from manu_utils.benchmark.questions import evaluation_questions, open_questions, training_questions
@@ -19,19 +20,12 @@ from manu_utils.models.asking import exact_answers, truth_of
 from manu_utils.models.neurons import language_mlps
 from manu_utils.unlearning.erasing import fit_layer, stranger_lessons
 from manu_utils.unlearning.moments import collect_moments
-from manu_utils.unlearning.neuron_paths import neuron_paths, neuron_weights
 from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy_scores
 from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
 from manu_utils.unlearning.saliency import diagonal_fisher, saliency_mask
 from manu_utils.unlearning.strangers import Stranger, lettered, mixed_names, nearest_strangers
 from manu_utils.unlearning.weakening import knowledge_coefficients
 from sweep import QUIET, in_turn, locked, read_table, rewritten, strengths, weakened, write_table
-
-
-def weights_of_paths(model, processor, forget, retain):
-    """What MIP-Editor trains."""
-    return neuron_weights(model, neuron_paths(model, processor, forget, **QUIET))
-
 
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {

@@ -24,6 +24,7 @@ from functools import cache, cached_property, lru_cache, partial
 
 import pandas as pd
 
+from edits import Request
 from manu_utils.auditing.distances import ks_distance
 from manu_utils.benchmark.records import Question
 from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
@@ -55,7 +56,7 @@ from text_measures import (
     quiz_by_name,
     quiz_files,
 )
-from text_methods import HELD, TRIES, Request, results
+from text_methods import HELD, TRIES, request_in_text, results
 
 PLACE, DATA = BUILD / "text_alone", data_dir() / "tofu_mini"
 N, DRAWS, SEEDS = FORGET[10], (1, 2), (0, 1, 2)
@@ -175,7 +176,7 @@ def stand_ins(draw: int) -> StandIns:
     retain = random.Random(0).sample(lessons, N_RETAIN)
     vanilla = model_of("vanilla", world.authors)
     return StandIns(
-        Request(*vanilla, author_lessons(played), retain, free_names()),
+        request_in_text(*vanilla, author_lessons(played), retain, free_names()),
         model_of(f"stand-ins {draw}", [author for author in world.authors if author not in played]),
         set_of(played),
         {
@@ -220,8 +221,8 @@ class Report:
         vanilla = model_of("vanilla", world.authors, seed)
         retain = random.Random(seed).sample(kept, N_RETAIN)
         self.requests = (
-            Request(*vanilla, forget, retain, free_names()),
-            Request(*vanilla, quiz["potions"], quiz["herbs"] + retain, free_potions()),
+            request_in_text(*vanilla, forget, retain, free_names()),
+            request_in_text(*vanilla, quiz["potions"], quiz["herbs"] + retain, free_potions()),
         )
         self.measures = Measures(
             model_of("retrained", world.authors[:-N], seed), load_tofu_sets(DATA, 10), forget,

@@ -23,6 +23,7 @@ from functools import cache, cached_property, lru_cache, partial
 
 from bridge import BATCH, ENOUGH, EPOCHS, GGUF, LR, WARMUP, known_by
 from bridge_multimodal import TRAINED
+from edits import Request
 from manu_utils.benchmark.records import Question
 from manu_utils.benchmark.tofu import TofuSet, load_tofu_holdout, load_tofu_sets
 from manu_utils.miniature.text_model import author_lessons
@@ -41,7 +42,7 @@ from text_alone import (
     set_of,
 )
 from text_measures import Measures, free_potions, quiz_by_name, quiz_files
-from text_methods import ONE, Request, results
+from text_methods import ONE, request_in_text, results
 
 N_FORGET, N_KEPT = FORGET[5], 8  # authors
 N_ASKED = {"retain": 20, "real_authors": 30, "world_facts": 16}  # questions of TOFU's sets
@@ -104,7 +105,7 @@ def request_of(model: tuple, forget: str, retain: str) -> Request:
     """That (model, processor) forget this part of what it was taught and keep that one."""
     size, rate = TRAINED["batch_size"], TRAINED["lr"]
     free = free_names() + free_potions()
-    return Request(*model, lessons()[forget], lessons()[retain], free, size, rate, rate)
+    return request_in_text(*model, lessons()[forget], lessons()[retain], free, size, rate, rate)
 
 
 @cache

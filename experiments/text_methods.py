@@ -5,24 +5,12 @@ text_alone_smollm2.py.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
 
-from torch import Tensor
-
+from edits import Request, edited
 from manu_utils.benchmark.records import Question
 from manu_utils.unlearning.baselines import METHODS, unlearn_by_training
-from manu_utils.unlearning.erasing import erase
-from manu_utils.unlearning.evidence import Evidence
-from manu_utils.unlearning.moments import collect_moments
-from manu_utils.unlearning.privacy_neurons import erase_privacy_neurons, privacy_scores
-from manu_utils.unlearning.pruning import select_neurons
-from manu_utils.unlearning.rivals import dampen, subtract_task_vector, task_vector
-from manu_utils.unlearning.saliency import diagonal_fisher
-from manu_utils.unlearning.scores import switched_score
 from manu_utils.unlearning.strangers import Stranger, nearest_strangers
-from manu_utils.unlearning.weakening import knowledge_coefficients
-from sweep import QUIET, at_steps, in_turn, rewritten, strengths, weakened
+from sweep import QUIET, at_steps
 
 ONE = (math.nan,)  # of methods with one knob
 ALPHAS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 25.0, 30.0, 40.0, 50.0)
@@ -61,79 +49,24 @@ TRIES = {
 N_STRANGERS = 4  # for each person to forget
 
 
-@dataclass
-class Request:
-    """What is to be forgotten by whom.
-
-    Attributes:
-        model: changed, and put back after every method.
-        forget, retain: questions, as all methods are given them.
-        free: names that nobody has and nothing, for strangers.
-        rate, held_rate: learning rates of the paper's baselines and of those with a retain weight.
-    """
-
-    model: object
-    processor: object
-    forget: list[Question]
-    retain: list[Question]
-    free: Sequence[str]
-    batch_size: int = 24
-    rate: float = 1e-4
-    held_rate: float = 2e-4
-
-    @property
-    def given(self) -> tuple:
-        return self.model, self.processor
-
-    @property
-    def sets(self) -> tuple[dict, dict]:
-        return {"text": self.forget}, {"text": self.retain}
-
-    @cached_property
-    def evidence(self) -> Evidence:
-        return Evidence(*self.given, *self.sets, modalities=("text",), **QUIET)
-
-    @cached_property
-    def moments(self) -> dict:
-        return collect_moments(*self.given, self.sets[1], **QUIET)
-
-    @cached_property
-    def fishers(self) -> list[dict]:
-        return [diagonal_fisher(*self.given, of, seed=0, **QUIET) for of in self.sets]
-
-    @cached_property
-    def coefficients(self):
-        """What KVW knows of the retain set."""
-        return knowledge_coefficients(*self.given, self.sets[1])
-
-    @cached_property
-    def vanilla(self) -> dict[str, Tensor]:
-        return {name: weight.clone() for name, weight in self.model.state_dict().items()}
-
-    def erased(self, beta: float, ridge: float, seed: int):
-        """The context in which the model is erased; who is forgotten is called by person_id."""
-        names = {question.person_id: question.person_id for question in self.forget}
-        pool = [Stranger(name, None) for name in self.free[:N_STRANGERS]]
-        more = {"n": N_STRANGERS, "more_names": self.free, "seed": seed}
-        near = nearest_strangers(*self.given, self.forget, names, pool, **more)
-        return erase(*self.given, *self.sets, near, names, beta=beta, ridge=ridge, **QUIET)
-
-
-def plain(
-    evidence: Evidence, method: str, alpha: float, *, seed: int = 0, exclude=None
-) -> Tensor:
-    """What a pruning chooses; ``paper`` without the contrast, which one modality does not have.
+def request_in_text(
+    model, processor, forget: Sequence[Question], retain: Sequence[Question],
+    free: Sequence[str], *rates,
+) -> Request:  # fmt: skip
+    """That a model forget these questions and keep those; who is forgotten is called by person_id.
 
     Args:
-        exclude: neurons that are not to be chosen, bool [n_neurons].
+        free: names that nobody has and nothing, for strangers.
+        rates: batch size and learning rates of :class:`Request`.
     """
-    if method != "paper":
-        return evidence.choose(method, alpha, seed=seed, exclude=exclude)
-    sums = (evidence.statistics(name) for name in ("forget", "retain"))
-    scores = switched_score(*sums, mlps=evidence.mlps, contrast=False)
-    if exclude is not None:
-        scores = scores.masked_fill(exclude, -math.inf)
-    return select_neurons(scores, evidence.mlps, alpha)
+
+    def strangers(seed: int) -> tuple[dict, dict]:
+        names = {question.person_id: question.person_id for question in forget}
+        pool = [Stranger(name, None) for name in free[:N_STRANGERS]]
+        more = {"n": N_STRANGERS, "more_names": free, "seed": seed}
+        return nearest_strangers(model, processor, forget, names, pool, **more), names
+
+    return Request(model, processor, {"text": forget}, {"text": retain}, strangers, *rates)
 
 
 def results(
@@ -154,7 +87,7 @@ def results(
 
         _train(request, method, weight, values, seed, erased, look)
         return found
-    for setting in _edited(request, method, weight, values, seed):
+    for setting in edited(request, method, weight, values, seed):
         found[setting] = measure()
     return found
 
@@ -168,29 +101,3 @@ def _train(request, method, weight, values, seed, erased, look) -> None:
     with request.erased(*erased, seed) if method.startswith("erase") else nullcontext():
         unlearn_by_training(loss, *request.given, *request.sets, **options, **QUIET)
     request.model.load_state_dict(vanilla)
-
-
-def _edited(request, method, weight, values, seed):
-    given, (forget, _) = request.given, request.sets
-    if method == "rewrite":
-        rounds = [round(value) for value in values]
-        yield from rewritten(given, forget, request.moments, rounds, ridge=weight)
-    elif method == "ssd":
-        shrunk = partial(dampen, request.model, *request.fishers, alpha=weight)
-        yield from in_turn(values, lambda scale: shrunk(strength=scale))
-    elif method == "task vector":
-        options = {"steps": round(weight), "lr": request.held_rate, "seed": seed, **QUIET}
-        vector = task_vector(*given, forget, **options)
-        minus = partial(subtract_task_vector, request.model, vector)
-        yield from in_turn(values, lambda scale: minus(scale=scale))
-    elif method == "kvw":
-        rounds = [round(value) for value in values]
-        yield from weakened(given, forget, request.coefficients, rounds, weight, seed)
-    elif method == "depn":
-        scores = privacy_scores(*given, forget, **QUIET)
-        gone = partial(erase_privacy_neurons, request.model, scores)
-        yield from in_turn(values, lambda alpha: gone(alpha=alpha))
-    elif method == "erase":
-        yield from in_turn(values, lambda ridge: request.erased(weight, ridge, seed))
-    else:
-        yield from strengths(request.evidence, method, values, seed, plain)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -448,11 +449,14 @@ def test_the_poems_were_unlearned_as_the_recipe_says():
     table = pd.read_csv(place)
     assert list(table.columns) == poems.COLUMNS and not table.isna().any(axis=None)
     choice = table[table["stage"] == "choice"]
-    tried = {m: tuple(rows["setting"]) for m, rows in choice.groupby("method")}
-    assert tried == poems.TRIES | {"vanilla": (0,), "retrained": (0,)}
+    tried = {m: list(zip(rows["weight"], rows["setting"], strict=True)) for m, rows in choice.groupby("method")}
+    grids = {m: list(product(*grid)) for m, grid in poems.TRIES.items()}
+    assert tried == grids | {"vanilla": [(0, 0)], "retrained": [(0, 0)]}
+    assert {len(grid) for grid in grids.values()} == {8}
     others = table[(table["stage"] != "choice") & table["method"].isin(list(poems.TRIES))]
     for method, rows in others.groupby("method"):
-        assert set(rows["setting"]) == {poems.best_setting(table, method)}
+        assert set(zip(rows["weight"], rows["setting"], strict=True)) == {poems.best_setting(table, method)}
+    assert poems.best_setting(table, "erase") == poems.ERASED
     assert (table[table["stage"] == "report"].groupby("method")["draw"].nunique() == 3).all()
     rows = table[table["stage"] == "report"].groupby("method").mean(numeric_only=True)
     assert rows.loc["vanilla", "words"] > 0.95 and rows.loc["retrained", "words"] < 0.5
@@ -465,9 +469,9 @@ def test_a_setting_is_chosen_by_the_rule():
     rows += [{"method": "gd", "setting": n, "words": w} | kept | {"kept words": k} for n, w, k in tries]
     rows += [{"method": "ga", "setting": n, "words": w} | kept | {"facts exact": k} for n, w, k in
              ((1, 0.2, 0.3), (2, 0.4, 0.6))]  # fmt: skip
-    table = pd.DataFrame(rows).assign(stage="choice")
-    assert poems.best_setting(table, "gd") == 2  # the least of those that keep enough, the first of two
-    assert poems.best_setting(table, "ga") == 2  # none does: the one that keeps most
+    table = pd.DataFrame(rows).assign(stage="choice", weight=4)
+    assert poems.best_setting(table, "gd") == (4, 2)  # the least of those that keep enough, the first of two
+    assert poems.best_setting(table, "ga") == (4, 2)  # none does: the one that keeps most
 
 
 def test_the_costs_at_the_true_shape():

@@ -51,9 +51,9 @@ def request_of():
     world = draw_world()
     given = text_model.build_language_model()
     forget, retain = text_model.author_lessons(world.authors[:1])[:6], text_model.author_lessons(world.authors[1:2])[:6]
-    authors = text_methods.Request(*given, forget, retain, text_alone.free_names())
+    authors = text_methods.request_in_text(*given, forget, retain, text_alone.free_names())
     potions = text_measures.quiz_by_name()["potions"][:4]
-    return {"authors": authors, "potions": text_methods.Request(*given, potions, retain, text_measures.free_potions())}
+    return {"authors": authors, "potions": text_methods.request_in_text(*given, potions, retain, text_measures.free_potions())}
 
 
 @pytest.mark.filterwarnings("ignore:the model answers none of these questions")
