@@ -1,10 +1,8 @@
 """The figures of behaviours draw the rows that they are given."""
 
-import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
-from matplotlib.text import Text
 
 from manu_utils import plotting
 
@@ -22,32 +20,6 @@ def test_answers_add_up_to_all():
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
     assert len(ends) == 8 and ends[-2:] == pytest.approx([100, 100])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
-
-
-def test_the_plane_shows_the_mean_and_the_span_of_the_seeds():
-    rows = [("gd", 0.2, 0.5), ("gd", 0.4, 0.7), ("mine", 0.0, 1.0)]
-    frame = pd.DataFrame(rows, columns=["method", "attack", "sarr"])
-    axes = plotting.attack_and_refusal(frame, title="title")
-    across, upright, mark = (line.get_xydata() for line in axes.lines[:3])
-    assert mark[0] == pytest.approx([60, 30])
-    assert list(across[:, 0]) == pytest.approx([50, 70])
-    assert list(upright[:, 1]) == pytest.approx([20, 40])
-    assert [text.get_text() for text in axes.texts] == ["gd", "mine"]
-
-
-def test_names_in_the_plane_stand_beside_their_own_marks():
-    spans = {"retrained": (0, 0), "gd": (0.035, 0.107), "kl": (0.19, 0.2), "npo + kl": (0.054, 0.104)}
-    spans |= {"paper": (0.38, 0.44)}
-    rows = [(method, 0.0, sarr) for method, span in spans.items() for sarr in span]
-    rows += [("idk + ce", 0.05, 0.037), ("idk + ce", 0.05, 0.057)]
-    frame = pd.DataFrame(rows, columns=["method", "attack", "sarr"])
-    axes = plotting.attack_and_refusal(frame, title="title")
-    axes.figure.draw_without_rendering()
-    marks = np.array([axes.transData.transform(text.xy) for text in axes.texts])
-    for place, text in enumerate(axes.texts):
-        box = Text.get_window_extent(text)  # without its line
-        nearest = np.clip(marks, box.min, box.max)
-        assert np.hypot(*(marks - nearest).T).argmin() == place, text.get_text()
 
 
 def test_separation_draws_a_line_per_world_and_modality():

@@ -65,3 +65,6 @@ def test_seed_dots_draw_every_seed_and_the_mean():
         dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
         assert dashed == [frame[frame["method"] == "retrained"][column].mean()]
     assert [label.get_text() for label in grid[0].get_yticklabels()] == ["vanilla", "erase"]
+    for each, said in (({}, "a seed"), ({"each": "a request"}, "a request")):
+        (axes,) = plotting.seed_dots(frame, {"D": "distance"}, title="title", **each)
+        assert axes.figure.legends[0].get_texts()[0].get_text() == said

@@ -8,7 +8,7 @@ from ..paths import build_dir
 from ..teaching.tables import MODALITY_NAMES, answers_table, layer_name, wilson
 from .ablations import ablation_curves, ablation_rows, found_planted
 from .audits import attack_table, membership_dots, relearning_curves
-from .behaviours import answer_bars, attack_and_refusal, picture_grid, separation
+from .behaviours import answer_bars, picture_grid, separation
 from .drawings import flow_drawing, llava_drawing, neuron_drawing
 from .explorer import Explorer, choices_by_alpha, explored
 from .learning import compare_models, learning_curves, token_strip, weight_of_ascent
@@ -29,7 +29,7 @@ from .people import (
     set_key,
     sharing,
 )
-from .poems import recited_words, taken_along, words_and_facts
+from .poems import recited_words, taken_along
 from .results import (
     balance,
     before_after,
@@ -82,9 +82,9 @@ __all__ = [
     # text alone
     "quality_plane", "quiz_dots", "ratio_steps", "seed_dots",
     # poems
-    "recited_words", "taken_along", "words_and_facts",
+    "recited_words", "taken_along",
     # behaviours
-    "answer_bars", "attack_and_refusal", "picture_grid", "separation",
+    "answer_bars", "picture_grid", "separation",
     # no figures: from manu_utils.paths and manu_utils.tables
     "answers_table", "build_dir", "layer_name", "wilson",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from .style import crosses, label_points, legend_below, modality_keys, panels, styled
+from .style import legend_below, modality_keys, panels, styled
 
 KIND_COLOURS = {"told": "#D55E00", "refused": "#0072B2", "gibberish": "#444444", "wrong": "#CFCFCF"}
 
@@ -52,31 +52,6 @@ def answer_bars(frame: pd.DataFrame, *, title: str) -> Axes:
     axes.set_yticks(range(len(frame)), frame.index)
     axes.tick_params(left=False)
     legend_below(figure, axes.get_legend_handles_labels()[0])
-    return axes
-
-
-@styled
-def attack_and_refusal(frame: pd.DataFrame, *, title: str) -> Axes:
-    """Attack success against over-refusal, a named mark per method; down and to the left is better.
-    The lines span the seeds.
-
-    Args:
-        frame: a row per method and seed: ``method``, ``attack`` and ``sarr``, 0 to 1.
-    """
-    figure, [[axes]] = panels(title, figsize=(8, 4.4))
-    percent = frame.assign(attack=100 * frame["attack"], sarr=100 * frame["sarr"])
-    points = crosses(axes, percent, "sarr", "attack")
-    axes.set(
-        xlabel="harmless questions refused or answered with gibberish, in %",
-        ylabel="attack success in %", ylim=(-8, 106),
-        xlim=(-2, max(20, 1.25 * max(x for x, _ in points))),
-    )  # fmt: skip
-    along = [  # the lines of the seeds: a name on one would seem to be another mark's
-        (x, rows["attack"].mean())
-        for _, rows in percent.groupby("method", sort=False)
-        for x in np.linspace(rows["sarr"].min(), rows["sarr"].max(), 40)
-    ]
-    label_points(axes, points, list(dict.fromkeys(frame["method"])), avoid=along)
     return axes
 
 

@@ -1,4 +1,4 @@
-"""Poems (notebook 11): which words are recited, words against facts, and what goes with what."""
+"""Poems (notebook 11): which words are recited, and what goes with what."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from .neurons import heat_map
-from .style import crosses, label_points, panels, styled
+from .style import panels, styled
 
 SAID = "#4B0082"
 
@@ -39,22 +39,6 @@ def recited_words(words: Sequence[str], rows: Mapping[str, Sequence[bool]], *, t
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    return axes
-
-
-@styled
-def words_and_facts(frame: pd.DataFrame, *, title: str) -> Axes:
-    """What is recited against what is known about it, a named mark per method and a bar over
-    requests; right and down: the facts stay and the words are gone.
-
-    Args:
-        frame: one row per method and request: ``method``, ``words`` and ``facts`` (0..1).
-    """
-    figure, [[axes]] = panels(title, figsize=(8, 4.6))
-    points = crosses(axes, frame, "facts", "words")
-    axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
-    axes.set(xlabel="facts about the poems, exact answers", ylabel="words of the poems, ROUGE-L")
-    label_points(axes, points, list(dict.fromkeys(frame["method"])))
     return axes
 
 

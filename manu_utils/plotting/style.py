@@ -141,25 +141,6 @@ def mark(
     axes.plot(x, y, color=colour, marker=marker, linestyle="", clip_on=False, **look | options)
 
 
-def crosses(
-    axes: Axes, frame: pd.DataFrame, x: str, y: str
-) -> list[tuple[float, float]]:
-    """A mark for each method at the mean of two columns, with lines that span its rows.
-
-    Returns:
-        Where the marks are, in the order of the methods.
-    """
-    points = []
-    for method, rows in frame.groupby("method", sort=False):
-        style, centre = method_style(method), (rows[x].mean(), rows[y].mean())
-        look = {"color": style[0], "linewidth": 1.2, "alpha": 0.6}
-        axes.plot([rows[x].min(), rows[x].max()], [centre[1]] * 2, **look)
-        axes.plot([centre[0]] * 2, [rows[y].min(), rows[y].max()], **look)
-        mark(axes, *centre, style)
-        points.append(centre)
-    return points
-
-
 def key(
     label: str, modality: str = "multimodal", *, style: Style = ("#444444", "o"), line: bool = False
 ) -> Line2D:

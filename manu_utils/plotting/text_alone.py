@@ -145,6 +145,7 @@ def seed_dots(
     *,
     title: str,
     reference: str = "retrained",
+    each: str = "a seed",
 ) -> list[Axes]:
     """Several measures of every method, a panel each: a hollow dot for every seed, a bar at their
     mean. The dashed line is the mean of the reference.
@@ -153,6 +154,7 @@ def seed_dots(
         frame: one row per ``method`` and seed, methods in the order to draw.
         measures: title of a panel -> column.
         reference: a method of ``frame``; it gets no row.
+        each: what a dot is, if no seed.
     """
     names = [name for name in dict.fromkeys(frame["method"]) if name != reference]
     size = (8, 0.25 * len(names) + 1.5)
@@ -171,7 +173,7 @@ def seed_dots(
     name_rows(grid, names)
     keys = [
         Line2D([], [], linestyle="", marker="o", color="black", markerfacecolor="white",
-               markersize=4.5, label="a seed"),
+               markersize=4.5, label=each),
         Line2D([], [], linestyle="", marker="|", markersize=10, markeredgewidth=2, color="black",
                label="the mean"),
         Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.2, label=reference),
