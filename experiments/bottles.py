@@ -247,7 +247,8 @@ def report(method, setting, seed):
 
 def state_of():
     files = [*sorted(DATA.rglob("*.parquet")), *sorted(MODELS.glob("*.safetensors"))]
-    return fingerprint(repr([TRIES, list(TRAINED), TRAINING, ERASED, N_RETAIN]), *files)
+    trained = [(name, loss, sorted(options)) for name, (loss, options) in TRAINED.items()]
+    return fingerprint(repr([TRIES, trained, TRAINING, ERASED, N_RETAIN]), *files)
 
 
 def run():

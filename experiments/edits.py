@@ -35,6 +35,7 @@ class Request:
         model: changed, and put back after every method.
         forget, retain: modality -> questions, as all methods are given them.
         strangers: seed -> strangers and names, as :func:`manu_utils.unlearning.erase` takes them.
+        fishers: importances of both sets for SSD, always in the same batches.
         rate, held_rate: learning rates of the paper's baselines and of those with a retain weight;
             the second also of the task vector's copy.
     """

@@ -51,7 +51,6 @@ OWN = world.draw_world_of_poems()
 ALPHAS = (2.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0)
 STEPS = (6, 8, 10, 11, 12, 13, 14, 16)
 HELD_STEPS = (4, 8, 12, 16, 24, 32, 40, 48)
-HELD_STEPS = (4, 8, 12, 16, 24, 32, 40, 48)
 CE = {"retain_term": "cross-entropy"}
 # Training with a retain term: the loss on the forget set, and its other options.
 HELD = {
@@ -272,7 +271,7 @@ def units(settings: Settings, seeds: Sequence[int]) -> list[Unit]:
     one, stand_ins = partial(after, settings), OWN.stand_ins
     found = [(("choice", m, 0, 0), partial(one, m, 0, stand_ins, 0)) for m in REFERENCES]
     found += [(("choice", m, 0, 0), partial(tries, m)) for m in TRIES]
-    given_retain = [m for m in TRIES if m not in ("ga", "npo")]
+    given_retain = [m for m in TRIES if m not in ("ga", "npo", "task vector", "depn")]
     for seed in seeds:
         for stage, methods in (
             ("report", [*REFERENCES, *TRIES]),
