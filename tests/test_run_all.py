@@ -62,15 +62,22 @@ def clone_of(root, notebooks):
 
 
 def start(root, *options, **environment):
-    """`run_all.py` in a folder, as a process; the environment is that of this one without what the tests are about."""
+    """`run_all.py` in a folder, as a process; the environment is that of this one without what the tests are about.
+
+    What is started in the background, and so these tests, may ignore SIGINT; it does not.
+    """
     ours = {"MANU_BUILD", "MPLBACKEND", "JUPYTER_PATH", "PYTHONIOENCODING", "PYTHONUTF8"}
     inherited = {key: value for key, value in os.environ.items() if key not in ours}
     command = [sys.executable, str(Path("notebooks") / "run_all.py"), *options]
     environment = {"PYTHONIOENCODING": "utf-8"} | environment
     return subprocess.Popen(
         command, cwd=root, env=inherited | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        encoding=environment["PYTHONIOENCODING"],
+        encoding=environment["PYTHONIOENCODING"], preexec_fn=None if os.name == "nt" else heed_interrupts,
     )  # fmt: skip
+
+
+def heed_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process):
