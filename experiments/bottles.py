@@ -13,7 +13,6 @@ Two stages, each kept in data/results:
 
 import copy
 import random
-from contextlib import nullcontext
 from functools import cache, partial
 
 import pandas as pd
@@ -190,8 +189,7 @@ def results(method, forget_kind, weight, values, seed, measure):
         found[step] = measure(*given)
 
     options = {"retain_weight": weight, "seed": seed, **TRAINING, **options, **QUIET}
-    first = request.erased(*ERASED, seed) if method.startswith("erase") else nullcontext()
-    with first:
+    with request.start(method, ERASED, seed):
         unlearn_by_training(loss, *given, *sets, **at_steps(values, look), **options)
     yield from found.items()
 

@@ -5,7 +5,7 @@ bottles.py).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -77,6 +77,14 @@ class Request:
     @cached_property
     def vanilla(self) -> dict[str, Tensor]:
         return {name: weight.clone() for name, weight in self.model.state_dict().items()}
+
+    def start(self, method: str, erased: tuple[float, float] | None, seed: int):
+        """The context in which a method is trained: "erase + gd" on what erasing leaves.
+
+        Args:
+            erased: β and ridge of erasing there.
+        """
+        return self.erased(*erased, seed) if method.startswith("erase") else nullcontext()
 
     def erased(self, beta: float, ridge: float, seed: int):
         """The context in which the model is erased."""

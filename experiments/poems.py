@@ -16,7 +16,7 @@ title alone is told to none.
 import argparse
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pandas as pd
@@ -28,7 +28,7 @@ from manu_utils.miniature import poems as world
 from manu_utils.miniature import text_model
 from manu_utils.miniature.text_world import draw_world
 from manu_utils.models.asking import known
-from manu_utils.unlearning.baselines import METHODS, unlearn_by_training
+from manu_utils.unlearning.baselines import METHODS
 from manu_utils.unlearning.strangers import Stranger
 from sweep import (
     BUILD,
@@ -43,26 +43,14 @@ from sweep import (
     read_table,
     sweep,
 )
-from text_alone import RECIPE
+from text_alone import RECIPE, REFERENCES
+from text_methods import HELD, train
 
 PLACE = BUILD / "poems"
-REFERENCES = ("vanilla", "retrained")
 OWN = world.draw_world_of_poems()
 ALPHAS = (2.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0)
 STEPS = (6, 8, 10, 11, 12, 13, 14, 16)
 HELD_STEPS = (4, 8, 12, 16, 24, 32, 40, 48)
-CE = {"retain_term": "cross-entropy"}
-# Training with a retain term: the loss on the forget set, and its other options.
-HELD = {
-    "npo + kl": ("npo", {"retain_term": "kl"}),
-    "gd + ce": ("gd", {}),
-    "simnpo + ce": ("simnpo", CE),
-    "undial + ce": ("undial", CE),
-    "idk + ce": ("idk", CE),
-    "preference + ce": ("idk_preference", CE),
-    "rmu": ("rmu", {}),
-    "erase + gd": ("gd", {}),  # from the model that erasing leaves
-}
 NONE = (0.0,)  # of methods with one knob
 # Eight tries of each method: what is varied first (`weight`), and second (`setting`).
 TRIES = {
@@ -187,14 +175,9 @@ def unlearned(
         with changed(request, method, weight, setting, seed):
             yield
         return
-    loss, options = HELD.get(method, (method, {}))
-    held = {"retain_weight": weight, "lr": request.held_rate}
-    options = options | (held if method in HELD else {"lr": request.rate})
-    options |= {"batch_size": request.batch_size, "retain_batch_size": 24, "steps": int(setting)}
-    options |= {"seed": seed, **watched, **QUIET}
-    first = request.erased(*ERASED, seed) if method.startswith("erase") else nullcontext()
-    with first:
-        unlearn_by_training(loss, *request.given, *request.sets, **options)
+    options = {"steps": int(setting), "retain_batch_size": 24, **watched}
+    with request.start(method, ERASED, seed):
+        train(request, method, weight, seed, **options)
         yield
 
 

@@ -4,7 +4,6 @@ text_alone_smollm2.py.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 from edits import Request, edited
 from manu_utils.benchmark.records import Question
@@ -69,6 +68,20 @@ def request_in_text(
     return Request(model, processor, {"text": forget}, {"text": retain}, strangers, *rates)
 
 
+def train(request: Request, method: str, weight: float, seed: int, **options) -> None:
+    """Unlearn by steps, one of the paper's baselines or of :data:`HELD`.
+
+    Args:
+        weight: of the retain term, of those in ``HELD``.
+        options: steps, and more of :func:`unlearn_by_training`.
+    """
+    loss, own = HELD.get(method, (method, {}))
+    held = {"retain_weight": weight, "lr": request.held_rate}
+    own = own | (held if method in HELD else {"lr": request.rate})
+    own |= {"batch_size": request.batch_size, "seed": seed, **QUIET}
+    unlearn_by_training(loss, *request.given, *request.sets, **own, **options)
+
+
 def results(
     request: Request, method: str, weight: float, values: Sequence[float], seed: int,
     measure: Callable[[], dict], erased: tuple[float, float] | None = None,
@@ -93,11 +106,7 @@ def results(
 
 
 def _train(request, method, weight, values, seed, erased, look) -> None:
-    loss, options = HELD.get(method, (method, {}))
-    options = options | {"seed": seed, "batch_size": request.batch_size, **at_steps(values, look)}
-    held = method in HELD
-    options |= {"retain_weight": weight, "lr": request.held_rate} if held else {"lr": request.rate}
     vanilla = request.vanilla
-    with request.erased(*erased, seed) if method.startswith("erase") else nullcontext():
-        unlearn_by_training(loss, *request.given, *request.sets, **options, **QUIET)
+    with request.start(method, erased, seed):
+        train(request, method, weight, seed, **at_steps(values, look))
     request.model.load_state_dict(vanilla)
